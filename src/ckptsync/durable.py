@@ -1,0 +1,152 @@
+"""Writes that survive a crash: the only module that calls fsync. May import errors alone.
+
+A file is written beside its final name, synced, renamed over it, and the folder is synced: a reader sees the old content or
+the new one, never a part. Temporary names begin with `.tmp-`, so that a sweep can tell what a crash left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ckptsync.errors import LockedError
+
+TEMPORARY = ".tmp-"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. A file system that can't sync a folder (some FUSE mounts) is accepted as it is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder and its parents where they are missing, and make its name durable."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+    return folder
+
+
+def rename(source: Path, target: Path) -> None:
+    """Move within one file system, durably in both folders. An existing empty folder or a file at the target is replaced."""
+    source.rename(target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Replace a file's content in one step. `mode` holds from the first byte on, so a secret is never readable by others."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, mode: int = 0o644) -> None:
+    """Replace a JSON file in one step. Keys keep their order."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", mode=mode)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no file or no object in it."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a log that others read. One write call, so that lines of two processes don't mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder for good: it is renamed first, so that a crash in the middle leaves nothing that looks whole."""
+    doomed = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def sweep(folder: Path) -> list[str]:
+    """Delete what a crash left under temporary names, and return those names. Call it only while holding the lock."""
+    if not folder.is_dir():
+        return []
+    stale = [entry for entry in folder.iterdir() if entry.name.startswith(TEMPORARY)]
+    for entry in stale:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    return [entry.name for entry in stale]
+
+
+class Lock:
+    """An flock on a file that says who holds it. The kernel releases it with the process, however that ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self, owner: str) -> None:
+        """Take the lock or raise LockedError with the words of the one who holds it."""
+        file = self.path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise LockedError(f"{self.path.parent.parent} is already watched by {holder}") from error
+        file.seek(0)
+        file.truncate()
+        file.write(owner + "\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Let the next one have it. The file stays: removing it would let two processes lock two different files."""
+        if self._file:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+    @property
+    def holder(self) -> str | None:
+        """Who holds it at this moment, or None when it is free."""
+        try:
+            with self.path.open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    return file.read().strip() or "another process"
+        except OSError:
+            pass
+        return None
