@@ -1,0 +1,99 @@
+"""Wraps `Trainer.train` in the training process: the pulled checkpoint is used, and `SyncCallback` is there.
+
+A subclass that overrides `train()` calls this one in the end (TRL, Seq2SeqTrainer), so wrapping the base class is enough. Nothing
+here may break a training that would have run without it, except one that would silently start over.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ckptsync.errors import IntegrityError
+from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM
+
+_resumed: set[str] = set()
+"""The checkpoints that a `train()` of this process began from. A second one must not fall back to them."""
+
+
+def wrap(module: ModuleType) -> None:
+    """Replace `Trainer.train` in `transformers.trainer`, once."""
+    trainer_class = module.Trainer
+    original = trainer_class.train
+    if getattr(original, "_ckptsync", False):
+        return
+
+    @functools.wraps(original)
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _resuming(self, args, kwargs)
+        callback = _following(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            if callback is not None:
+                callback.release()
+
+    train._ckptsync = True  # type: ignore[attr-defined]
+    trainer_class.train = train
+
+
+def _resuming(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `train()`, with the checkpoint in them where it is this call that has to go on from it.
+
+    That is the first `train()` of a Trainer whose output folder holds the checkpoint; a trial of a hyperparameter search
+    never is. Raises IntegrityError when the checkpoint is gone: the training would start over.
+    """
+    wanted = os.environ.get(RESUME_FROM)
+    trial = args[1] if len(args) > 1 else kwargs.get("trial")
+    if not wanted or wanted in _resumed or trial is not None:
+        return args, kwargs
+    if not _same_folder(trainer.args.output_dir, Path(wanted).parent):
+        _say(f"not resuming the Trainer of {trainer.args.output_dir}: the checkpoint to resume from is {wanted}")
+        return args, kwargs
+    _resumed.add(wanted)
+    given = args[0] if args else kwargs.get("resume_from_checkpoint")
+    if given is not None and not isinstance(given, bool):
+        if os.path.realpath(given) != os.path.realpath(wanted):
+            _say(f"the program resumes from {given} itself, so {wanted} is not used")
+        return args, kwargs
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise IntegrityError(f"the checkpoint to resume from is not there: {wanted}")
+    if args:
+        return (wanted, *args[1:]), kwargs
+    return args, {**kwargs, "resume_from_checkpoint": wanted}
+
+
+def _following(trainer: Any) -> Any:
+    """The SyncCallback that this Trainer has now, or None where it isn't the one to follow."""
+    folder = os.environ.get(OUTPUT_DIR)
+    if not folder:
+        return None
+    try:
+        from ckptsync.trainer.callback import SyncCallback
+
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, SyncCallback):
+                return callback
+        if not _same_folder(trainer.args.output_dir, folder):
+            _say(f"not following the Trainer of {trainer.args.output_dir}: the output folder to follow is {folder}")
+            return None
+        callback = SyncCallback()
+        trainer.add_callback(callback)
+    except Exception as error:
+        _say(f"no checkpoint markers and no save at a signal: {type(error).__name__}: {error}")
+        return None
+    return callback
+
+
+def _same_folder(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _say(text: str) -> None:
+    """One line on stderr, from one rank: a job of 64 would say it 64 times."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"ckptsync: {text}\n")
