@@ -138,7 +138,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A checkpoint pinned in the spool: `directory/files` holds its files, `directory/snapshot.json` this value."""
+    """A checkpoint pinned in the spool: `directory/files` holds its files, `directory/snapshot.json` this value.
+
+    `pinned_by` is reflink, link or copy. `sequence` counts the pins of an output folder: the order of saving, whatever the
+    clock did meanwhile.
+    """
 
     directory: Path
     checkpoint: str
@@ -148,6 +152,7 @@ class Snapshot:
     layout: str
     resumable: bool
     pinned_by: str
+    sequence: int
     files: tuple[File, ...]
     state: TrainingState | None = None
     world_size: int | None = None
@@ -214,11 +219,16 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The proof that a snapshot is committed and that the store's manifest agrees with it."""
+    """The proof that a snapshot is committed and that the store's manifest agrees with it.
+
+    `artifact` is ENTITY/PROJECT/NAME, `version` is vN, `seconds` the time from the first byte hashed to the proof.
+    """
 
     snapshot: str
     step: int
     saved_at: float
+    sequence: int
+    artifact: str
     version: str
     digest: str
     bytes: int

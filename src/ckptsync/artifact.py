@@ -1,0 +1,100 @@
+"""What a snapshot is called in the store: the artifact's name, aliases and metadata. Pure: no I/O, no wandb."""
+
+from __future__ import annotations
+
+import math
+import re
+import socket
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata as installed
+from pathlib import PurePath
+from typing import Any
+
+from ckptsync.checkpoint import Run, Snapshot, Version
+from ckptsync.record import Record, recordable
+from ckptsync.store import Upload
+
+NAME_LENGTH = 128
+"""The longest artifact name that W&B accepts (wandb 0.31, measured)."""
+
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "trl", "safetensors", "wandb")
+
+
+def artifact_name(stem: str, *, kind: str = "checkpoint") -> str:
+    """`checkpoint-<run_id>`, with `-` for each character that W&B allows in a run id but not in an artifact's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{kind}-{stem}")[:NAME_LENGTH]
+
+
+def candidate_names(run: Run, run_name: str | None = None) -> tuple[str, ...]:
+    """The names under which a run's checkpoints may lie: ours first, then those of HF's WandbCallback."""
+    stems = [run.run_id, *([run_name] if run_name else [])]
+    names = [artifact_name(stem, kind=kind) for kind in ("checkpoint", "model") for stem in stems]
+    return tuple(dict.fromkeys(names))
+
+
+def describe(snapshot: Snapshot, run: Run, record: Record, *, stem: str, preempted: bool = False) -> Upload:
+    """The upload that a snapshot becomes. `latest` is not listed: the client adds it to whatever it logs."""
+    aliases = [f"step-{snapshot.step}"]
+    state = snapshot.state
+    if is_best(snapshot):
+        aliases.append("best")
+    if state and state.finished:
+        aliases.append("final")
+    if preempted:
+        aliases.append("preempted")
+    return Upload(artifact_name(stem), tuple(aliases), _metadata(snapshot, run, record))
+
+
+def is_best(snapshot: Snapshot) -> bool:
+    """Whether the Trainer calls this very checkpoint its best so far."""
+    best = snapshot.state.best_checkpoint if snapshot.state else None
+    return best is not None and PurePath(best).name == snapshot.checkpoint
+
+
+def recorded_command(version: Version) -> list[str] | None:
+    """The training's command in a version's metadata: untrusted, so it needs consent before it runs."""
+    command = version.ours.get("command")
+    return command if isinstance(command, list) and command and all(isinstance(word, str) for word in command) else None
+
+
+def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
+    state = snapshot.state
+    command = record.command
+    ours = {
+        "version": 1,
+        "run": run.run_id,
+        "step": snapshot.step,
+        "saved_at": snapshot.saved_at,
+        "layout": snapshot.layout,
+        "world_size": snapshot.world_size or record.world_size,
+        "resumable": snapshot.resumable,
+        "files": len(snapshot.files),
+        "bytes": snapshot.bytes,
+        "fingerprint": snapshot.fingerprint,
+        "libraries": libraries(),
+        "host": socket.gethostname(),
+        "output_dir": str(snapshot.directory.parent.parent.parent),
+        "command": command if command and recordable(command) else None,
+        "cwd": record.text("cwd"),
+    }
+    metrics: Mapping[str, float] = state.metrics if state else {}
+    return {
+        "global_step": snapshot.step,
+        **({"epoch": state.epoch} if state and state.epoch is not None else {}),
+        # W&B refuses NaN and infinity, and more than 100 keys.
+        **{key: value for key, value in list(metrics.items())[:90] if math.isfinite(value)},
+        "ckptsync": {key: value for key, value in ours.items() if value is not None},
+    }
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """The versions of what trains, read from the installed packages' own metadata without importing any."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = installed.version(name)
+        except installed.PackageNotFoundError:
+            continue
+    return found

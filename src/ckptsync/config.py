@@ -1,0 +1,146 @@
+"""Where settings and credentials come from. Imports nothing heavy: every command and the idle watcher load it.
+
+The order, first found wins: flag, `CKPTSYNC_*`, the settings file, `WANDB_*`, run.json, the default. click deals with the
+first three; this module knows the rest.
+"""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ckptsync.checkpoint import Run
+from ckptsync.errors import ConfigurationError, UsageError
+
+DEFAULT_PROJECT = "huggingface"
+"""The project that the Trainer's WandbCallback uses when WANDB_PROJECT is not set."""
+
+DEFAULT_BASE_URL = "https://api.wandb.ai"
+
+_CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com")
+"""Hosts of one and the same service (wandb 0.31, `FORGE_HOSTS`): `wandb login` may have stored the key under any of them."""
+
+_FORBIDDEN_IN_RUN_ID = re.compile(r"[:;,#?/'\\%]")
+"""What W&B refuses in a run id (wandb 0.31, `validate_run_id`, and a slash, which no URL of a run could hold)."""
+
+_FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:]")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach the store: the address, the key (never shown), and the default names."""
+
+    base_url: str
+    api_key: str = field(repr=False)
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which a child process's wandb client reaches the same store."""
+        return {"WANDB_BASE_URL": self.base_url, "WANDB_API_KEY": self.api_key}
+
+
+def default_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """`~/.config/ckptsync/config.toml`, or the same below XDG_CONFIG_HOME."""
+    base = environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "ckptsync" / "config.toml"
+
+
+def load_file(path: Path, *, required: bool) -> dict[str, Any]:
+    """The settings of a TOML file, keys with dashes as in the flags. Raises ConfigurationError for what can't be read."""
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError:
+        if required:
+            raise ConfigurationError(f"{path}: there is no such settings file", hint="Check --config.") from None
+        return {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}", hint="Correct the settings file.") from error
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def parse_run(text: str, *, project: str | None = None, entity: str | None = None) -> tuple[Run, str | None]:
+    """`RUN_ID` or `ENTITY/PROJECT/RUN_ID`, with an optional `:ALIAS`, as a run and the alias. Raises UsageError.
+
+    A project left open is filled from WANDB_PROJECT, then with `huggingface`; an entity from WANDB_ENTITY.
+    """
+    path, colon, alias = text.partition(":")
+    parts = path.split("/")
+    if len(parts) not in (1, 3) or (colon and not alias) or not all(parts):
+        raise UsageError(f"{text!r} is not a run", hint="Give RUN_ID or ENTITY/PROJECT/RUN_ID, with :ALIAS where you want one.")
+    if len(parts) == 3:
+        entity, project = parts[0], parts[1]
+    return make_run(parts[-1], project=project, entity=entity), alias or None
+
+
+def make_run(run_id: str, *, project: str | None = None, entity: str | None = None) -> Run:
+    """A run with its open names filled from the environment. Raises UsageError for an id that W&B would refuse."""
+    if not run_id.strip() or run_id != run_id.strip() or _FORBIDDEN_IN_RUN_ID.search(run_id):
+        raise UsageError(
+            f"{run_id!r} cannot be a run id",
+            hint="W&B allows no spaces at the ends and none of / \\ # ? % : ; , ' in a run id.",
+        )
+    project = project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
+    entity = entity or os.environ.get("WANDB_ENTITY") or None
+    for name in filter(None, (project, entity)):
+        if _FORBIDDEN_IN_PROJECT.search(name):
+            raise UsageError(f"{name!r} cannot be a project or entity", hint="Check --project and --entity.")
+    return Run(run_id, project, entity)
+
+
+def connection(environ: Mapping[str, str] = os.environ) -> Connection:
+    """The store that the environment names, with its key. Raises ConfigurationError, naming both ways out, without one."""
+    base_url = (environ.get("WANDB_BASE_URL") or _settings_base_url(environ) or DEFAULT_BASE_URL).rstrip("/")
+    host = urlsplit(base_url).hostname
+    if not host or not base_url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"{base_url!r} is not an http address", hint="Correct WANDB_BASE_URL.")
+    key = environ.get("WANDB_API_KEY") or _credential(environ) or _netrc_password(host, environ)
+    if not key:
+        raise ConfigurationError(
+            f"no W&B credentials for {host}",
+            hint="Set WANDB_API_KEY or run `wandb login`; or add --local for the embedded server, no account needed.",
+        )
+    return Connection(base_url, key.strip())
+
+
+def _credential(environ: Mapping[str, str]) -> str | None:
+    """The key that systemd's LoadCredential=wandb: placed for this service."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return None
+    try:
+        return (Path(folder) / "wandb").read_text().strip()
+    except OSError:
+        return None
+
+
+def _netrc_password(host: str, environ: Mapping[str, str]) -> str | None:
+    """The key that `wandb login` left in the netrc file."""
+    named = environ.get("NETRC")
+    hosts = _CLOUD_HOSTS if host in _CLOUD_HOSTS else (host,)
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            entries = netrc.netrc(path).hosts
+        except (OSError, netrc.NetrcParseError):
+            continue
+        for name in filter(entries.__contains__, hosts):
+            return entries[name][2]
+    return None
+
+
+def _settings_base_url(environ: Mapping[str, str]) -> str | None:
+    """The address that `wandb login --host` left in W&B's own settings file."""
+    folder = environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(Path(folder) / "settings")
+        return parser.get("default", "base_url", fallback=None)
+    except (OSError, configparser.Error):
+        return None

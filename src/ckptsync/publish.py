@@ -1,0 +1,132 @@
+"""The child process that uploads: `python -m ckptsync.publish`. Reads jobs from stdin, tells what happens on stdout, a JSON line each.
+
+It exists because hashing maps files into memory: one that is truncated meanwhile kills the process with SIGBUS, which no Python
+can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when stdin ends; the key comes by the environment.
+
+    in   {"op": "check"} or {"op": "upload", "snapshot": PATH, "upload": {name, aliases, metadata}, "lag": seconds}
+    out  {"event": "progress", "stage", "done", "total"} … then {"event": "done", …} or {"event": "failed", error, message, hint}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from ckptsync import config, snapshot
+from ckptsync.checkpoint import Run
+from ckptsync.errors import CkptsyncError
+from ckptsync.store import Upload
+
+PROGRESS_INTERVAL = 1.0
+"""Seconds between two progress lines. Also the life sign by which the parent tells a slow upload from a stalled one."""
+
+
+def main() -> int:
+    """Serve jobs until stdin ends. The first line of stdin says for which run and where to keep the client's own files."""
+    answers = _claim_stdout()
+    hello = json.loads(sys.stdin.readline())
+    from ckptsync.wandb_store import WandbStore
+
+    publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
+    try:
+        for line in sys.stdin:
+            publisher.serve(json.loads(line))
+    finally:
+        publisher.store.close()
+    return 0
+
+
+def _claim_stdout() -> TextIO:
+    """Keep stdout for the answers alone: what the client prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+class Publisher:
+    """Does one job after the other and answers each with exactly one `done` or `failed`."""
+
+    def __init__(self, store: Any, answers: TextIO) -> None:
+        self.store = store
+        self._answers = answers
+        self._lock = threading.Lock()
+        self._done = self._total = 0
+
+    def serve(self, job: dict[str, Any]) -> None:
+        """Answer one job. Whatever goes wrong is an answer too, so that the parent can decide."""
+        try:
+            result = self._check(job) if job["op"] == "check" else self._upload(job)
+        except Exception as error:
+            name = type(error).__name__ if isinstance(error, CkptsyncError) else "CkptsyncError"
+            message = str(error) if isinstance(error, CkptsyncError) else f"{type(error).__name__}: {error}"
+            self._tell("failed", error=name, message=message, hint=getattr(error, "hint", None))
+        else:
+            self._tell("done", **result)
+
+    def _check(self, job: dict[str, Any]) -> dict[str, Any]:
+        return {"run": asdict(self.store.check(Run(**job["run"])))}
+
+    def _upload(self, job: dict[str, Any]) -> dict[str, Any]:
+        started = time.time()
+        pinned = snapshot.load(Path(job["snapshot"]))
+        upload = Upload(job["upload"]["name"], tuple(job["upload"]["aliases"]), job["upload"]["metadata"])
+        run = self.store.check(Run(**job["run"]))
+        with self._progress_lines():
+            version = self.store.put(pinned, upload, progress=self._note)
+        seconds = time.time() - started
+        attached = self.store.attach(version, run, ["latest", *upload.aliases])
+        with contextlib.suppress(CkptsyncError):
+            lag = time.time() - pinned.saved_at
+            self.store.measure({"upload_seconds": seconds, "bytes": pinned.bytes, "lag_seconds": lag, "step": pinned.step})
+        return {"version": asdict(version), "seconds": seconds, "attached": attached}
+
+    def _note(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+
+    @contextlib.contextmanager
+    def _progress_lines(self) -> Iterator[None]:
+        """Say once an interval how far the upload is, for as long as the block lasts."""
+        over = threading.Event()
+        self._done = self._total = 0
+        sent_before = _bytes_sent()
+
+        def tell() -> None:
+            while not over.wait(PROGRESS_INTERVAL):
+                sent = max(self._done, min(_bytes_sent() - sent_before, self._total))
+                self._tell("progress", stage="upload" if self._total else "hash", done=sent, total=self._total)
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            over.set()
+            teller.join()
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        with self._lock:
+            self._answers.write(json.dumps({"event": event, **fields}) + "\n")
+            self._answers.flush()
+
+
+def _bytes_sent() -> int:
+    """What wandb-core, our own child, has written so far, by /proc; 0 where there is no /proc. The client itself tells nothing."""
+    total = 0
+    with contextlib.suppress(OSError, ValueError):
+        for task in Path("/proc/self/task").iterdir():
+            for child in (task / "children").read_text().split():
+                lines = Path(f"/proc/{child}/io").read_text().splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+    return total
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

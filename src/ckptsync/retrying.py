@@ -1,0 +1,61 @@
+"""When to try again. The only module that knows tenacity; every wait in it ends when the stop event is set."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+from ckptsync.errors import TransientStoreError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to go on: `first` and `longest` bound the random wait in seconds, `give_up_after` the whole; None is for ever."""
+
+    first: float = 1.0
+    longest: float = 120.0
+    give_up_after: float | None = None
+
+
+INTERACTIVE = Patience(first=0.5, longest=5.0, give_up_after=20.0)
+"""For commands that a person waits for."""
+
+
+def retry(unit: Callable[[], Result], *, what: str, patience: Patience, stop: threading.Event | None = None) -> Result:
+    """Do `unit` until it succeeds, fails for good, the patience ends, or `stop` is set. Then its last error is raised.
+
+    Full jitter with a cap (exponential backoff as AWS describes it), so that many watchers don't return in step. Says once
+    when it begins to fail and once when it works again.
+    """
+    stop = stop or threading.Event()
+    failures = 0
+
+    def failing(state: tenacity.RetryCallState) -> None:
+        nonlocal failures
+        failures += 1
+        error = state.outcome.exception() if state.outcome else None
+        level = logging.WARNING if failures == 1 else logging.DEBUG
+        log.log(level, "%s failed, trying again: %s", what, error)
+
+    until = tenacity.stop_when_event_set(stop)
+    ends = until if patience.give_up_after is None else until | tenacity.stop_after_delay(patience.give_up_after)
+    result = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TransientStoreError),
+        wait=tenacity.wait_random_exponential(multiplier=patience.first, max=patience.longest),
+        stop=ends,
+        sleep=tenacity.sleep_using_event(stop),
+        before_sleep=failing,
+        reraise=True,
+    )(unit)
+    if failures:
+        log.warning("%s works again after %d failures", what, failures)
+    return result

@@ -1,0 +1,146 @@
+"""Pins a checkpoint's files so that rotation can't take them away: reflink, else hard link, else copy.
+
+Writes only below the folder that it is given. A hard link keeps a file that is deleted, but not one that is rewritten in place
+(torch.save and JSON keep the inode): `unchanged` tells, and whoever uploads asks it after hashing and again after uploading.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ckptsync import durable
+from ckptsync.checkpoint import Checkpoint, File, Snapshot, TrainingState
+from ckptsync.errors import IntegrityError, SnapshotChangedError
+
+_FICLONE = 0x40049409
+"""ioctl that shares the blocks of another file (linux/fs.h): btrfs, XFS with reflink, bcachefs. ext4 answers EOPNOTSUPP."""
+
+_NO_LINK_HERE = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+def pin(checkpoint: Checkpoint, folder: Path, *, sequence: int) -> Snapshot:
+    """Pin every file of a checkpoint below `folder`, which must not exist, and write snapshot.json beside them.
+
+    The folder appears under its name in one step, when all is in it and durable. Raises SnapshotChangedError when a file
+    vanished or changed meanwhile: a normal event where the Trainer rotates or saves the same step again.
+    """
+    staging = folder.with_name(f"{durable.TEMPORARY}{folder.name}-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    content = staging / "files"
+    content.mkdir(parents=True)
+    try:
+        pinned_by = _pin_files(checkpoint, content)
+        snapshot = Snapshot(
+            directory=folder,
+            checkpoint=checkpoint.name,
+            step=checkpoint.step,
+            fingerprint=checkpoint.fingerprint,
+            saved_at=checkpoint.saved_at,
+            layout=checkpoint.verdict.layout,
+            resumable=checkpoint.verdict.resumable,
+            pinned_by=pinned_by,
+            sequence=sequence,
+            files=checkpoint.files,
+            state=checkpoint.verdict.state,
+            world_size=checkpoint.verdict.world_size,
+        )
+        _require_unchanged(checkpoint.files, checkpoint.path, content)
+        durable.write_json(staging / "snapshot.json", to_json(snapshot))
+        durable.rename(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return snapshot
+
+
+def unchanged(snapshot: Snapshot) -> bool:
+    """Whether every pinned file still has the size and mtime that it was accepted with."""
+    try:
+        return all(_matches(file, snapshot.content / file.path) for file in snapshot.files)
+    except OSError:
+        return False
+
+
+def _pin_files(checkpoint: Checkpoint, content: Path) -> str:
+    """Pin file by file with the cheapest way that works here, and return its name. A way that failed once is not tried again."""
+    ways: list[tuple[str, Callable[[Path, Path], None]]] = [("reflink", _reflink), ("link", _link), ("copy", _copy)]
+    for folder in sorted({Path(file.path).parent for file in checkpoint.files}):
+        (content / folder).mkdir(parents=True, exist_ok=True)
+    for file in checkpoint.files:
+        source, target = checkpoint.path / file.path, content / file.path
+        while True:
+            try:
+                ways[0][1](source, target)
+                break
+            except FileNotFoundError as error:
+                raise SnapshotChangedError(f"{source} vanished while it was pinned") from error
+            except OSError as error:
+                target.unlink(missing_ok=True)
+                if len(ways) == 1 or error.errno not in _NO_LINK_HERE | {errno.ENOTTY}:
+                    raise
+                ways.pop(0)
+    return ways[0][0]
+
+
+def _reflink(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("xb") as writer:
+        fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        status = os.fstat(reader.fileno())
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _link(source: Path, target: Path) -> None:
+    os.link(source, target, follow_symlinks=False)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target, follow_symlinks=False)
+    status = source.stat()
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _require_unchanged(files: Iterable[File], *folders: Path) -> None:
+    for file in files:
+        for folder in folders:
+            try:
+                same = _matches(file, folder / file.path)
+            except OSError:
+                same = False
+            if not same:
+                raise SnapshotChangedError(f"{folder / file.path} changed while it was pinned")
+
+
+def _matches(file: File, path: Path) -> bool:
+    status = path.stat(follow_symlinks=False)
+    return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+
+
+def to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """The content of snapshot.json: everything but where it lies."""
+    value = asdict(snapshot)
+    del value["directory"]
+    return {"version": 1, **value}
+
+
+def load(directory: Path) -> Snapshot:
+    """Read a pinned snapshot back. Raises IntegrityError when snapshot.json is not one."""
+    value = durable.read_json(directory / "snapshot.json")
+    try:
+        if value is None or value.pop("version") != 1:
+            raise ValueError("not a snapshot of this version")
+        value["files"] = tuple(File(**file) for file in value["files"])
+        state = value.get("state")
+        value["state"] = TrainingState(**state) if state else None
+        return Snapshot(directory=directory, **value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{directory}: snapshot.json cannot be read: {error}",
+            hint="Move the folder away; its checkpoint is pinned again.",
+        ) from error

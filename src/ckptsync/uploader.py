@@ -1,0 +1,259 @@
+"""Empties the spool: one snapshot after the other through the child process, trying again where that can help.
+
+Runs in a thread of its own beside the watching loop and touches the store through the child only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ckptsync import artifact, durable, errors, record, spool
+from ckptsync.checkpoint import Receipt, Run, Snapshot
+from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
+from ckptsync.retrying import Patience, retry
+from ckptsync.store import Upload
+
+log = logging.getLogger(__name__)
+
+CLOSING_SECONDS = 20.0
+"""How long the child may take to say good-bye to the server once its queue is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How uploads go. `limit` is in bytes, `stall` in seconds without a sign of progress."""
+
+    keep_all: bool = False
+    limit: int | None = None
+    stall: float = 300.0
+    patience: Patience = Patience()
+    linger: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the upload in hand is, in bytes."""
+
+    snapshot: Snapshot
+    stage: str
+    done: int
+    total: int
+
+
+class Child:
+    """The process that uploads. It lives while there is work, and for a little after, since its start costs a second."""
+
+    def __init__(self, run: Run, environment: Mapping[str, str], private: Any) -> None:
+        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ckptsync.publish"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=dict(environment),
+            text=True,
+            # Its own session: a Ctrl-C or a signal to our group is for us to handle, while the upload in hand goes on.
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        self._send({"run": asdict(run), "private": str(private)})
+
+    def ask(self, job: Mapping[str, Any], *, stall: float, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Have one job done. Raises what the child reports, and TransientStoreError when it died or stopped moving."""
+        self._send(job)
+        deadline, furthest = time.monotonic() + stall, -1
+        while True:
+            try:
+                answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self.kill()
+                raise TransientStoreError(f"the upload made no progress for {stall:.0f} s and was ended") from None
+            if answer is None:
+                raise TransientStoreError(f"the upload process ended with status {self._process.wait()}")
+            if answer["event"] == "done":
+                return answer
+            if answer["event"] == "failed":
+                raise _reported(answer)
+            told(answer)
+            if answer["done"] > furthest:
+                deadline, furthest = time.monotonic() + stall, answer["done"]
+
+    def close(self) -> None:
+        """Let it finish its run on the server, and end it when that takes too long."""
+        try:
+            if self._process.stdin:
+                self._process.stdin.close()
+            self._process.wait(CLOSING_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            self.kill()
+
+    def kill(self) -> None:
+        """End it now. wandb-core ends with its parent (wandb 0.31, measured)."""
+        if self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _send(self, value: Mapping[str, Any]) -> None:
+        try:
+            assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError) as error:
+            raise TransientStoreError("the upload process is gone") from error
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        with self._process.stdout as lines:
+            for line in lines:
+                self._answers.put(json.loads(line))
+        self._answers.put(None)
+
+
+def _reported(answer: Mapping[str, Any]) -> CkptsyncError:
+    """The child's error, as the class that it was there."""
+    kind = getattr(errors, str(answer["error"]), CkptsyncError)
+    return kind(str(answer["message"]), hint=answer.get("hint"))  # type: ignore[no-any-return]
+
+
+class Uploader:
+    """Takes snapshots out of the spool until it is told to stop.
+
+    `stop` ends every wait between two attempts; the attempt in hand goes on to its end. `queue_changed` is set by whoever pins.
+    """
+
+    def __init__(
+        self, run: Run, store: spool.Spool, environment: Mapping[str, str], policy: Policy, stop: threading.Event, *, stem: str
+    ) -> None:
+        self.run = run
+        self.policy = policy
+        self.progress: Progress | None = None
+        self.last_error: CkptsyncError | None = None
+        self.queue_changed = threading.Event()
+        self._spool = store
+        self._environment = environment
+        self._stop = stop
+        self._stem = stem
+        self._child: Child | None = None
+
+    def check(self) -> Run:
+        """The run with its entity, once the store accepted the key. One attempt."""
+        answer = self._ask({"op": "check", "run": asdict(self.run)}, told=lambda _: None)
+        self.run = Run(**answer["run"])
+        return self.run
+
+    def serve(self) -> None:
+        """Upload whatever is pinned until `stop` is set; the body of the uploader's thread."""
+        while not self._stop.is_set():
+            if self.drain() or self.queue_changed.wait(self.policy.linger):
+                self.queue_changed.clear()
+            else:
+                self.close()
+                self.queue_changed.wait()
+                self.queue_changed.clear()
+
+    def drain(self) -> int:
+        """Upload until nothing waits or the store stays away, and return how many became durable."""
+        done = 0
+        while (chosen := self.next()) and self.upload(chosen):
+            done += 1
+        return done
+
+    def next(self) -> Snapshot | None:
+        """What goes next. Drops what the policy lets go, each with an event."""
+        pending = self._spool.pending()
+        for dropped in spool.over_limit(pending, self.policy.limit):
+            self._spool.supersede([dropped], pending[-1], "spool limit")
+            log.warning("dropped from the queue to keep within the spool limit: %s", dropped.name)
+            pending.remove(dropped)
+        chosen, superseded = spool.choose(pending, keep_all=self.policy.keep_all)
+        if superseded:
+            self._spool.supersede(superseded, pending[-1], "behind")
+            log.info("superseded by %s: %s", pending[-1].name, ", ".join(each.name for each in superseded))
+        return chosen
+
+    def upload(self, pinned: Snapshot) -> bool:
+        """Make one snapshot durable; False when it has to wait because the store stays away."""
+        try:
+            retry(lambda: self._attempt(pinned), what=f"upload of {pinned.name}", patience=self.policy.patience, stop=self._stop)
+        except SnapshotChangedError as error:
+            log.warning("%s; it is taken again", error)
+            self._spool.discard(pinned)
+        except TransientStoreError as error:
+            self.last_error = error
+            return False
+        except CkptsyncError as error:
+            self.last_error = error
+            self._spool.park(pinned, error)
+            log.error("parked %s: %s. %s", pinned.name, error, error.hint)
+        return True
+
+    def close(self) -> None:
+        """End the child, gently."""
+        if self._child:
+            self._child.close()
+            self._child = None
+            durable.remove_tree(self._spool.root / "wandb")
+
+    def kill(self) -> None:
+        """End the child at once: the upload in hand is lost, its snapshot is not."""
+        if self._child:
+            self._child.kill()
+
+    def _attempt(self, pinned: Snapshot) -> None:
+        upload = artifact.describe(pinned, self.run, record.read(self._spool.output_dir), stem=self._stem)
+        job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
+        log.info("uploading %s: %d files, %d bytes", pinned.name, len(pinned.files), pinned.bytes)
+        try:
+            answer = self._ask(job, told=lambda line: self._note(pinned, line))
+        finally:
+            self.progress = None
+        self._spool.commit(pinned, _receipt(pinned, upload, answer, self.run))
+        self.last_error = None
+        log.info("durable %s as %s:%s in %.1f s", pinned.name, upload.name, answer["version"]["version"], answer["seconds"])
+        if not answer["attached"]:
+            log.warning(
+                "run %s is not on the server yet: %s stays with the run ckptsync-%s", self.run, upload.name, self.run.run_id
+            )
+
+    def _ask(self, job: Mapping[str, Any], *, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        if self._child is None:
+            private = self._spool.root / "wandb"
+            durable.remove_tree(private)
+            self._child = Child(self.run, self._environment, private)
+        try:
+            return self._child.ask(job, stall=self.policy.stall, told=told)
+        except TransientStoreError:
+            # A fresh process: whatever state the client was left in goes with the old one.
+            self._child.kill()
+            self._child = None
+            raise
+
+    def _note(self, pinned: Snapshot, line: Mapping[str, Any]) -> None:
+        self.progress = Progress(pinned, str(line["stage"]), int(line["done"]), int(line["total"]))
+
+
+def _receipt(pinned: Snapshot, upload: Upload, answer: Mapping[str, Any], run: Run) -> Receipt:
+    version = answer["version"]
+    return Receipt(
+        snapshot=pinned.name,
+        step=pinned.step,
+        saved_at=pinned.saved_at,
+        sequence=pinned.sequence,
+        artifact=f"{run.entity}/{run.project}/{upload.name}",
+        version=version["version"],
+        digest=version["digest"],
+        bytes=pinned.bytes,
+        files=len(pinned.files),
+        seconds=answer["seconds"],
+        committed_at=time.time(),
+    )

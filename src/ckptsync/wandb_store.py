@@ -1,0 +1,362 @@
+"""W&B as a store: the only module that imports wandb, and the only place where its exceptions are translated.
+
+The process that uses it belongs to ckptsync: wandb's folders are pointed to a private place, its own retries are cut short so
+that retrying rules, and the live training run is never initialised here (a second `wandb.init` on it would mark it as finished;
+wandb 0.31, measured). Files are hashed where they lie: nothing is staged, nothing cached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import os
+import re
+import threading
+from base64 import b64encode
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ckptsync import ranges, snapshot
+from ckptsync.checkpoint import Run, Snapshot, Version
+from ckptsync.config import Connection
+from ckptsync.errors import (
+    CkptsyncError,
+    IntegrityError,
+    NotFoundError,
+    PermanentStoreError,
+    RejectedError,
+    SnapshotChangedError,
+    StoreError,
+    TransientStoreError,
+)
+from ckptsync.store import Progress, Upload
+
+TYPE = "model"
+"""The type of every collection that holds checkpoints: a collection has one type, and HF's WandbCallback uses this one."""
+
+PRIVATE = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_CONFIG_DIR")
+INHERITED = ("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_MODE")
+"""What a training's environment says about its own run; in our process it would make us that run."""
+
+READERS = 8
+
+_DENIED = re.compile(r"(?i)\b(401|unauthorized|unauthenticated|invalid api key|user is not logged in)\b")
+_FINAL = re.compile(
+    r"(?i)quota|storage limit|limit exceeded|permission|forbidden|\b403\b.*graphql|not allowed|already exists with type"
+    r"|type mismatch|expected type|invalid artifact|read[- ]only"
+)
+_GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable to find|no such")
+
+
+class WandbStore:
+    """Versions of W&B artifacts in one entity and project.
+
+    `private` is a folder for the files that the client writes about itself; whoever makes the store removes it. One per process:
+    the client's state is the process's.
+    """
+
+    def __init__(self, connection: Connection, run: Run, private: Path) -> None:
+        for name in INHERITED:
+            os.environ.pop(name, None)
+        for name in PRIVATE:
+            folder = private / name.lower()
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[name] = str(folder)
+        os.environ |= connection.environment() | {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+
+        import wandb
+
+        self._wandb = wandb
+        self._connection = connection
+        self._run = run
+        self._sync_run: Any = None
+        self._settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_graphql_retry_max=1,
+            x_graphql_retry_wait_min_seconds=0.2,
+            x_graphql_retry_wait_max_seconds=1.0,
+            x_file_transfer_retry_max=1,
+            x_file_transfer_retry_wait_min_seconds=0.2,
+            x_file_transfer_retry_wait_max_seconds=1.0,
+            init_timeout=30.0,
+            finish_timeout=15.0,
+        )
+        self._api: Any = None
+
+    def check(self, run: Run) -> Run:
+        """See Store."""
+        with self._translated("the log-in"):
+            entity = run.entity or self._client().default_entity
+        if not entity:
+            raise RejectedError("the W&B key belongs to no entity", hint="Give --entity, or set WANDB_ENTITY.")
+        self._run = Run(run.run_id, run.project, entity)
+        return self._run
+
+    def put(self, snapshot_: Snapshot, upload: Upload, *, progress: Progress) -> Version:
+        """See Store. The version is logged by the run `ckptsync-<run_id>`, never by the training's own."""
+        run = self._require_entity()
+        with self._translated(f"the upload of {snapshot_.name}"):
+            artifact = self._wandb.Artifact(upload.name, type=TYPE, metadata=dict(upload.metadata))
+            artifact.add_dir(str(snapshot_.content), policy="immutable", skip_cache=True)
+        expected = _contents(artifact)
+        self._require_same_files(snapshot_, expected)
+        progress(0, snapshot_.bytes)
+        try:
+            with self._translated(f"the upload of {snapshot_.name}"):
+                sync_run = self._open_sync_run(run)
+                logged = sync_run.log_artifact(artifact, aliases=["latest", *upload.aliases])
+                logged.wait()
+                committed = self._client().artifact(f"{run.entity}/{run.project}/{upload.name}:{logged.version}")
+                actual = _contents(committed)
+        except StoreError:
+            if not snapshot.unchanged(snapshot_):
+                raise SnapshotChangedError(f"{snapshot_.name} was rewritten while it was uploaded") from None
+            raise
+        if actual != expected:
+            raise TransientStoreError(f"the manifest of {committed.name} does not agree with {snapshot_.name}")
+        if not snapshot.unchanged(snapshot_):
+            with self._translated(f"the removal of {committed.name}"):
+                committed.delete(delete_aliases=True)
+            raise SnapshotChangedError(f"{snapshot_.name} was rewritten while it was uploaded; its version was removed")
+        progress(snapshot_.bytes, snapshot_.bytes)
+        return _version(committed)
+
+    def attach(self, version: Version, run: Run, aliases: Collection[str]) -> bool:
+        """See Store. One CreateArtifact names the run; its history, config and state stay as they are (wandb 0.31, measured)."""
+        api = self._client()
+        try:
+            with self._translated(f"adding {version.name}:{version.version} to run {run}"):
+                target = api.run(f"{run.entity}/{run.project}/{run.run_id}")
+                target.log_artifact(api.artifact(version.qualified), aliases=list(aliases))
+        except NotFoundError:
+            return False
+        return True
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        """Log how an upload went as metrics of the sync run."""
+        with self._translated("the upload's metrics"):
+            self._open_sync_run(self._require_entity()).log({f"ckptsync/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        """End the sync run and the client's own process."""
+        with contextlib.suppress(Exception):
+            if self._sync_run is not None:
+                self._sync_run.finish()
+        self._wandb.teardown()
+
+    def run_state(self, run: Run) -> str:
+        """See Store."""
+        api = self._client()
+        with self._translated(f"the look-up of run {run}"):
+            try:
+                return str(api.run(f"{run.entity}/{run.project}/{run.run_id}").state)
+            except (ValueError, self._wandb.errors.CommError) as error:
+                if not _GONE.search(str(error)):
+                    raise
+        raise NotFoundError(f"there is no run {run}", hint=self._near_misses(run))
+
+    def versions(self, name: str) -> list[Version]:
+        """See Store."""
+        run = self._require_entity()
+        try:
+            with self._translated(f"the list of {name}"):
+                found = [
+                    _version(each) for each in self._client().artifacts(TYPE, f"{run.entity}/{run.project}/{name}", per_page=200)
+                ]
+        except NotFoundError:
+            return []
+        return sorted(found, key=lambda each: each.number, reverse=True)
+
+    def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
+        """See Store."""
+        with self._translated(f"the download of {version.name}:{version.version}"):
+            artifact = self._client().artifact(version.qualified)
+            entries = {path: _Entry.of(path, entry) for path, entry in artifact.manifest.entries.items()}
+            urls = _Urls(artifact)
+        done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
+
+        def arrived(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                progress(done, total)
+
+        import requests
+
+        with requests.Session() as session, ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(READERS) as files:
+            session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=READERS * 2))
+
+            def bring(entry: _Entry) -> None:
+                if entry.proved(into):
+                    arrived(entry.size)
+                    return
+                with self._translated(f"the download of {entry.path}"):
+                    ranges.download(
+                        session, lambda: urls.of(entry.path), into / entry.path, entry.size, pool=readers, arrived=arrived
+                    )
+                if not entry.proved(into):
+                    raise IntegrityError(
+                        f"{version.name}:{version.version}: {entry.path} does not have the digest of its manifest"
+                    )
+
+            for outcome in [files.submit(bring, entry) for entry in entries.values()]:
+                outcome.result()
+
+    def _client(self) -> Any:
+        if self._api is None:
+            with self._translated("the log-in"):
+                self._wandb.setup(settings=self._settings)
+                overrides = {"base_url": self._connection.base_url, "project": self._run.project}
+                if self._run.entity:
+                    overrides["entity"] = self._run.entity
+                self._api = self._wandb.Api(overrides=overrides, api_key=self._connection.api_key, timeout=20)
+        return self._api
+
+    def _require_entity(self) -> Run:
+        return self._run if self._run.entity else self.check(self._run)
+
+    def _open_sync_run(self, run: Run) -> Any:
+        if self._sync_run is None:
+            self._sync_run = self._wandb.init(
+                entity=run.entity,
+                project=run.project,
+                id=f"ckptsync-{run.run_id}",
+                name=f"ckptsync-{run.run_id}",
+                group=run.run_id,
+                job_type="checkpoint-sync",
+                resume="allow",
+                settings=self._settings,
+            )
+        return self._sync_run
+
+    def _require_same_files(self, snapshot_: Snapshot, expected: Mapping[str, tuple[int, str]]) -> None:
+        """After hashing: what was hashed is what was accepted, file for file."""
+        wanted = {file.path: file.size for file in snapshot_.files}
+        if {path: size for path, (size, _) in expected.items()} != wanted or not snapshot.unchanged(snapshot_):
+            raise SnapshotChangedError(f"{snapshot_.name} was rewritten while it was hashed")
+
+    def _near_misses(self, run: Run) -> str:
+        """What to do about an unknown run: the ids that look like it, else where to look."""
+        with contextlib.suppress(Exception):
+            names = [each.id for each in self._client().runs(f"{run.entity}/{run.project}", per_page=100)]
+            close = difflib.get_close_matches(run.run_id, [name for name in names if not name.startswith("ckptsync-")], n=3)
+            if close:
+                return f"Did you mean {', '.join(close)}?"
+            if not names:
+                return f"Project {run.entity}/{run.project} has no runs: check --project and --entity."
+        return "Check the run id, --project and --entity."
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except CkptsyncError:
+            raise
+        except Exception as error:
+            raise translate(error, what) from error
+
+
+def translate(error: Exception, what: str) -> CkptsyncError:
+    """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31)."""
+    import requests
+    import wandb
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    message = f"{what} failed: {text[:300]}"
+    if isinstance(error, wandb.errors.AuthenticationError) or _DENIED.search(text):
+        return RejectedError(f"the W&B server refuses the key: {text[:200]}")
+    if isinstance(error, requests.RequestException | wandb.errors.CommError) and not _FINAL.search(text):
+        return NotFoundError(message) if _GONE.search(text) and "host" not in text else TransientStoreError(message)
+    if _FINAL.search(text) or isinstance(error, wandb.errors.UsageError):
+        return PermanentStoreError(message)
+    if _GONE.search(text) and "host" not in text:
+        return NotFoundError(message)
+    return TransientStoreError(message)
+
+
+def _contents(artifact: Any) -> dict[str, tuple[int, str]]:
+    """What a manifest holds: path, then bytes and digest."""
+    return {path: (int(entry.size or 0), str(entry.digest)) for path, entry in artifact.manifest.entries.items()}
+
+
+def _version(artifact: Any) -> Version:
+    return Version(
+        qualified=artifact.source_qualified_name,
+        name=artifact.source_name.split(":")[0],
+        version=artifact.source_version,
+        aliases=tuple(artifact.aliases),
+        bytes=int(artifact.size),
+        files=int(artifact.file_count),
+        digest=str(artifact.digest),
+        created_at=datetime.fromisoformat(artifact.created_at).timestamp(),
+        metadata=dict(artifact.metadata or {}),
+    )
+
+
+class _Entry:
+    """One file of a manifest, with its path proved to stay inside the folder that it is put into."""
+
+    __slots__ = ("algorithm", "digest", "path", "size")
+
+    def __init__(self, path: str, size: int, digest: str, algorithm: str) -> None:
+        self.path, self.size, self.digest, self.algorithm = path, size, digest, algorithm
+
+    @classmethod
+    def of(cls, path: str, entry: Any) -> _Entry:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
+            raise IntegrityError(
+                f"the version names a file {path!r}, which would leave the folder", hint="Do not trust this version."
+            )
+        if entry.ref is not None:
+            raise IntegrityError(f"{path} is only a reference to {entry.ref}, not a stored file")
+        return cls(path, int(entry.size or 0), str(entry.digest), str(entry.digest_algorithm().value))
+
+    def proved(self, folder: Path) -> bool:
+        """Whether the file in a folder has this entry's size and digest."""
+        target = folder / self.path
+        if any(parent.is_symlink() for parent in (target, *target.parents) if parent != folder and folder in parent.parents):
+            raise IntegrityError(f"{target} leads through a symbolic link", hint="Remove the link.")
+        try:
+            if target.stat().st_size != self.size:
+                return False
+            return self._digest(target) == self.digest
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _digest(self, target: Path) -> str:
+        if "XXH128" in self.algorithm.upper():
+            import xxhash
+
+            digest: Any = xxhash.xxh3_128()
+        else:
+            digest = hashlib.md5(usedforsecurity=False)
+        buffer = bytearray(4 * 2**20)
+        view = memoryview(buffer)
+        with target.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+        return b64encode(digest.digest()).decode()
+
+
+class _Urls:
+    """The signed URLs of a version's files, a page at a time. An expired one is asked for again on the next try of the fetch."""
+
+    def __init__(self, artifact: Any) -> None:
+        self._known = {file.name: file.direct_url for file in artifact.files(per_page=1000)}
+
+    def of(self, path: str) -> str:
+        """The URL of a file. Raises TransientStoreError when the store gave none."""
+        url = self._known.get(path)
+        if not url:
+            raise TransientStoreError(f"the store gave no address for {path}")
+        return str(url)
