@@ -1,0 +1,128 @@
+"""A checkpoint folder as one listing, and bounded reads of its files. Nothing here follows a symlink or opens a pipe."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from ckptsync.checkpoint import File, Problem
+
+
+class Malformed(ValueError):  # noqa: N818 -- never leaves this package
+    """Why one file cannot be right. `transient` is false where no further writing could mend it."""
+
+    def __init__(self, reason: str, *, transient: bool = True) -> None:
+        super().__init__(reason)
+        self.transient = transient
+
+
+class Stream(Protocol):
+    """What the parsers need of an open file."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+    def seek(self, offset: int, /) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What one listing of a checkpoint folder saw: `files` by relative POSIX path, and `problems` for what is no file.
+
+    `mtime_ns` is the folder's own modification time, taken before the listing.
+    """
+
+    path: Path
+    files: dict[str, File]
+    problems: tuple[Problem, ...]
+    mtime_ns: int
+
+    def under(self, folder: str) -> dict[str, File]:
+        """The files below a subfolder, by their path relative to it. `.` is the whole checkpoint."""
+        if folder == ".":
+            return self.files
+        prefix = folder + "/"
+        return {name.removeprefix(prefix): file for name, file in self.files.items() if name.startswith(prefix)}
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[FileIO]:
+        """Open one of its files for reading, or raise OSError."""
+        # O_NOFOLLOW and O_NONBLOCK: a symlink or a pipe put there since the listing must not lead outside or hang.
+        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with FileIO(descriptor) as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Malformed("is no longer a regular file", transient=False)
+            yield stream
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """The whole content, or Malformed when it is longer than `limit` bytes: never more memory than that."""
+        with self.open(name) as stream:
+            content = read_exactly(stream, min(os.fstat(stream.fileno()).st_size, limit + 1))
+        if len(content) > limit:
+            raise Malformed(f"longer than the {limit} bytes that such a file can have", transient=False)
+        return content
+
+
+def read_exactly(stream: Stream, size: int) -> bytes:
+    """`size` bytes from an unbuffered stream, fewer only at its end."""
+    pieces: list[bytes] = []
+    while size > 0 and (piece := stream.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def list_folder(path: Path) -> Folder:
+    """List a checkpoint once. Raises OSError when the folder itself is missing, unreadable or a symlink."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(f"{path} is not a folder" + (" but a symlink" if path.is_symlink() else ""))
+    files: list[File] = []
+    problems: list[Problem] = []
+    for name, entry in _walk(path):
+        if isinstance(entry, OSError):
+            problems.append(Problem(name, f"cannot be listed: {entry.strerror}", transient=True))
+        elif stat.S_ISREG(entry.st_mode):
+            files.append(File(name, entry.st_size, entry.st_mtime_ns))
+        else:
+            kind = "a symlink" if stat.S_ISLNK(entry.st_mode) else "neither a file nor a folder"
+            problems.append(Problem(name, f"is {kind}: a checkpoint consists of regular files", transient=False))
+    return Folder(path, {file.path: file for file in sorted(files)}, tuple(problems), status.st_mtime_ns)
+
+
+def list_files(path: Path) -> tuple[File, ...]:
+    """Every regular file below a checkpoint folder, sorted by its relative POSIX path; the input of `fingerprint`.
+
+    Nothing is ignored but what is no regular file; symlinks are not followed. A file that vanishes during the listing
+    is left out. Raises OSError when the folder itself cannot be listed.
+    """
+    return tuple(list_folder(path).files.values())
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result | OSError]]:
+    """Everything below `root` that is no folder. A subfolder that cannot be listed comes as its error."""
+    pending = ["."]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(root / folder) as entries:
+                found = [(str(PurePosixPath(folder, entry.name)), entry) for entry in entries]
+        except OSError as error:
+            if folder == ".":
+                raise
+            yield folder, error
+            continue
+        for name, entry in found:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(name)
+            else:
+                yield name, status

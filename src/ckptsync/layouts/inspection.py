@@ -1,0 +1,144 @@
+"""One look at a checkpoint folder from outside, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from functools import partial
+from pathlib import Path
+
+from ckptsync.checkpoint import File, Problem, TrainingState, Verdict, step_of
+from ckptsync.layouts import contents, deepspeed, names, order, ranks, shards, trainer_state
+from ckptsync.layouts.contents import attempt
+from ckptsync.layouts.folder import Folder, list_folder
+
+
+def inspect(
+    path: Path,
+    *,
+    step: int | None = None,
+    world_size: int | None = None,
+    expected_names: Collection[str] | None = None,
+    ordered: bool = True,
+    deep: bool = False,
+) -> Verdict:
+    """Whether the folder holds a whole checkpoint at this moment, and what kind. Never raises for what it finds.
+
+    `step` is what trainer_state.json has to say; by default the number in the folder's name, if it has one.
+    `world_size` is the number of training processes, where it is known.
+    `expected_names` are the relative paths of the last whole checkpoint that the same training process saved: what is
+    missing of them is a transient problem. Forget them when the training was started again; its libraries may differ.
+    `ordered` is false where the modification times are not those of the save, as in a download.
+    `deep` reads every byte that a checksum covers (torch's zips), and all of the JSON; else the cost is bounded by the
+    number of files: headers, directories, and small members.
+    """
+    try:
+        folder = list_folder(path)
+    except OSError as error:
+        reason = "the folder is gone" if isinstance(error, FileNotFoundError) else f"cannot be listed: {error}"
+        return Verdict("unknown", (Problem(".", reason, transient=False),), resumable=False)
+    state: list[TrainingState] = []
+    expected_step = step_of(path.name) if step is None else step
+    problems = [
+        *folder.problems,
+        *_check_files(folder, deep=deep),
+        *attempt(trainer_state.NAME, partial(_check_state, folder, expected_step, state)),
+        *_check_structure(folder, world_size),
+        *_check_presence(folder, expected_names or ()),
+        *(order.check(folder) if ordered else ()),
+    ]
+    layout = names.layout(folder.files)
+    if layout == "weights-only" and ordered:
+        problems += order.check_removal(folder)
+    missing = _missing_parts(folder.files, layout)
+    return Verdict(
+        layout=layout,
+        problems=tuple(dict.fromkeys(problems)),
+        resumable=not problems and not missing,
+        files=tuple(folder.files.values()),
+        state=state[0] if state else None,
+        world_size=ranks.count(folder.files),
+        notes=tuple(_notes(folder, layout, missing)),
+    )
+
+
+def _check_files(folder: Folder, *, deep: bool) -> Iterator[Problem]:
+    """Every file by itself, then the indexes, which need the number of tensors in each shard."""
+    tensors: dict[str, int] = {}
+    for name in folder.files:
+        if name != trainer_state.NAME and not names.INDEX.fullmatch(name):
+            yield from attempt(name, partial(contents.check, folder, name, tensors, deep=deep))
+    for name in folder.files:
+        if names.INDEX.fullmatch(name):
+            yield from attempt(name, partial(shards.check_index, folder, name, tensors))
+
+
+def _check_state(folder: Folder, step: int | None, found: list[TrainingState]) -> Iterator[Problem]:
+    """trainer_state.json is there, whole, and of this step. Adds what it says to `found`."""
+    if trainer_state.NAME not in folder.files:
+        yield Problem(trainer_state.NAME, "missing: the Trainer writes it last", transient=True)
+        return
+    state = trainer_state.parse(folder.read(trainer_state.NAME, limit=trainer_state.LIMIT))
+    found.append(state)
+    if step is not None and state.global_step != step:
+        reason = f"says global_step {state.global_step} in the checkpoint of step {step}"
+        yield Problem(trainer_state.NAME, reason, transient=False)
+
+
+def _check_structure(folder: Folder, world_size: int | None) -> Iterator[Problem]:
+    """The rules that hold between files."""
+    yield from _check_markers(folder)
+    yield from shards.check_numbers(folder)
+    yield from ranks.check(folder.files, world_size)
+    if names.layout(folder.files) == "deepspeed":
+        size = world_size or ranks.count(folder.files)
+        yield from attempt("latest", partial(deepspeed.check, folder, size))
+
+
+def _check_markers(folder: Folder) -> Iterator[Problem]:
+    """Temporary files of a write that goes on, or that was killed. A later save that finished makes them leftovers."""
+    for name in folder.files:
+        if names.MARKER.fullmatch(names.base(name)) and not _is_leftover(folder, folder.files[name]):
+            yield Problem(name, "a sign of a save that has not finished", transient=True)
+
+
+def _is_leftover(folder: Folder, marker: File) -> bool:
+    state = folder.files.get(trainer_state.NAME)
+    return names.base(marker.path).startswith(".tmp") and state is not None and marker.mtime_ns < state.mtime_ns
+
+
+def _check_presence(folder: Folder, expected_names: Collection[str]) -> Iterator[Problem]:
+    """The model is there, nothing of a set is missing, and nothing that the checkpoint before had."""
+    files, layout = folder.files, names.layout(folder.files)
+    if not names.weights(files):
+        yield Problem(".", "holds no weights of a model and no adapter", transient=True)
+    missing = _missing_parts(files, layout)
+    if layout != "weights-only" and missing and names.weights(files):
+        # The Trainer writes all three or none (save_only_model), and starts fresh ones silently where one is missing.
+        yield from (Problem(part, "missing, while its companions are there", transient=True) for part in missing)
+    for name in files:
+        if names.ADAPTER.fullmatch(names.base(name)) and name.rpartition("adapter_model")[0] + "adapter_config.json" not in files:
+            yield Problem(name, "its adapter_config.json is missing", transient=True)
+    here = {names.normalise(name) for name in files}
+    for name in sorted({names.normalise(name) for name in expected_names} - here):
+        if not names.MARKER.fullmatch(names.base(name)):
+            yield Problem(name, "missing, but the checkpoint before had it", transient=True)
+
+
+def _missing_parts(files: Collection[str], layout: str) -> tuple[str, ...]:
+    """What a resumed training would begin anew: optimizer, scheduler, random generators."""
+    missing = []
+    if not any(names.is_optimizer(name) for name in files):
+        missing.append("optimizer.bin" if layout.startswith("fsdp") else "optimizer.pt")
+    if layout != "deepspeed" and not any(name in names.SCHEDULERS for name in files):
+        missing.append("scheduler.pt")
+    if ranks.ranks(files) is None:
+        missing.append("rng_state.pth")
+    return tuple(missing)
+
+
+def _notes(folder: Folder, layout: str, missing: tuple[str, ...]) -> Iterator[str]:
+    if layout == "weights-only":
+        yield f"not resumable exactly: {', '.join(missing)} missing (save_only_model)"
+    for name in folder.files:
+        if names.MARKER.fullmatch(names.base(name)) and _is_leftover(folder, folder.files[name]):
+            yield f"{name} is a leftover of an earlier save"

@@ -1,0 +1,86 @@
+"""The names that the Trainer and its backends give to the files of a checkpoint (transformers 4.57 to 5.24)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import PurePosixPath
+
+OPTIMIZERS = {"optimizer.pt", "optimizer.bin"}
+SCHEDULERS = {"scheduler.pt"}
+STATE = {"trainer_state.json"}
+
+RNG = re.compile(r"rng_state(?:_(\d+))?\.pth")
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
+INDEX = re.compile(r".+\.(?:safetensors|bin)\.index\.json")
+MARKER = re.compile(r"\.tmp[A-Za-z0-9]{6}|\.metadata\.tmp|checkpoint-is-incomplete\.txt")
+ADAPTER = re.compile(r"adapter_model\.(?:safetensors|bin)")
+WEIGHTS = re.compile(r"(?!value_head|optimizer|training_args|scheduler).+\.(?:safetensors|bin)")
+VALUE_HEAD = re.compile(r"value_head\.(?:safetensors|bin)")
+TAG = re.compile(r"global_step\d+")
+
+
+def base(name: str) -> str:
+    """The last part of a relative path."""
+    return PurePosixPath(name).name
+
+
+def normalise(name: str) -> str:
+    """The name without what changes from step to step, so that the names of two checkpoints can be compared."""
+    return TAG.sub("global_step*", name)
+
+
+def weights(names: Collection[str]) -> set[str]:
+    """The files that hold the model: weights, shards, adapters, and those of FSDP and DeepSpeed."""
+    return {name for name in names if is_weights(name)}
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds (a part of) the model."""
+    parts = PurePosixPath(name).parts
+    if any(part.startswith("pytorch_model_fsdp_") for part in parts[:-1]):
+        return name.endswith(".distcp")
+    if any(TAG.fullmatch(part) for part in parts[:-1]):
+        return parts[-1].endswith("model_states.pt")
+    return bool(WEIGHTS.fullmatch(parts[-1]))
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether a file holds (a part of) the optimizer."""
+    parts = PurePosixPath(name).parts
+    if any(part.startswith("optimizer_") for part in parts[:-1]):
+        return name.endswith(".distcp")
+    return name in OPTIMIZERS or any(TAG.fullmatch(part) for part in parts[:-1])
+
+
+def is_exact_state(name: str) -> bool:
+    """Whether a file must be as old as trainer_state.json for a resumed training to go on exactly.
+
+    The generators of other ranks than the first are left out: nothing keeps rank 1 from writing after rank 0 finished.
+    """
+    return (
+        is_weights(name)
+        or is_optimizer(name)
+        or name in SCHEDULERS
+        or base(name) in {"latest", ".metadata", "scaler.pt", "adapter_config.json"}
+        or bool(INDEX.fullmatch(name))
+        or name in {"rng_state.pth", "rng_state_0.pth"}
+    )
+
+
+def layout(names: Collection[str]) -> str:
+    """Which of the layouts of `Verdict.layout` the names are."""
+    bases = {base(name) for name in names}
+    if "latest" in names or any(TAG.match(name) for name in names):
+        return "deepspeed"
+    if any(name.endswith(".distcp") for name in names):
+        return "fsdp-sharded"
+    if "pytorch_model_fsdp.bin" in names or "optimizer.bin" in names:
+        return "fsdp-full"
+    if not weights(names):
+        return "unknown"
+    if not any(is_optimizer(name) or name in SCHEDULERS or RNG.fullmatch(name) for name in names):
+        return "weights-only"
+    if any(ADAPTER.fullmatch(name) for name in bases) and "config.json" not in names:
+        return "peft"
+    return "sharded" if any(INDEX.fullmatch(name) or SHARD.fullmatch(name) for name in names) else "plain"

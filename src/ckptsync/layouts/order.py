@@ -1,0 +1,49 @@
+"""What the modification times say: the Trainer writes trainer_state.json last (transformers 4.57 and 5.23, by strace)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from ckptsync.checkpoint import Problem
+from ckptsync.layouts import names, trainer_state
+from ckptsync.layouts.folder import Folder
+
+
+def check(folder: Folder) -> Iterator[Problem]:
+    """Signs that a save was begun, or a deletion, after the state was written.
+
+    A same-step save that was killed leaves new weights beside an old optimizer, each of them whole: this is the only
+    sign of it.
+    """
+    state = folder.files.get(trainer_state.NAME)
+    if state is None:
+        return
+    late = _late_weights(folder)
+    for name, file in folder.files.items():
+        if file.mtime_ns > state.mtime_ns and names.is_exact_state(name) and name not in late:
+            yield Problem(name, "newer than trainer_state.json: another save of this step has begun", transient=True)
+    yield from _check_shards(folder)
+
+
+def _late_weights(folder: Folder) -> set[str]:
+    """Weights that LLaMA-Factory has split off the value head of, after the save: the head is written right after them."""
+    heads = [file.mtime_ns for name, file in folder.files.items() if names.VALUE_HEAD.fullmatch(name)]
+    if not heads:
+        return set()
+    return {name for name in names.weights(folder.files) if folder.files[name].mtime_ns <= max(heads)}
+
+
+def _check_shards(folder: Folder) -> Iterator[Problem]:
+    """torch's .metadata is renamed into place after the last .distcp, and stays while a second save truncates them."""
+    for name, file in folder.files.items():
+        metadata = folder.files.get(str(PurePosixPath(name).with_name(".metadata")))
+        if name.endswith(".distcp") and metadata and file.mtime_ns > metadata.mtime_ns:
+            yield Problem(name, "newer than its .metadata: another save has begun", transient=True)
+
+
+def check_removal(folder: Folder) -> Iterator[Problem]:
+    """Whether files were removed after the last one was written, as in a rotation that was killed half-way."""
+    if folder.files and folder.mtime_ns > max(file.mtime_ns for file in folder.files.values()):
+        reason = "changed after its newest file: something was removed, perhaps optimizer, scheduler and rng state"
+        yield Problem(".", reason, transient=True)

@@ -1,0 +1,95 @@
+"""What trainer_state.json says. Reading it keeps the last value of each metric, not the rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ckptsync.checkpoint import TrainingState
+from ckptsync.errors import IntegrityError
+from ckptsync.layouts.folder import Folder, Malformed
+
+NAME = "trainer_state.json"
+LIMIT = 256 * 1024 * 1024
+"""A million logged rows stay below it."""
+
+
+def read_state(path: Path) -> TrainingState:
+    """The training state of a checkpoint folder, or IntegrityError with the reason.
+
+    `metrics` has the last finite value of each number that the Trainer logged (loss, eval_loss, learning_rate, …),
+    without the counters `step` and `epoch`.
+    """
+    try:
+        return parse(Folder(path, {}, (), 0).read(NAME, limit=LIMIT))
+    except (OSError, Malformed, MemoryError) as error:
+        raise IntegrityError(f"{path / NAME}: {_reason(error)}") from error
+
+
+def log_history(path: Path) -> list[dict[str, Any]]:
+    """Every row that the Trainer logged up to this checkpoint, oldest first, or IntegrityError with the reason."""
+    try:
+        document = _load(Folder(path, {}, (), 0).read(NAME, limit=LIMIT))
+    except (OSError, Malformed, MemoryError) as error:
+        raise IntegrityError(f"{path / NAME}: {_reason(error)}") from error
+    rows = document.get("log_history")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def parse(content: bytes) -> TrainingState:
+    """The state in the bytes of a trainer_state.json, or Malformed."""
+    metrics: dict[str, float] = {}
+
+    def fold(value: dict[str, Any]) -> dict[str, Any] | None:
+        # Rows are dropped as they are read: a long training has 100 MB of them, the watcher 36 MB in all.
+        if "step" not in value or "global_step" in value:
+            return value
+        metrics.update({name: float(number) for name, number in value.items() if _is_metric(name, number)})
+        return None
+
+    document = _load(content, fold)
+    step, limit = _integer(document, "global_step"), document.get("max_steps")
+    epoch, best = document.get("epoch"), document.get("best_model_checkpoint")
+    return TrainingState(
+        global_step=step,
+        max_steps=limit if isinstance(limit, int) else -1,
+        epoch=float(epoch) if epoch is not None and _is_finite(epoch) else None,
+        best_checkpoint=best if isinstance(best, str) else None,
+        metrics=metrics,
+    )
+
+
+def _load(content: bytes, hook: Any = None) -> dict[str, Any]:
+    try:
+        document = json.loads(content, object_hook=hook)
+    except (ValueError, RecursionError):
+        raise Malformed("not JSON to its end" if content else "empty") from None
+    if not isinstance(document, dict):
+        raise Malformed("not a JSON object")
+    return document
+
+
+def _integer(document: dict[str, Any], key: str) -> int:
+    value = document.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise Malformed(f"has no {key}", transient=False)
+    return value
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    return name not in ("step", "epoch") and _is_finite(value)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
