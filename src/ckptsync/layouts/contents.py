@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 
 from ckptsync.checkpoint import Problem
-from ckptsync.layouts import safetensors, torch_zip
+from ckptsync.layouts import allowlist, names, pickles, safetensors, torch_zip
 from ckptsync.layouts.folder import Folder, Malformed, read_exactly
 
 JSON_LIMIT = 1024 * 1024
@@ -47,7 +47,18 @@ def check(folder: Folder, name: str, tensors: dict[str, int], *, deep: bool) -> 
 
 def _check_torch(folder: Folder, name: str, *, deep: bool) -> None:
     with folder.open(name) as stream:
-        torch_zip.check(stream, folder.files[name].size, deep=deep)
+        # Other programs put files of their own beside the Trainer's, and `.bin` may mean anything there.
+        if not names.is_torch_save(name) and read_exactly(stream, 4) != torch_zip.MAGIC:
+            return
+        content = torch_zip.check(stream, folder.files[name].size, deep=deep)
+    allowlist.enforce(pickles.read(content), _rule(name))
+
+
+def _rule(name: str) -> allowlist.Rule:
+    """What the pickle in a file may name."""
+    if names.in_deepspeed_tree(name):
+        return allowlist.deepspeed
+    return allowlist.tensors if names.is_loaded_on_resume(name) else allowlist.harmless
 
 
 def _check_json(folder: Folder, name: str, *, deep: bool) -> None:

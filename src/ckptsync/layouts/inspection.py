@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ckptsync.checkpoint import File, Problem, TrainingState, Verdict, step_of
-from ckptsync.layouts import contents, deepspeed, names, order, ranks, shards, trainer_state
+from ckptsync.layouts import contents, dcp, deepspeed, names, order, ranks, shards, trainer_state
 from ckptsync.layouts.contents import attempt
 from ckptsync.layouts.folder import Folder, list_folder
 
@@ -43,6 +43,7 @@ def inspect(
         *_check_files(folder, deep=deep),
         *attempt(trainer_state.NAME, partial(_check_state, folder, expected_step, state)),
         *_check_structure(folder, world_size),
+        *dcp.check(folder, deep=deep),
         *_check_presence(folder, expected_names or ()),
         *(order.check(folder) if ordered else ()),
     ]

@@ -40,7 +40,7 @@ def is_weights(name: str) -> bool:
     parts = PurePosixPath(name).parts
     if any(part.startswith("pytorch_model_fsdp_") for part in parts[:-1]):
         return name.endswith(".distcp")
-    if any(TAG.fullmatch(part) for part in parts[:-1]):
+    if in_deepspeed_tree(name):
         return parts[-1].endswith("model_states.pt")
     return bool(WEIGHTS.fullmatch(parts[-1]))
 
@@ -50,7 +50,27 @@ def is_optimizer(name: str) -> bool:
     parts = PurePosixPath(name).parts
     if any(part.startswith("optimizer_") for part in parts[:-1]):
         return name.endswith(".distcp")
-    return name in OPTIMIZERS or any(TAG.fullmatch(part) for part in parts[:-1])
+    return name in OPTIMIZERS or in_deepspeed_tree(name)
+
+
+def in_deepspeed_tree(name: str) -> bool:
+    """Whether a file lies in a `global_stepN` folder."""
+    return any(TAG.fullmatch(part) for part in PurePosixPath(name).parts[:-1])
+
+
+def is_loaded_on_resume(name: str) -> bool:
+    """Whether the Trainer opens this file of torch.save to resume, with `weights_only=True`."""
+    last = base(name)
+    return (
+        name in OPTIMIZERS | SCHEDULERS | {"scaler.pt"}
+        or bool(RNG.fullmatch(name))
+        or (last.endswith(".bin") and last.startswith(("pytorch_model", "adapter_model", "value_head")))
+    )
+
+
+def is_torch_save(name: str) -> bool:
+    """Whether a file of this name can only be one that torch.save wrote."""
+    return is_loaded_on_resume(name) or name == "training_args.bin" or (in_deepspeed_tree(name) and name.endswith(".pt"))
 
 
 def is_exact_state(name: str) -> bool:
