@@ -1,12 +1,133 @@
-"""`SyncCallback`: what ckptsync adds to a Trainer. It runs in every rank."""
+"""`SyncCallback`: what ckptsync adds to a Trainer, in every rank. The hook does it, or `callbacks=[SyncCallback()]`."""
+
+# ruff: noqa: ARG002 - the Trainer calls these methods with all it has
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 from transformers import TrainerCallback
+
+from ckptsync import record
+from ckptsync.errors import PreemptedError
+from ckptsync.trainer import marker
+from ckptsync.trainer.ranks import Ranks
+from ckptsync.trainer.signals import PREEMPTING, Signals
+
+
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """An error in what ckptsync adds is told on one line and never ends a training."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            sys.stderr.write(f"ckptsync: {method.__name__.strip('_')}: {type(error).__name__}: {error}\n")
+
+    return wrapper
 
 
 class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Tells the watcher what the training does."""
+    """Tells the watcher which checkpoints are complete, and saves one when the machine is about to go.
+
+    At the first SIGTERM or SIGUSR1 in any rank, all ranks finish the step, save through the Trainer's normal path, and leave
+    `train()` with SystemExit(75). The resumed training is bit-identical: the save lies between two steps, like any other. An
+    evaluation that is due at that step runs before, because it moves the random generators. A training that
+    reaches its end in that step ends as if there had been no signal.
+
+    Every rank needs one (a rank without it would leave the others waiting), and it should be the last callback: those
+    after it don't see the `on_save` of the last checkpoint. Where the user enabled transformers' own just-in-time checkpoint,
+    SIGTERM stays with that one.
+    """
+
+    def __init__(self) -> None:
+        self._signals = Signals()
+        self._ranks = Ranks(1)
+        self._leaving = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the signals, and write down who this training is."""
+        self._leaving = False
+        self._ranks = Ranks(args.world_size)
+        if self._ranks.together:
+            theirs = bool(getattr(args, "enable_jit_checkpoint", False))
+            self._signals.install([number for number in PREEMPTING if not (theirs and number == PREEMPTING[0])])
+        if state.is_world_process_zero and not state.is_hyper_param_search:
+            self._record(args, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Let all ranks agree whether this step is the last one here. One rank: 0.2 µs; two over gloo: 0.2 ms."""
+        if self._agreed(control):
+            self._leaving = True
+            control.should_save = True
+            # The losses since the last log line would be in no history: the resumed training counts from here.
+            control.should_log = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mark the checkpoint as complete once every rank has finished it; leave if it is the last one here."""
+        if not self._ranks.together:
+            return
+        self._leaving = self._leaving or self._agreed(control)
+        self._ranks.wait()
+        if state.is_world_process_zero and not state.is_hyper_param_search:
+            self._mark(args, state)
+        if self._leaving and not control.should_training_stop:
+            self._leave()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mark what transformers' own just-in-time checkpoint saved, which comes without an `on_save`."""
+        early = getattr(args, "enable_jit_checkpoint", False) and state.global_step < state.max_steps
+        if early and self._ranks.world_size == 1:
+            self._leaving = True
+            self._mark(args, state)
+            self._leaving = False
+        self.release()
 
     def release(self) -> None:
-        """Give back what was taken for the time of a training."""
+        """Give the signals back, and with them one that came too late for a save. A training that leaves keeps them."""
+        if self._leaving:
+            return
+        self._signals.hand_over()
+        self._signals.release()
+
+    def _agreed(self, control: Any) -> bool:
+        wanted = self._signals.received is not None and not control.should_training_stop
+        return self._ranks.agree(wanted)
+
+    def _leave(self) -> None:
+        """End this rank, after all ranks are ready to: torchrun kills the rest when the first one ends."""
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            with contextlib.suppress(Exception):
+                wandb.run.mark_preempting()
+        with contextlib.suppress(Exception, SystemExit):
+            self._signals.hand_over()
+        self._ranks.wait()
+        # The function, not `raise SystemExit`: wandb learns the exit code from it and sends what it has at exit.
+        sys.exit(PreemptedError.exit_code)
+
+    @_harmless
+    def _mark(self, args: Any, state: Any) -> None:
+        step, world_size = state.global_step, self._ranks.world_size
+        marker.leave(Path(args.output_dir), step, world_size=world_size, preempted=self._leaving)
+
+    @_harmless
+    def _record(self, args: Any, state: Any) -> None:
+        """Complete run.json: the run as wandb knows it, how many ranks, how many steps."""
+        run = getattr(sys.modules.get("wandb"), "run", None)
+        values: dict[str, Any] = {"world_size": self._ranks.world_size, "max_steps": state.max_steps}
+        for key, active in (("run_id", "id"), ("project", "project"), ("entity", "entity")):
+            value = getattr(run, active, None) or os.environ.get(f"WANDB_{key.upper()}")
+            if value:
+                values[key] = value
+        if record.recordable(sys.orig_argv):
+            values["argv"] = sys.orig_argv
+        record.update(Path(args.output_dir), **values)

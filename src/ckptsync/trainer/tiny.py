@@ -93,6 +93,7 @@ def build(options: argparse.Namespace) -> Any:
         eval_steps=options.eval_steps or None,
         seed=options.seed,
         use_cpu=True,
+        ddp_find_unused_parameters=False,
         ddp_backend="gloo" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=False,

@@ -1,0 +1,60 @@
+"""The completion marker: the training's own word that every rank finished a checkpoint.
+
+`<output_dir>/.ckptsync/complete/checkpoint-N` holds {version, step, saved_at, world_size, print, preempted}. It is true for as
+long as the files in checkpoint-N still have the fingerprint in `print`. Never inside the checkpoint: that would change it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckptsync.checkpoint import File, fingerprint
+
+FOLDER = Path(".ckptsync") / "complete"
+
+
+def leave(output_dir: Path, step: int, *, world_size: int, preempted: bool = False) -> Path | None:
+    """Write the marker of `checkpoint-<step>`, and drop those of checkpoints that are gone. None where there is no such folder.
+
+    It is renamed into place but not synced. After a power cut it may be missing, and the watcher then waits for a
+    quiet period as without it; an fsync here would make the training wait for the disk.
+    """
+    checkpoint = output_dir / f"checkpoint-{step}"
+    if not checkpoint.is_dir():
+        return None
+    folder = output_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    value = {
+        "version": 1,
+        "step": step,
+        "saved_at": time.time(),
+        "world_size": world_size,
+        "print": fingerprint(files(checkpoint)),
+        "preempted": preempted,
+    }
+    marker = folder / checkpoint.name
+    temporary = folder / f".tmp-{checkpoint.name}-{os.getpid()}"
+    temporary.write_text(json.dumps(value) + "\n", "utf-8")
+    temporary.replace(marker)
+    for other in folder.glob("checkpoint-*"):
+        if not (output_dir / other.name).is_dir():
+            other.unlink(missing_ok=True)
+    return marker
+
+
+def files(checkpoint: Path) -> Iterator[File]:
+    """The regular files below a checkpoint, as the watcher lists them."""
+    pending = [(str(checkpoint), "")]
+    while pending:
+        folder, prefix = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file():
+                    status = entry.stat()
+                    yield File(f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns)
