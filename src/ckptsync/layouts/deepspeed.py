@@ -1,47 +1,97 @@
-"""The tree that DeepSpeed leaves in a checkpoint: `latest` and one shard per rank in `global_stepN/` (0.19.8)."""
+"""The tree that DeepSpeed leaves in a checkpoint: `latest` and the shards of every rank in `global_stepN/` (0.19.8).
+
+`latest` proves nothing: rank 0 writes it before the barrier. The model shards say how many ranks there are.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from ckptsync.checkpoint import Problem
+from ckptsync.checkpoint import File, Problem
+from ckptsync.layouts import pickles, torch_zip
 from ckptsync.layouts.folder import Folder
 
 SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_(optim|model)_states\.pt")
 MODEL = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a model shard says of the training: ranks along data and model, and whether ZeRO keeps optimizer shards."""
+
+    data: int | None
+    model: int | None
+    zero: bool
+
+
 def check(folder: Folder, world_size: int | None) -> Iterator[Problem]:
-    """What `latest` names is there, with the shard of every rank. `latest` itself proves nothing: it comes early."""
+    """What `latest` names is there, with the shards of every rank. Raises Malformed or OSError for a shard."""
     if "latest" not in folder.files:
         yield Problem("latest", "missing: DeepSpeed would not find the tree", transient=True)
         return
     tag = folder.read("latest", limit=4096).decode("utf-8", "replace").strip()
     if not re.fullmatch(r"[\w.-]+", tag) or set(tag) <= {"."}:
-        reason = "names no folder" if tag else "empty"
-        yield Problem("latest", reason, transient=True)
+        yield Problem("latest", "names no folder" if tag else "empty", transient=True)
         return
     files = folder.under(tag)
     if not files:
         yield Problem(tag, "missing, but latest names it", transient=True)
         return
-    yield from _check_ranks(tag, list(files), world_size)
+    models = sorted(name for name in files if MODEL.fullmatch(name) or name.endswith("model_states.pt"))
+    if not models:
+        yield Problem(f"{tag}/mp_rank_00_model_states.pt", "missing: the tree holds no model", transient=True)
+        return
+    yield from _check_ranks(tag, files, _world(folder, f"{tag}/{models[0]}", world_size))
 
 
-def _check_ranks(tag: str, files: list[str], world_size: int | None) -> Iterator[Problem]:
-    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+def _world(folder: Folder, name: str, world_size: int | None) -> World:
+    with folder.open(name) as stream:
+        state = pickles.read(torch_zip.check(stream, folder.files[name].size, deep=False)).value
+    if not isinstance(state, pickles.Items):
+        return World(None, None, zero=False)
+    model, data = _positive(state.get("mp_world_size")), _positive(state.get("dp_world_size"))
+    if _shards_in_part(state.get("ds_config")):
+        data = None
+    elif data is None and world_size:
+        data = world_size // (model or 1)
+    # Without ZeRO the optimizer is in the model shard itself.
+    return World(data, model, zero=state.get("optimizer") is None)
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _shards_in_part(config: Any) -> bool:
+    """MiCS: only the first group of ranks writes shards."""
+    zero = config.get("zero_optimization") if isinstance(config, pickles.Items) else None
+    return isinstance(zero, pickles.Items) and (_positive(zero.get("mics_shard_size")) is not None)
+
+
+def _check_ranks(tag: str, files: Mapping[str, File], world: World) -> Iterator[Problem]:
+    found: dict[str, dict[int, set[int]]] = {"optim": defaultdict(set), "model": defaultdict(set)}
     for name in files:
         if match := SHARD.fullmatch(name):
-            found[match[3], int(match[2])].add(int(match[1]))
-    models = {int(match[1]) for name in files if (match := MODEL.fullmatch(name))}
-    if not models and not any(kind == "model" for kind, _ in found):
-        yield Problem(f"{tag}/mp_rank_00_model_states.pt", "missing: the tree holds no model", transient=True)
-    parts = len(models | {part for _, part in found}) or 1
-    for (kind, part), ranks in sorted(found.items()):
-        expected = world_size // parts if world_size else max(ranks) + 1
-        expected = max(expected, *(len(other) for other in found.values()))
-        if len(ranks) != expected or max(ranks) + 1 != expected:
-            example = f"{tag}/zero_pp_rank_?_mp_rank_{part:02d}_{kind}_states.pt"
-            yield Problem(example, f"{len(ranks)} of {expected} ranks are there", transient=True)
+            found[match[3]][int(match[2])].add(int(match[1]))
+    whole = {int(match[1]) for name in files if (match := MODEL.fullmatch(name))}
+    parts = max(world.model or 1, len(whole), *(len(ranks) for ranks in found.values()))
+    if world.zero and not found["optim"]:
+        yield Problem(
+            f"{tag}/zero_pp_rank_0_mp_rank_00_optim_states.pt", "missing: ZeRO keeps the optimizer in it", transient=True
+        )
+    if whole and len(whole) != parts:
+        yield Problem(f"{tag}/mp_rank_??_model_states.pt", f"{len(whole)} of {parts} parts are there", transient=True)
+    for kind, by_part in found.items():
+        if by_part:
+            yield from _check_kind(f"{tag}/zero_pp_rank_??_mp_rank_??_{kind}_states.pt", by_part, parts, world.data)
+
+
+def _check_kind(example: str, found: dict[int, set[int]], parts: int, data: int | None) -> Iterator[Problem]:
+    expected = data or max(max(ranks) for ranks in found.values()) + 1
+    count = sum(len([rank for rank in ranks if rank < expected]) for ranks in found.values())
+    if count != expected * parts:
+        yield Problem(example, f"{count} of {expected * parts} shards are there", transient=True)

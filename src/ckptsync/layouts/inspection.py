@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from ckptsync.checkpoint import File, Problem, TrainingState, Verdict, step_of
-from ckptsync.layouts import contents, dcp, deepspeed, names, order, ranks, shards, trainer_state
+from ckptsync.checkpoint import Problem, TrainingState, Verdict, step_of
+from ckptsync.layouts import contents, dcp, deepspeed, names, order, presence, ranks, shards, trainer_state
 from ckptsync.layouts.contents import attempt
 from ckptsync.layouts.folder import Folder, list_folder
 
@@ -37,20 +37,19 @@ def inspect(
         reason = "the folder is gone" if isinstance(error, FileNotFoundError) else f"cannot be listed: {error}"
         return Verdict("unknown", (Problem(".", reason, transient=False),), resumable=False)
     state: list[TrainingState] = []
+    layout = names.layout(folder.files)
     expected_step = step_of(path.name) if step is None else step
     problems = [
         *folder.problems,
         *_check_files(folder, deep=deep),
         *attempt(trainer_state.NAME, partial(_check_state, folder, expected_step, state)),
-        *_check_structure(folder, world_size),
-        *dcp.check(folder, deep=deep),
-        *_check_presence(folder, expected_names or ()),
+        *_check_structure(folder, layout, world_size, deep=deep),
+        *presence.check(folder, layout, expected_names or ()),
         *(order.check(folder) if ordered else ()),
     ]
-    layout = names.layout(folder.files)
     if layout == "weights-only" and ordered:
         problems += order.check_removal(folder)
-    missing = _missing_parts(folder.files, layout)
+    missing = presence.missing_parts(folder.files, layout)
     return Verdict(
         layout=layout,
         problems=tuple(dict.fromkeys(problems)),
@@ -85,61 +84,17 @@ def _check_state(folder: Folder, step: int | None, found: list[TrainingState]) -
         yield Problem(trainer_state.NAME, reason, transient=False)
 
 
-def _check_structure(folder: Folder, world_size: int | None) -> Iterator[Problem]:
+def _check_structure(folder: Folder, layout: str, world_size: int | None, *, deep: bool) -> Iterator[Problem]:
     """The rules that hold between files."""
-    yield from _check_markers(folder)
     yield from shards.check_numbers(folder)
     yield from ranks.check(folder.files, world_size)
-    if names.layout(folder.files) == "deepspeed":
+    yield from dcp.check(folder, deep=deep)
+    if layout == "deepspeed":
         size = world_size or ranks.count(folder.files)
         yield from attempt("latest", partial(deepspeed.check, folder, size))
-
-
-def _check_markers(folder: Folder) -> Iterator[Problem]:
-    """Temporary files of a write that goes on, or that was killed. A later save that finished makes them leftovers."""
-    for name in folder.files:
-        if names.MARKER.fullmatch(names.base(name)) and not _is_leftover(folder, folder.files[name]):
-            yield Problem(name, "a sign of a save that has not finished", transient=True)
-
-
-def _is_leftover(folder: Folder, marker: File) -> bool:
-    state = folder.files.get(trainer_state.NAME)
-    return names.base(marker.path).startswith(".tmp") and state is not None and marker.mtime_ns < state.mtime_ns
-
-
-def _check_presence(folder: Folder, expected_names: Collection[str]) -> Iterator[Problem]:
-    """The model is there, nothing of a set is missing, and nothing that the checkpoint before had."""
-    files, layout = folder.files, names.layout(folder.files)
-    if not names.weights(files):
-        yield Problem(".", "holds no weights of a model and no adapter", transient=True)
-    missing = _missing_parts(files, layout)
-    if layout != "weights-only" and missing and names.weights(files):
-        # The Trainer writes all three or none (save_only_model), and starts fresh ones silently where one is missing.
-        yield from (Problem(part, "missing, while its companions are there", transient=True) for part in missing)
-    for name in files:
-        if names.ADAPTER.fullmatch(names.base(name)) and name.rpartition("adapter_model")[0] + "adapter_config.json" not in files:
-            yield Problem(name, "its adapter_config.json is missing", transient=True)
-    here = {names.normalise(name) for name in files}
-    for name in sorted({names.normalise(name) for name in expected_names} - here):
-        if not names.MARKER.fullmatch(names.base(name)):
-            yield Problem(name, "missing, but the checkpoint before had it", transient=True)
-
-
-def _missing_parts(files: Collection[str], layout: str) -> tuple[str, ...]:
-    """What a resumed training would begin anew: optimizer, scheduler, random generators."""
-    missing = []
-    if not any(names.is_optimizer(name) for name in files):
-        missing.append("optimizer.bin" if layout.startswith("fsdp") else "optimizer.pt")
-    if layout != "deepspeed" and not any(name in names.SCHEDULERS for name in files):
-        missing.append("scheduler.pt")
-    if ranks.ranks(files) is None:
-        missing.append("rng_state.pth")
-    return tuple(missing)
 
 
 def _notes(folder: Folder, layout: str, missing: tuple[str, ...]) -> Iterator[str]:
     if layout == "weights-only":
         yield f"not resumable exactly: {', '.join(missing)} missing (save_only_model)"
-    for name in folder.files:
-        if names.MARKER.fullmatch(names.base(name)) and _is_leftover(folder, folder.files[name]):
-            yield f"{name} is a leftover of an earlier save"
+    yield from (f"{name} is a leftover of an earlier save" for name in presence.leftovers(folder))

@@ -16,6 +16,7 @@ INDEX = re.compile(r".+\.(?:safetensors|bin)\.index\.json")
 MARKER = re.compile(r"\.tmp[A-Za-z0-9]{6}|\.metadata\.tmp|checkpoint-is-incomplete\.txt")
 ADAPTER = re.compile(r"adapter_model\.(?:safetensors|bin)")
 WEIGHTS = re.compile(r"(?!value_head|optimizer|training_args|scheduler).+\.(?:safetensors|bin)")
+FSDP_MODEL = re.compile(r"pytorch_model_fsdp\w*\.bin")
 VALUE_HEAD = re.compile(r"value_head\.(?:safetensors|bin)")
 TAG = re.compile(r"global_step\d+")
 
@@ -23,6 +24,11 @@ TAG = re.compile(r"global_step\d+")
 def base(name: str) -> str:
     """The last part of a relative path."""
     return PurePosixPath(name).name
+
+
+def parent(name: str) -> str:
+    """The folder part of a relative path, `.` for the checkpoint itself."""
+    return str(PurePosixPath(name).parent)
 
 
 def normalise(name: str) -> str:

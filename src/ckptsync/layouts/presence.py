@@ -1,0 +1,79 @@
+"""Which files have to be there: by their companions, and by the checkpoint before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from ckptsync.checkpoint import File, Problem
+from ckptsync.layouts import names, ranks, trainer_state
+from ckptsync.layouts.folder import Folder
+
+
+def check(folder: Folder, layout: str, expected_names: Collection[str]) -> Iterator[Problem]:
+    """A model is there, nothing of a set is missing, nothing that the checkpoint before had, and no sign of a write."""
+    yield from _check_markers(folder)
+    if not names.weights(folder.files):
+        yield Problem(".", "holds no weights of a model and no adapter", transient=True)
+    elif layout != "weights-only":
+        # The Trainer writes all three or none (save_only_model), and silently begins anew what is missing.
+        for part in missing_parts(folder.files, layout):
+            yield Problem(part, "missing, while its companions are there", transient=True)
+    yield from _check_pairs(folder.files)
+    yield from _check_expected(folder.files, expected_names)
+
+
+def missing_parts(files: Collection[str], layout: str) -> tuple[str, ...]:
+    """What a resumed training would begin anew: optimizer, scheduler, random generators."""
+    missing = []
+    if not any(names.is_optimizer(name) for name in files):
+        missing.append("optimizer.bin" if layout.startswith("fsdp") else "optimizer.pt")
+    # A scheduler that DeepSpeed made is in its own tree.
+    if layout != "deepspeed" and not any(name in names.SCHEDULERS for name in files):
+        missing.append("scheduler.pt")
+    if ranks.ranks(files) is None:
+        missing.append("rng_state.pth")
+    return tuple(missing)
+
+
+def leftovers(folder: Folder) -> Iterator[str]:
+    """Temporary files of a save that was killed, made harmless by a later one that finished."""
+    return (name for name, file in folder.files.items() if _is_marker(name) and _is_leftover(folder, file))
+
+
+def _check_markers(folder: Folder) -> Iterator[Problem]:
+    for name, file in folder.files.items():
+        if _is_marker(name) and not _is_leftover(folder, file):
+            yield Problem(name, "a sign of a save that has not finished", transient=True)
+
+
+def _is_marker(name: str) -> bool:
+    return bool(names.MARKER.fullmatch(names.base(name)))
+
+
+def _is_leftover(folder: Folder, marker: File) -> bool:
+    state = folder.files.get(trainer_state.NAME)
+    return names.base(marker.path).startswith(".tmp") and state is not None and marker.mtime_ns < state.mtime_ns
+
+
+def _check_pairs(files: Collection[str]) -> Iterator[Problem]:
+    """Files that are written together, where one alone would be loaded as something else or not at all."""
+    if "optimizer.bin" in files and not any(names.FSDP_MODEL.fullmatch(name) for name in files):
+        yield Problem("pytorch_model_fsdp.bin", "missing, though FSDP's optimizer.bin is there", transient=True)
+    folders = {name.split("/")[0] for name in files if name.endswith(".distcp")}
+    for optimizer in sorted(folder for folder in folders if folder.startswith("optimizer_")):
+        model = "pytorch_model_fsdp_" + optimizer.removeprefix("optimizer_")
+        if model not in folders:
+            yield Problem(model, f"missing, though {optimizer} is there", transient=True)
+    adapters = {names.parent(name) for name in files if names.ADAPTER.fullmatch(names.base(name))}
+    configured = {names.parent(name) for name in files if names.base(name) == "adapter_config.json"}
+    for folder in sorted(adapters - configured):
+        yield Problem(f"{folder}/adapter_config.json".removeprefix("./"), "missing beside its adapter", transient=True)
+    for folder in sorted(configured - adapters):
+        yield Problem(f"{folder}/adapter_model.safetensors".removeprefix("./"), "missing beside its config", transient=True)
+
+
+def _check_expected(files: Collection[str], expected_names: Collection[str]) -> Iterator[Problem]:
+    here = {names.normalise(name) for name in files}
+    for name in sorted({names.normalise(name) for name in expected_names} - here):
+        if not _is_marker(name):
+            yield Problem(name, "missing, but the checkpoint before had it", transient=True)
