@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from transformers import TrainerCallback
 
 from ckptsync import record
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import marker
+from ckptsync.trainer import marker, workers
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
@@ -57,10 +59,12 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._leaving = False
         self._ranks = Ranks(args.world_size)
         if self._ranks.together:
-            theirs = bool(getattr(args, "enable_jit_checkpoint", False))
-            self._signals.install([number for number in PREEMPTING if not (theirs and number == PREEMPTING[0])])
+            theirs = {signal.SIGTERM} if getattr(args, "enable_jit_checkpoint", False) else set()
+            self._signals.install(PREEMPTING - theirs)
+            workers.shield()
+        processes = self._ranks.gather({"host": socket.gethostname(), "pid": os.getpid()})
         if state.is_world_process_zero and not state.is_hyper_param_search:
-            self._record(args, state)
+            self._record(args, state, processes)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Let all ranks agree whether this step is the last one here. One rank: 0.2 µs; two over gloo: 0.2 ms."""
@@ -120,10 +124,14 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         marker.leave(Path(args.output_dir), step, world_size=world_size, preempted=self._leaving)
 
     @_harmless
-    def _record(self, args: Any, state: Any) -> None:
-        """Complete run.json: the run as wandb knows it, how many ranks, how many steps."""
+    def _record(self, args: Any, state: Any, processes: list[Any]) -> None:
+        """Complete run.json: the run as wandb knows it, how many steps, and the process of each rank.
+
+        torchrun gives each rank a session of its own, so whoever has to signal a rank can't reach it through a group.
+        """
         run = getattr(sys.modules.get("wandb"), "run", None)
         values: dict[str, Any] = {"world_size": self._ranks.world_size, "max_steps": state.max_steps}
+        values["processes"] = processes
         for key, active in (("run_id", "id"), ("project", "project"), ("entity", "entity")):
             value = getattr(run, active, None) or os.environ.get(f"WANDB_{key.upper()}")
             if value:

@@ -55,6 +55,6 @@ def files(checkpoint: Path) -> Iterator[File]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif entry.is_file():
-                    status = entry.stat()
+                elif entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
                     yield File(f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns)

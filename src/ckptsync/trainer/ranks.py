@@ -44,6 +44,14 @@ class Ranks:
         if self._distributed is not None:
             self._distributed.barrier(group=_group)
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in the order of the ranks."""
+        if self._distributed is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        self._distributed.all_gather_object(values, value, group=_group)
+        return values
+
     def _join(self) -> None:
         global _group
         import torch

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
+PREEMPTING = frozenset({signal.SIGTERM, signal.SIGUSR1})
 
 
 class Signals:

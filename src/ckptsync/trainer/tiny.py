@@ -98,6 +98,7 @@ def build(options: argparse.Namespace) -> Any:
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=False,
         disable_tqdm=True,
+        log_level_replica="error",
         report_to=options.report_to,
     )
     trainer = Trainer(
