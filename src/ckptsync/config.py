@@ -144,3 +144,11 @@ def _settings_base_url(environ: Mapping[str, str]) -> str | None:
         return parser.get("default", "base_url", fallback=None)
     except (OSError, configparser.Error):
         return None
+
+
+def newest_wandb_run(output_dir: Path) -> str | None:
+    """The id of the newest run that a training logged beside its output: `wandb/run-<date>_<time>-<id>` (wandb 0.31)."""
+    folders = [Path(os.environ.get("WANDB_DIR") or "."), output_dir, output_dir.parent]
+    found = [path.name for folder in folders for path in folder.glob("wandb/run-*_*-*") if path.is_dir()]
+    ids = [name.split("-", 2) for name in sorted(found, key=lambda name: name.split("-", 2)[1])]
+    return next((parts[2] for parts in reversed(ids) if not parts[2].startswith("ckptsync-")), None)

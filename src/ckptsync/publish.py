@@ -1,4 +1,4 @@
-"""The child process that uploads: `python -m ckptsync.publish`. Reads jobs from stdin, tells what happens on stdout, a JSON line each.
+"""The child process that uploads: `python -m ckptsync.publish`. Jobs come on stdin, answers go to stdout, a JSON line each.
 
 It exists because hashing maps files into memory: one that is truncated meanwhile kills the process with SIGBUS, which no Python
 can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when stdin ends; the key comes by the environment.
@@ -118,7 +118,7 @@ class Publisher:
 
 
 def _bytes_sent() -> int:
-    """What wandb-core, our own child, has written so far, by /proc; 0 where there is no /proc. The client itself tells nothing."""
+    """What wandb-core, our own child, has written so far, by /proc; 0 where there is none. The client itself tells nothing."""
     total = 0
     with contextlib.suppress(OSError, ValueError):
         for task in Path("/proc/self/task").iterdir():

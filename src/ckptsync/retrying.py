@@ -26,6 +26,9 @@ class Patience:
     give_up_after: float | None = None
 
 
+FOR_EVER = Patience()
+"""For the watcher: days without network end in an upload."""
+
 INTERACTIVE = Patience(first=0.5, longest=5.0, give_up_after=20.0)
 """For commands that a person waits for."""
 

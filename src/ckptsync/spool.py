@@ -130,7 +130,7 @@ class Spool:
 
     def commit(self, pinned: Snapshot, receipt: Receipt) -> None:
         """UPLOADED: the receipt first, so that a crash in between never uploads twice."""
-        durable.write_json(self.receipt_path(pinned.name), {"schema": 1, **asdict(receipt)}, mode=0o600)
+        self.keep(receipt)
         durable.remove_tree(pinned.directory)
         self.record(
             "uploaded",
@@ -139,6 +139,10 @@ class Spool:
             bytes=receipt.bytes,
             seconds=round(receipt.seconds, 3),
         )
+
+    def keep(self, receipt: Receipt) -> None:
+        """Write a receipt: from now on this very save counts as durable."""
+        durable.write_json(self.receipt_path(receipt.snapshot), {"schema": 1, **asdict(receipt)}, mode=0o600)
 
     def supersede(self, dropped: Iterable[Snapshot], by: Snapshot, reason: str) -> None:
         """SUPERSEDED: the pin is let go, with an event that says for what."""

@@ -21,7 +21,7 @@ from typing import Any
 from ckptsync import artifact, durable, errors, record, spool
 from ckptsync.checkpoint import Receipt, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
-from ckptsync.retrying import Patience, retry
+from ckptsync.retrying import FOR_EVER, Patience, retry
 from ckptsync.store import Upload
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Policy:
     keep_all: bool = False
     limit: int | None = None
     stall: float = 300.0
-    patience: Patience = Patience()
+    patience: Patience = FOR_EVER
     linger: float = 30.0
 
 
@@ -122,13 +122,14 @@ class Child:
 def _reported(answer: Mapping[str, Any]) -> CkptsyncError:
     """The child's error, as the class that it was there."""
     kind = getattr(errors, str(answer["error"]), CkptsyncError)
-    return kind(str(answer["message"]), hint=answer.get("hint"))  # type: ignore[no-any-return]
+    error: CkptsyncError = kind(str(answer["message"]), hint=answer.get("hint"))
+    return error
 
 
 class Uploader:
     """Takes snapshots out of the spool until it is told to stop.
 
-    `stop` ends every wait between two attempts; the attempt in hand goes on to its end. `queue_changed` is set by whoever pins.
+    `stop` ends every wait between two attempts; the attempt in hand goes on to its end.
     """
 
     def __init__(
@@ -138,7 +139,8 @@ class Uploader:
         self.policy = policy
         self.progress: Progress | None = None
         self.last_error: CkptsyncError | None = None
-        self.queue_changed = threading.Event()
+        self._wake = threading.Event()
+        self._finishing = False
         self._spool = store
         self._environment = environment
         self._stop = stop
@@ -152,23 +154,66 @@ class Uploader:
         return self.run
 
     def serve(self) -> None:
-        """Upload whatever is pinned until `stop` is set; the body of the uploader's thread."""
-        while not self._stop.is_set():
-            if self.drain() or self.queue_changed.wait(self.policy.linger):
-                self.queue_changed.clear()
-            else:
+        """Upload whatever is pinned until `finish` is called and nothing waits; the body of the uploader's thread.
+
+        After a stop the newest goes out once more, or with `keep_all` no further one.
+        """
+        while not self._finishing:
+            self.drain()
+            if not self._woken(self.policy.linger):
                 self.close()
-                self.queue_changed.wait()
-                self.queue_changed.clear()
+                self._woken(None)
+        if not (self._stop.is_set() and self.policy.keep_all):
+            self.drain()
+        self.close()
 
-    def drain(self) -> int:
-        """Upload until nothing waits or the store stays away, and return how many became durable."""
-        done = 0
-        while (chosen := self.next()) and self.upload(chosen):
-            done += 1
-        return done
+    def wake(self) -> None:
+        """Say that something was pinned."""
+        self._wake.set()
 
-    def next(self) -> Snapshot | None:
+    def finish(self) -> None:
+        """Say that nothing will be pinned any more."""
+        self._finishing = True
+        self._wake.set()
+
+    def drain(self) -> bool:
+        """Upload until nothing waits. False when the store stayed away for longer than the patience allows."""
+        try:
+            while retry(self.upload_next, what="upload", patience=self.policy.patience, stop=self._stop):
+                pass
+        except TransientStoreError as error:
+            self.last_error = error
+            return False
+        return True
+
+    def upload_next(self) -> bool:
+        """Make the next snapshot durable, or get it out of the way for good; False when none waits.
+
+        Every attempt chooses anew: what came in while the store was away may supersede what was tried before. Raises
+        TransientStoreError, with everything still in the queue.
+        """
+        pinned = self._next()
+        if pinned is None:
+            return False
+        try:
+            self._attempt(pinned)
+        except TransientStoreError:
+            raise
+        except SnapshotChangedError as error:
+            log.warning("%s; it is taken again", error)
+            self._spool.discard(pinned)
+        except CkptsyncError as error:
+            self.last_error = error
+            self._spool.park(pinned, error)
+            log.error("parked %s: %s. %s", pinned.name, error, error.hint)
+        return True
+
+    def _woken(self, seconds: float | None) -> bool:
+        woken = self._wake.wait(seconds)
+        self._wake.clear()
+        return woken
+
+    def _next(self) -> Snapshot | None:
         """What goes next. Drops what the policy lets go, each with an event."""
         pending = self._spool.pending()
         for dropped in spool.over_limit(pending, self.policy.limit):
@@ -180,22 +225,6 @@ class Uploader:
             self._spool.supersede(superseded, pending[-1], "behind")
             log.info("superseded by %s: %s", pending[-1].name, ", ".join(each.name for each in superseded))
         return chosen
-
-    def upload(self, pinned: Snapshot) -> bool:
-        """Make one snapshot durable; False when it has to wait because the store stays away."""
-        try:
-            retry(lambda: self._attempt(pinned), what=f"upload of {pinned.name}", patience=self.policy.patience, stop=self._stop)
-        except SnapshotChangedError as error:
-            log.warning("%s; it is taken again", error)
-            self._spool.discard(pinned)
-        except TransientStoreError as error:
-            self.last_error = error
-            return False
-        except CkptsyncError as error:
-            self.last_error = error
-            self._spool.park(pinned, error)
-            log.error("parked %s: %s. %s", pinned.name, error, error.hint)
-        return True
 
     def close(self) -> None:
         """End the child, gently."""

@@ -1,0 +1,156 @@
+"""`status` and `verify`: looks at what is here, without a network."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckptsync import durable, layouts, record, resume
+from ckptsync.checkpoint import Verdict, step_of
+from ckptsync.cli import options
+from ckptsync.errors import IntegrityError, UsageError
+from ckptsync.spool import Spool
+
+
+@click.command(
+    "status", epilog="Example: ckptsync status runs/llama --max-age 30", short_help="The last durable step and what is at risk."
+)
+@click.argument("output_dirs", metavar="[OUTPUT_DIR]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--max-age",
+    type=click.FloatRange(min=0),
+    envvar="CKPTSYNC_MAX_AGE",
+    help="Exit 1 when work is at risk for longer than this many minutes.",
+)
+@options.as_json
+@options.common
+def status_command(
+    output_dirs: tuple[Path, ...], max_age: float | None, as_json: bool, project: str | None, entity: str | None, local: bool
+) -> None:
+    """Tell the last durable step, its age, and what waits, for each OUTPUT_DIR (default: this folder).
+
+    JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, newest_local_step,
+    at_risk_seconds, pending, parked, torn (counts), and the names in pending_names, parked_reasons, torn_names.
+    """
+    del project, entity, local
+    folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
+    reports = [_report(each) for each in folders]
+    if as_json:
+        click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
+    else:
+        click.echo("\n\n".join(_words(each) for each in reports))
+    if max_age is not None and any((each["at_risk_seconds"] or 0) > max_age * 60 for each in reports):
+        raise click.exceptions.Exit(1)
+
+
+def _report(output_dir: Path) -> dict[str, Any]:
+    spool = Spool(output_dir)
+    known = record.read(output_dir)
+    newest = spool.newest_receipt()
+    pending, parked = spool.pending(), spool.parked()
+    torn = [path.name for path, _ in resume.local_checkpoints(output_dir, known.world_size)[1]] + [p.name for p in spool.torn()]
+    steps = [step for path in output_dir.iterdir() if (step := step_of(path.name)) is not None]
+    return {
+        "output_dir": str(output_dir),
+        "run": known.text("run_id"),
+        "project": known.text("project"),
+        "entity": known.text("entity"),
+        "watcher": durable.Lock(spool.lock_path).holder,
+        "last_durable_step": newest.step if newest else None,
+        "last_durable_at": _iso(newest.saved_at) if newest else None,
+        "last_durable_version": f"{newest.artifact}:{newest.version}" if newest else None,
+        "newest_local_step": max(steps, default=None),
+        "at_risk_seconds": round(time.time() - newest.saved_at) if newest else _age_of_training(output_dir),
+        "pending": len(pending),
+        "parked": len(parked),
+        "torn": len(torn),
+        "pending_names": [each.name for each in pending],
+        "parked_reasons": {each.name: reason for each, reason in parked},
+        "torn_names": torn,
+    }
+
+
+def _age_of_training(output_dir: Path) -> int | None:
+    """Seconds since the first trace of a training, where nothing of it is durable yet."""
+    path = record.path_of(output_dir)
+    return round(time.time() - path.stat().st_mtime) if path.exists() else None
+
+
+def _words(report: dict[str, Any]) -> str:
+    lines = [f"{report['output_dir']}  run {report['run'] or 'unknown'}"]
+    if report["last_durable_step"] is None:
+        lines.append("  durable   nothing yet")
+    else:
+        lines.append(
+            f"  durable   step {report['last_durable_step']}, saved {_age(report['at_risk_seconds'])} ago,"
+            f" {report['last_durable_version']}"
+        )
+    lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
+    lines.append(f"  waiting   {report['pending']}, parked {report['parked']}, torn {report['torn']}")
+    lines.append(f"  watcher   {report['watcher'] or 'none: start `ckptsync watch`'}")
+    lines += [f"  parked    {name}: {reason}" for name, reason in report["parked_reasons"].items()]
+    return "\n".join(lines)
+
+
+@click.command(
+    "verify", epilog="Example: ckptsync verify runs/llama/checkpoint-500", short_help="Is a folder whole, and if not, why."
+)
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--world-size", type=click.IntRange(min=1), envvar="CKPTSYNC_WORLD_SIZE", help="Training processes.")
+@options.as_json
+@options.common
+def verify_command(
+    directory: Path, world_size: int | None, as_json: bool, project: str | None, entity: str | None, local: bool
+) -> None:
+    """Tell whether DIR is a whole checkpoint that a training can resume from; exit 5 with the reasons when not.
+
+    JSON keys: path, complete, resumable, layout, step, world_size, files, bytes, problems (file, reason), notes.
+    """
+    del project, entity, local
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is not a folder", hint="Give a checkpoint-N folder.")
+    path = directory.absolute()
+    verdict = layouts.inspect(path, world_size=world_size or record.read(path.parent).world_size, deep=True)
+    if as_json:
+        click.echo(json.dumps(_verdict_report(path, verdict), indent=1))
+    else:
+        for problem in verdict.problems:
+            click.echo(f"{problem.file}: {problem.reason}")
+        for note in verdict.notes:
+            click.echo(f"note: {note}")
+    if not verdict.complete:
+        if as_json:
+            raise click.exceptions.Exit(IntegrityError.exit_code)
+        raise IntegrityError(f"{directory} is not whole: {verdict.problems[0]}", hint="Resume from another checkpoint.")
+    if not as_json:
+        resumable = "resumable" if verdict.resumable else "not resumable"
+        click.echo(f"{directory}: whole, {resumable}, layout {verdict.layout}, {len(verdict.files)} files")
+
+
+def _verdict_report(path: Path, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "complete": verdict.complete,
+        "resumable": verdict.resumable,
+        "layout": verdict.layout,
+        "step": verdict.state.global_step if verdict.state else None,
+        "world_size": verdict.world_size,
+        "files": len(verdict.files),
+        "bytes": sum(file.size for file in verdict.files),
+        "problems": [{"file": problem.file, "reason": problem.reason} for problem in verdict.problems],
+        "notes": list(verdict.notes),
+    }
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+def _age(seconds: float | None) -> str:
+    seconds = seconds or 0
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -1,0 +1,112 @@
+"""The options that every command has, and what they come to: a run, a connection, a log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ckptsync import config, record
+from ckptsync.checkpoint import Run
+from ckptsync.config import Connection
+
+if TYPE_CHECKING:
+    from ckptsync.wandb_store import WandbStore
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def common(function: Command) -> Command:
+    """Add --project, --entity, --local, --config, -v and -q."""
+    for option in reversed(
+        [
+            click.option("--project", envvar="CKPTSYNC_PROJECT", help="W&B project; else WANDB_PROJECT, else huggingface."),
+            click.option("--entity", envvar="CKPTSYNC_ENTITY", help="W&B entity; else WANDB_ENTITY, else your default one."),
+            click.option("--local", is_flag=True, envvar="CKPTSYNC_LOCAL", help="Use the embedded server: no account needed."),
+            click.option(
+                "--config",
+                "config_file",
+                type=click.Path(path_type=Path, dir_okay=False),
+                envvar="CKPTSYNC_CONFIG",
+                is_eager=True,
+                expose_value=False,
+                callback=_load_settings,
+                help="Settings file [default: ~/.config/ckptsync/config.toml].",
+            ),
+            click.option("-v", "--verbose", count=True, expose_value=False, callback=_set_up_log, help="Tell more."),
+            click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_quieten, help="Tell warnings only."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def as_json(function: Command) -> Command:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, with keys that stay.")(function)
+
+
+def _load_settings(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    """Put the settings file below the flags and CKPTSYNC_* variables, which is click's own order."""
+    settings = config.load_file(value or config.default_file(), required=value is not None)
+    context.default_map = {**settings, **(context.default_map or {})}
+
+
+def _set_up_log(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ckptsync").setLevel(logging.DEBUG if value else logging.INFO)
+    if value:
+        logging.getLogger().setLevel(logging.DEBUG if value > 1 else logging.INFO)
+    return value
+
+
+def _quieten(_context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    if value or os.environ.get("WANDB_QUIET", "").lower() == "true" or os.environ.get("WANDB_SILENT", "").lower() == "true":
+        logging.getLogger("ckptsync").setLevel(logging.WARNING)
+    return value
+
+
+@contextlib.contextmanager
+def connected(*, local: bool) -> Iterator[Connection]:
+    """The store to talk to for as long as the block lasts: the embedded server with --local, else what the environment names."""
+    if not local:
+        yield config.connection()
+        return
+    from ckptsync.server.local import local_server
+
+    with local_server() as server:
+        # The entity of another server means nothing to this one.
+        os.environ.pop("WANDB_ENTITY", None)
+        yield Connection(server.url, server.api_key)
+
+
+@contextlib.contextmanager
+def opened_store(connection: Connection, run: Run) -> Iterator[WandbStore]:
+    """W&B in this process, with the client's own files in a folder that goes away with the block."""
+    from ckptsync.wandb_store import WandbStore
+
+    with tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
+        store = WandbStore(connection, run, Path(private))
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def run_of(output_dir: Path, *, run_id: str | None, project: str | None, entity: str | None, local: bool) -> Run:
+    """The run of the training in an output folder, from flags, WANDB_*, run.json and the training's own wandb folder."""
+    known = record.read(output_dir)
+    project = project or os.environ.get("WANDB_PROJECT") or known.text("project")
+    entity = entity or (None if local else os.environ.get("WANDB_ENTITY") or known.text("entity"))
+    found = run_id or os.environ.get("WANDB_RUN_ID") or known.text("run_id") or config.newest_wandb_run(output_dir)
+    if not found:
+        raise click.UsageError(f"no run id for {output_dir}: give --run-id, or set WANDB_RUN_ID as for the training")
+    return config.make_run(found, project=project, entity=entity)

@@ -1,0 +1,143 @@
+"""`watch`: follow an output folder and upload what is saved in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import click
+
+from ckptsync import daemon, resume
+from ckptsync.cli import options
+from ckptsync.retrying import FOR_EVER, Patience
+from ckptsync.uploader import Policy
+
+
+class Size(click.ParamType[int]):
+    """Bytes, with an optional unit: 500M, 20G, 1.5T (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """See click."""
+        text = str(value).strip().upper().removesuffix("IB").removesuffix("B")
+        power = "KMGT".find(text[-1:]) + 1 if text[-1:] else 0
+        try:
+            return int(float(text[:-1] if power else text) * 1024**power)
+        except ValueError:
+            self.fail(f"{value!r} is not a size such as 500M or 20G", param, ctx)
+
+
+@click.command(
+    "watch",
+    epilog="Example: ckptsync watch runs/llama --run-id 4kx81b2q --project llama",
+    short_help="Follow an output folder and upload each checkpoint.",
+)
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
+@click.option("--once", is_flag=True, help="Upload what is there, then exit.")
+@click.option("--pid", type=int, help="Watch until this process ends, then upload the rest and exit.")
+@click.option(
+    "--backlog",
+    type=click.Choice(["newest", "all"]),
+    envvar="CKPTSYNC_BACKLOG",
+    help="When behind: the newest next and drop what it supersedes, or all in order [default: newest; all with --once].",
+)
+@click.option("--spool-limit", type=Size(), envvar="CKPTSYNC_SPOOL_LIMIT", help="Let the oldest go when more waits: 200G.")
+@click.option(
+    "--quiet-period",
+    type=click.FloatRange(min=0),
+    default=3.0,
+    show_default=True,
+    envvar="CKPTSYNC_QUIET_PERIOD",
+    help="Seconds without a change before a save counts as over.",
+)
+@click.option(
+    "--stall-timeout",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    envvar="CKPTSYNC_STALL_TIMEOUT",
+    help="Seconds without progress after which an upload is ended and tried again.",
+)
+@click.option(
+    "--retry-for",
+    type=click.FloatRange(min=0),
+    envvar="CKPTSYNC_RETRY_FOR",
+    help="Give up on a store that is away after this many seconds [default: never; 60 with --once].",
+)
+@click.option("--world-size", type=click.IntRange(min=1), envvar="CKPTSYNC_WORLD_SIZE", help="Training processes.")
+@click.option(
+    "--name-by",
+    type=click.Choice(["run-id", "run-name"]),
+    default="run-id",
+    show_default=True,
+    envvar="CKPTSYNC_NAME_BY",
+    help="Call the artifact checkpoint-<run_id> or checkpoint-<run_name> (WANDB_NAME).",
+)
+@click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@options.common
+def watch_command(
+    output_dir: Path,
+    run_id: str | None,
+    once: bool,
+    pid: int | None,
+    backlog: str | None,
+    spool_limit: int | None,
+    quiet_period: float,
+    stall_timeout: float,
+    retry_for: float | None,
+    world_size: int | None,
+    name_by: str,
+    allow_restart: bool,
+    project: str | None,
+    entity: str | None,
+    local: bool,
+) -> None:
+    """Follow the Trainer's OUTPUT_DIR and upload each new checkpoint as a version of checkpoint-<run_id>.
+
+    Runs beside the training and changes nothing in it. SIGTERM finishes the upload in hand; a second one quits.
+    """
+    output_dir = resume.require_output_dir(output_dir, create=False)
+    run = options.run_of(output_dir, run_id=run_id, project=project, entity=entity, local=local)
+    if retry_for is None and once:
+        retry_for = 60.0
+    policy = Policy(
+        keep_all=backlog == "all" or (once and backlog is None),
+        limit=spool_limit,
+        stall=stall_timeout,
+        patience=FOR_EVER if retry_for is None else Patience(first=0.5, longest=15.0, give_up_after=retry_for),
+    )
+    with options.connected(local=local) as connection:
+        stop = daemon.Stop()
+        watched = daemon.Daemon(
+            daemon.Watch(
+                output_dir=output_dir,
+                run=run,
+                environment={**os.environ, **connection.environment()},
+                stem=_stem(run.run_id, name_by),
+                policy=policy,
+                quiet=quiet_period,
+                world_size=world_size,
+                allow_restart=allow_restart,
+            ),
+            stop,
+        )
+        with stop.on_signals(signal.SIGTERM, signal.SIGINT), watched.held():
+            watched.check_store()
+            if once:
+                watched.once()
+            else:
+                watched.follow(ended=daemon.process_ended(pid) if pid else lambda: False)
+                watched.raise_outcome()
+
+
+def _stem(run_id: str, name_by: str) -> str:
+    """What the artifact is named after."""
+    if name_by == "run-id":
+        return run_id
+    name = os.environ.get("WANDB_NAME")
+    if not name:
+        raise click.UsageError("--name-by run-name needs WANDB_NAME, the run's name")
+    return name

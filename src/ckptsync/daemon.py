@@ -1,0 +1,282 @@
+"""The watching process: one loop that looks, judges and pins, and the uploader's thread beside it.
+
+Light on purpose: neither torch, transformers nor wandb is imported here. A crash and a clean start share this code: each begins
+by looking at what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from ckptsync import durable, guard, layouts, record
+from ckptsync.checkpoint import Checkpoint, Run, Verdict
+from ckptsync.errors import RestartedError, SnapshotChangedError, TransientStoreError
+from ckptsync.settling import Rested, Settling
+from ckptsync.spool import Spool
+from ckptsync.uploader import Policy, Uploader
+from ckptsync.watcher import Hints
+
+log = logging.getLogger(__name__)
+
+SOON = 0.25
+"""Seconds to the next look while a checkpoint is on its way."""
+
+SCAN_SHARE = 1000
+"""A look that took t seconds is followed by a rest of at least SCAN_SHARE × t: 0.1 % of a core, however many folders."""
+
+SCAN_LEAST = 2.0
+
+NAMES_PATIENCE = 30.0
+"""Seconds that a whole checkpoint waits for files that the one before had. Then it counts: the program may have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What to watch and how. `quiet` is in seconds; `environment` is for the upload processes; `stem` names the artifact."""
+
+    output_dir: Path
+    run: Run
+    environment: Mapping[str, str]
+    stem: str
+    policy: Policy = Policy()  # noqa: RUF009 - frozen
+    quiet: float = 3.0
+    world_size: int | None = None
+    allow_restart: bool = False
+
+
+class Stop:
+    """One event for all that waits, and how it came to be set. The second signal means: now."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.wake = threading.Event()
+        self.on_second: Callable[[], None] = lambda: None
+
+    def request(self) -> None:
+        """End the watching: what is whole is pinned, the upload in hand is finished."""
+        self.event.set()
+        self.wake.set()
+
+    @contextlib.contextmanager
+    def on_signals(self, *numbers: signal.Signals) -> Iterator[None]:
+        """While the block lasts, the first of these signals requests the end and the second one quits."""
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if self.event.is_set():
+                self.on_second()
+                os._exit(128 + number)
+            self.request()
+
+        before = {number: signal.signal(number, handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Daemon:
+    """Follows one output folder while it holds that folder's lock."""
+
+    def __init__(self, watch: Watch, stop: Stop) -> None:
+        self.watch = watch
+        self.spool = Spool(watch.output_dir)
+        self.restarted: RestartedError | None = None
+        self.stop = stop
+        self._settling = Settling(watch.output_dir, self.spool.complete_markers, quiet=watch.quiet)
+        self._lock = durable.Lock(self.spool.lock_path)
+        self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.policy, stop.event, stem=watch.stem)
+        self._names: frozenset[str] = frozenset()
+        self._before: guard.Progress | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Daemon]:
+        """Hold the lock, with the folders made and swept. Raises LockedError, naming the holder."""
+        durable.make_folder(self.spool.root)
+        self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self.watch.run}")
+        try:
+            for name in self.spool.prepare():
+                log.info("swept what a crash left: %s", name)
+            run = self.watch.run
+            record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, entity=run.entity)
+            self._before = guard.progress(record.read(self.watch.output_dir), list(self.spool.receipts()))
+            yield self
+        finally:
+            self.uploader.close()
+            self._lock.release()
+
+    def check_store(self) -> None:
+        """Find out now, not in an hour, whether the key is accepted. A store that is away is no reason not to start."""
+        try:
+            run = self.uploader.check()
+        except TransientStoreError as error:
+            log.warning("%s; watching all the same, uploads follow when it answers", error)
+            return
+        record.update(self.watch.output_dir, entity=run.entity)
+        log.info("watching %s for run %s", self.watch.output_dir, run)
+
+    def once(self) -> None:
+        """Pin what is there, upload it, and return. Raises what kept something from becoming durable."""
+        while not self.stop.event.is_set():
+            self.look()
+            if not self._settling.unsettled:
+                break
+            self.stop.wake.wait(SOON)
+        self.uploader.drain()
+        self.raise_outcome()
+
+    def follow(self, *, ended: Callable[[], bool] = lambda: False) -> None:
+        """Watch until `stop` is requested or `ended` says so, then take what is whole, and let the uploader finish.
+
+        After a stop, an upload that fails is not tried again: the snapshot waits in the spool for the next start.
+        """
+        hints = Hints([self.watch.output_dir, self.spool.complete_markers], self.stop.wake)
+        self.stop.on_second = self.uploader.kill
+        uploads = threading.Thread(target=self.uploader.serve, name="uploader")
+        hints.start()
+        uploads.start()
+        try:
+            while not self.stop.event.is_set() and not ended():
+                self.look()
+                self.stop.wake.wait(self._pause())
+                self.stop.wake.clear()
+            self._settle()
+        finally:
+            hints.stop()
+            self.uploader.finish()
+            uploads.join()
+
+    def raise_outcome(self) -> None:
+        """Raise what a user has to know at the end: a training that started over, or something that is not durable."""
+        error = self.restarted or self.uploader.last_error
+        if error:
+            raise error
+
+    def look(self) -> None:
+        """One look at the folder: whatever rests is judged, and pinned when it is whole."""
+        whole: list[Checkpoint] = []
+        for rested in reversed(self._settling.look()):
+            if self._dealt_with(rested) or (whole and not self._wanted_beside(rested, whole[0])):
+                self._settling.accept(rested)
+            elif checkpoint := self._judge(rested):
+                whole.append(checkpoint)
+        for checkpoint in reversed(whole):
+            self._take(checkpoint)
+
+    def _dealt_with(self, rested: Rested) -> bool:
+        """Whether this very save is queued, parked or durable, or older than what is."""
+        known = self.spool.knows(f"{rested.path.name}.{rested.fingerprint}")
+        return known or guard.left_behind(rested.step, rested.saved_at, self._before)
+
+    def _wanted_beside(self, rested: Rested, newest: Checkpoint) -> bool:
+        """When several came at once: whether an older one is wanted too. The best is, since no later upload brings it."""
+        state = newest.verdict.state
+        best = state.best_checkpoint if state else None
+        return self.watch.policy.keep_all or (best is not None and Path(best).name == rested.path.name)
+
+    def _judge(self, rested: Rested) -> Checkpoint | None:
+        """The checkpoint, if it is whole; else None, with the reason told."""
+        size = self.watch.world_size or record.read(self.watch.output_dir).world_size
+        verdict = layouts.inspect(rested.path, world_size=size)
+        if verdict.files != rested.files:
+            return None
+        if not verdict.complete:
+            self._settling.refuse(rested)
+            self._tell_why_not(rested, verdict)
+            return None
+        missing = layouts.inspect(rested.path, world_size=size, expected_names=self._names)
+        if not missing.complete:
+            self._names = frozenset()
+            self._settling.postpone(rested, NAMES_PATIENCE)
+            self._tell_why_not(rested, missing)
+            return None
+        self._settling.accept(rested)
+        return Checkpoint(rested.path, rested.step, verdict)
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """Pin a whole checkpoint, unless it shows that the training started over."""
+        over = guard.started_over(checkpoint.step, checkpoint.saved_at, self._before)
+        if not self.watch.allow_restart and (self.restarted or over):
+            self._tell_restart(checkpoint)
+            return
+        try:
+            pinned = self.spool.pin(checkpoint)
+        except SnapshotChangedError as error:
+            log.info("%s; it is looked at again", error)
+            return
+        self._names = frozenset(file.path for file in checkpoint.files)
+        self._before = guard.Progress(checkpoint.step, checkpoint.saved_at, resumed=False)
+        for note in checkpoint.verdict.notes:
+            log.warning("%s: %s", checkpoint.name, note)
+        if pinned.pinned_by == "copy":
+            log.warning("%s was copied: this file system allows neither reflinks nor hard links here", checkpoint.name)
+        log.info("pinned %s: %d files, %d bytes, by %s", pinned.name, len(pinned.files), pinned.bytes, pinned.pinned_by)
+        self.uploader.wake()
+
+    def _tell_why_not(self, rested: Rested, verdict: Verdict) -> None:
+        reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
+        self.spool.record("incomplete", checkpoint=rested.path.name, step=rested.step, reason=reasons)
+        log.warning("not uploaded, not whole: %s: %s", rested.path.name, reasons)
+
+    def _tell_restart(self, checkpoint: Checkpoint) -> None:
+        if self.restarted is None and self._before is not None:
+            before = self._before.step
+            self.restarted = RestartedError(
+                f"{checkpoint.name} is not above step {before}, so the training started over; nothing of it is uploaded"
+            )
+            self.spool.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
+            log.error("%s. %s", self.restarted, self.restarted.hint)
+
+    def _settle(self) -> None:
+        """At the end: give what is still on its way the quiet period to come to rest, and no more."""
+        deadline = time.monotonic() + self.watch.quiet + 2 * SOON
+        self.look()
+        while self._settling.unsettled and time.monotonic() < deadline:
+            self.stop.wake.clear()
+            self.stop.wake.wait(SOON)
+            self.look()
+
+    def _pause(self) -> float:
+        if self._settling.unsettled:
+            return SOON
+        return max(SCAN_LEAST, SCAN_SHARE * self._settling.cost)
+
+
+def process_ended(pid: int) -> Callable[[], bool]:
+    """A question to ask again and again: is that process gone? A reused number doesn't count as the same process."""
+    born = _birth(pid)
+
+    def ended() -> bool:
+        return _birth(pid) != born
+
+    return ended
+
+
+def _birth(pid: int) -> str | None:
+    """When the kernel started the process (/proc/PID/stat, field 22), or only that it is there; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return None
+        return "alive" if _answers(pid) else None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,258 @@
+"""The way back: resolve, fetch, verify, place. What starts the training afterwards is launch.
+
+Nothing is handed over that was not proved: every byte against the manifest's digest, and the folder as a whole by layouts. When
+the newest fails, the one before is tried, and what failed and why is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ckptsync import artifact, durable, layouts, record
+from ckptsync.checkpoint import Checkpoint, Receipt, Run, TrainingState, Version, fingerprint, step_of
+from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
+from ckptsync.retrying import INTERACTIVE, Patience, retry
+from ckptsync.spool import Spool
+from ckptsync.store import Progress, Store
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+RESERVE = 64 * 2**20
+"""Bytes that must stay free beside a download: the training has to be able to write too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One place to resume from: a folder that is here already, or a version in the store."""
+
+    saved_at: float
+    step: int
+    local: Checkpoint | None = None
+    version: Version | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"local {self.local.name}" if self.local else f"{self.version.name}:{self.version.version}" if self.version else "?"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A checkpoint in its place, ready to be resumed from. `source` says where it came from."""
+
+    path: Path
+    step: int
+    state: TrainingState
+    source: Source
+
+
+def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Source]:
+    """Where to resume from, best first: the one saved last, by (saved time, step); of equals the one that is here already.
+
+    A version that says of itself that it can't be resumed from (no optimizer, scheduler or rng state) is left out.
+    """
+    here = [Source(each.saved_at, each.step, local=each) for each in local if each.verdict.resumable]
+    there = [
+        Source(each.saved_at, each.step if each.step is not None else -1, version=each)
+        for each in versions
+        if each.ours.get("resumable", True) is not False
+    ]
+    return sorted(here + there, key=lambda each: (round(each.saved_at, 3), each.step, each.local is not None), reverse=True)
+
+
+def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
+    """The whole checkpoints of an output folder, and the torn ones with the reason."""
+    whole, torn = [], []
+    folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None] if output_dir.is_dir() else []
+    for path in folders:
+        verdict = layouts.inspect(path, world_size=world_size)
+        if verdict.complete:
+            whole.append(Checkpoint(path, step_of(path.name) or 0, verdict))
+        else:
+            torn.append((path, str(verdict.problems[0])))
+    return whole, torn
+
+
+def find_versions(store: Store, run: Run, run_name: str | None = None) -> list[Version]:
+    """All versions that may hold checkpoints of a run, under our name and those of HF's WandbCallback."""
+    return [each for name in artifact.candidate_names(run, run_name) for each in store.versions(name)]
+
+
+def pick(versions: Sequence[Version], alias: str, run: Run) -> Version:
+    """The version that a user named by vN or an alias. Raises NotFoundError, naming what there is."""
+    for version in versions:
+        if alias in (version.version, *version.aliases):
+            return version
+    known = sorted({name for version in versions for name in (version.version, *version.aliases)})
+    shown = ", ".join(known[:12]) or "none at all"
+    raise NotFoundError(f"run {run} has no version {alias!r}", hint=f"There is: {shown}.")
+
+
+class Resume:
+    """Brings the newest valid checkpoint of a run into an output folder."""
+
+    def __init__(self, store: Store, run: Run, output_dir: Path, *, progress: Progress, patience: Patience = INTERACTIVE) -> None:
+        self.run = run
+        self._store = store
+        self._spool = Spool(output_dir)
+        self._output_dir = output_dir
+        self._progress = progress
+        self._patience = patience
+
+    def sources(self, alias: str | None) -> list[Source]:
+        """What could be resumed from, best first. With an alias, that version alone."""
+        versions = self._ask("the list of versions", lambda: find_versions(self._store, self.run))
+        if alias and alias != "latest":
+            return order([], [pick(versions, alias, self.run)])
+        whole, torn = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
+        for path, reason in torn:
+            log.warning("not resumed from, not whole: %s: %s", path.name, reason)
+        return order(whole, versions)
+
+    def place(self, alias: str | None = None) -> Placed:
+        """The newest valid checkpoint, in its place. Raises NotFoundError when there is none, IntegrityError when none holds."""
+        sources = self.sources(alias)
+        if not sources:
+            raise NotFoundError(
+                f"run {self.run} has no checkpoint to resume from", hint="See `ckptsync list`; `ckptsync run` would start fresh."
+            )
+        failed = []
+        for source in sources:
+            try:
+                placed = self._bring(source)
+            except (IntegrityError, NotFoundError) as error:
+                log.error("not resumed from %s: %s", source, error)
+                failed.append(str(source))
+            else:
+                log.info("resuming from %s, step %d, saved %s", source, placed.step, _ago(source.saved_at))
+                return placed
+        raise IntegrityError(f"no valid checkpoint of run {self.run}: tried {', '.join(failed)}")
+
+    def _bring(self, source: Source) -> Placed:
+        if source.local:
+            state = source.local.verdict.state or layouts.read_state(source.local.path)
+            self._clear(source.step, source.local.path)
+            return Placed(source.local.path, source.step, state, source)
+        assert source.version is not None  # noqa: S101 - a source has one of the two
+        return self._download(source, source.version)
+
+    def _download(self, source: Source, version: Version) -> Placed:
+        incoming = durable.make_folder(self._spool.root / "incoming") / f"{version.name}.{version.version}"
+        self._require_space(version, incoming)
+        incoming.mkdir(exist_ok=True)
+        self._ask(
+            f"the download of {version.name}:{version.version}",
+            lambda: self._store.fetch(version, incoming, progress=self._progress),
+        )
+        try:
+            state = check_download(incoming, version)
+        except IntegrityError:
+            durable.remove_tree(incoming)
+            raise
+        target = self._output_dir / f"checkpoint-{state.global_step}"
+        self._clear(state.global_step, None)
+        durable.rename(incoming, target)
+        self._keep_receipt(target, version, state.global_step)
+        return Placed(target, state.global_step, state, source)
+
+    def _clear(self, step: int, keep: Path | None) -> None:
+        """Move out of the way what the Trainer would take for newer, or trip over. Nothing is deleted."""
+        whole, torn = local_checkpoints(self._output_dir)
+        higher = [each.path for each in whole if each.step > step or (each.step == step and each.path != keep)]
+        for path in [*higher, *(path for path, _ in torn)]:
+            if path == keep:
+                continue
+            aside = durable.make_folder(self._spool.root / "torn") / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}"
+            durable.rename(path, aside)
+            log.warning("moved out of the way: %s, now %s", path.name, aside)
+
+    def _require_space(self, version: Version, incoming: Path) -> None:
+        there = sum(file.size for file in layouts.list_files(incoming)) if incoming.is_dir() else 0
+        free = shutil.disk_usage(self._output_dir).free
+        if version.bytes - there + RESERVE > free:
+            raise CkptsyncError(
+                f"{version.name}:{version.version} needs {version.bytes} bytes, and {self._output_dir} has {free} free",
+                hint="Free some space or give another --output-dir.",
+            )
+
+    def _keep_receipt(self, target: Path, version: Version, step: int) -> None:
+        """What came from the store and was proved is durable there: the watcher must not upload it again."""
+        files = layouts.list_files(target)
+        name = f"{target.name}.{fingerprint(files)}"
+        durable.make_folder(self._spool.root / "receipts")
+        newest = self._spool.newest_receipt()
+        receipt = Receipt(
+            snapshot=name,
+            step=step,
+            saved_at=version.saved_at,
+            sequence=newest.sequence + 1 if newest else 1,
+            artifact=version.qualified.rpartition(":")[0],
+            version=version.version,
+            digest=version.digest,
+            bytes=version.bytes,
+            files=len(files),
+            seconds=0.0,
+            committed_at=time.time(),
+        )
+        self._spool.keep(receipt)
+
+    def _ask(self, what: str, unit: Callable[[], Result]) -> Result:
+        return retry(unit, what=what, patience=self._patience)
+
+
+def check_download(folder: Path, version: Version) -> TrainingState:
+    """Prove that a downloaded folder is a whole, resumable checkpoint, and give its files the time of the save.
+
+    Raises IntegrityError with the reason.
+    """
+    verdict = layouts.inspect(folder, step=version.step, ordered=False)
+    if not verdict.complete or verdict.state is None:
+        reasons = "; ".join(str(problem) for problem in verdict.problems[:3]) or "no trainer_state.json"
+        raise IntegrityError(f"{version.name}:{version.version} is not a whole checkpoint: {reasons}")
+    if not verdict.resumable:
+        raise IntegrityError(f"{version.name}:{version.version} cannot be resumed from: {'; '.join(verdict.notes)}")
+    for file in verdict.files:
+        path = folder / file.path
+        with path.open("rb") as opened:
+            os.fsync(opened.fileno())
+        os.utime(path, (version.saved_at, version.saved_at))
+    return verdict.state
+
+
+def differences(version: Version) -> list[str]:
+    """What differs between the machine that saved a version and this one, in words."""
+    recorded = version.ours.get("libraries")
+    here = artifact.libraries()
+    if not isinstance(recorded, dict):
+        return []
+    return [
+        f"{name} was {recorded[name]} and is {here[name]} here"
+        for name in sorted(recorded.keys() & here.keys())
+        if recorded[name] != here[name]
+    ]
+
+
+def require_output_dir(output_dir: Path, *, create: bool) -> Path:
+    """The output folder as an absolute path. Raises UsageError when it is a file, or missing where it should be there."""
+    path = output_dir.expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{output_dir} is not a folder", hint="Give the Trainer's output_dir.")
+    if not path.exists() and not create:
+        raise UsageError(
+            f"{output_dir} does not exist", hint=f"Give the Trainer's output_dir, or make it first: mkdir -p {output_dir}"
+        )
+    return durable.make_folder(path)
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0, round(time.time() - moment))
+    return f"{seconds // 60} min {seconds % 60} s ago" if seconds < 7200 else f"{seconds / 3600:.1f} h ago"

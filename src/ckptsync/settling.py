@@ -1,0 +1,139 @@
+"""Tells which checkpoint folders are new, and when one has come to rest. Looks at names, sizes and times; reads no content.
+
+A look costs one listing of the output folder and two stats for each checkpoint in it; only folders that changed since they were
+dealt with are listed inside. The wall clock plays no part: a folder rests when its fingerprint stays the same for the quiet
+period.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptsync import durable, layouts
+from ckptsync.checkpoint import File, fingerprint, step_of
+
+_Sign = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rested:
+    """A checkpoint folder at rest, and what it held then. `saved_at` is in seconds since the epoch."""
+
+    path: Path
+    step: int
+    files: tuple[File, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files that it held while it rested."""
+        return fingerprint(self.files)
+
+    @property
+    def saved_at(self) -> float:
+        """When its newest file was written."""
+        return max((file.mtime_ns for file in self.files), default=0) / 1e9
+
+
+@dataclass(slots=True)
+class _Candidate:
+    sign: _Sign
+    files: tuple[File, ...]
+    since: float
+
+
+class Settling:
+    """The checkpoint folders of one output folder, with the time since which each has been at rest.
+
+    `quiet` is in seconds. `markers` is the folder in which a callback inside the training says exactly when a save is over:
+    with its word no rest is needed.
+    """
+
+    def __init__(self, output_dir: Path, markers: Path, *, quiet: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._output_dir = output_dir
+        self._markers = markers
+        self._quiet = quiet
+        self._clock = clock
+        self._done: dict[str, _Sign] = {}
+        self._refused: dict[str, tuple[File, ...]] = {}
+        self._candidates: dict[str, _Candidate] = {}
+        self.cost = 0.0
+
+    def look(self) -> list[Rested]:
+        """The folders that rest and wait for a decision, in the order of saving. Every one has to be told to one of the below."""
+        started = time.perf_counter()
+        seen = dict(self._folders())
+        for gone in [name for name in self._candidates if name not in seen]:
+            del self._candidates[gone]
+        for name, path in seen.items():
+            self._consider(name, path)
+        resting = [self._rested(name) for name in self._candidates if self._rests(name)]
+        self.cost = time.perf_counter() - started
+        return sorted(resting, key=lambda each: (each.saved_at, each.step))
+
+    def accept(self, rested: Rested) -> None:
+        """Dealt with: leave the folder alone until something in it changes."""
+        self._done[rested.path.name] = self._candidates.pop(rested.path.name).sign
+
+    def refuse(self, rested: Rested) -> None:
+        """Not whole: look at it again when any file in it changes, even one that is written in place."""
+        del self._candidates[rested.path.name]
+        self._refused[rested.path.name] = rested.files
+
+    def postpone(self, rested: Rested, seconds: float) -> None:
+        """Offer it again after that time, if nothing changes in it before."""
+        self._candidates[rested.path.name].since = self._clock() + seconds - self._quiet
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether some folder is still on its way, so that the next look should come soon."""
+        return bool(self._candidates)
+
+    def _folders(self) -> Iterator[tuple[str, Path]]:
+        try:
+            with os.scandir(self._output_dir) as entries:
+                for entry in entries:
+                    if step_of(entry.name) is not None and entry.is_dir(follow_symlinks=False):
+                        yield entry.name, Path(entry.path)
+        except FileNotFoundError:
+            return
+
+    def _consider(self, name: str, path: Path) -> None:
+        try:
+            sign = _sign(path)
+            if name not in self._candidates and name not in self._refused and self._done.get(name) == sign:
+                return
+            files = layouts.list_files(path)
+        except OSError:
+            # It vanished under the look: rotation is a normal event.
+            self._candidates.pop(name, None)
+            return
+        if self._refused.get(name) == files:
+            return
+        self._refused.pop(name, None)
+        candidate = self._candidates.get(name)
+        if candidate is None or candidate.files != files:
+            self._candidates[name] = _Candidate(sign, files, self._clock())
+
+    def _rested(self, name: str) -> Rested:
+        return Rested(self._output_dir / name, step_of(name) or 0, self._candidates[name].files)
+
+    def _rests(self, name: str) -> bool:
+        candidate = self._candidates[name]
+        if self._clock() - candidate.since >= self._quiet:
+            return True
+        marker = durable.read_json(self._markers / name)
+        return marker is not None and marker.get("print") == fingerprint(candidate.files)
+
+
+def _sign(path: Path) -> _Sign:
+    """What a re-save changes: the folder's mtime (safetensors is renamed into it) or trainer_state.json (rewritten in place)."""
+    folder = path.stat()
+    try:
+        state = (path / "trainer_state.json").stat()
+    except OSError:
+        return folder.st_mtime_ns, 0, 0
+    return folder.st_mtime_ns, state.st_mtime_ns, state.st_size
