@@ -21,11 +21,15 @@ MODEL = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a model shard says of the training: ranks along data and model, and whether ZeRO keeps optimizer shards."""
+    """What a model shard says of the training: ranks along data and model, and what is kept elsewhere.
+
+    `zero` means that the optimizer is in shards of its own, `scheduler` that the scheduler is in the model shard.
+    """
 
     data: int | None
     model: int | None
     zero: bool
+    scheduler: bool
 
 
 def check(folder: Folder, world_size: int | None) -> Iterator[Problem]:
@@ -45,21 +49,24 @@ def check(folder: Folder, world_size: int | None) -> Iterator[Problem]:
     if not models:
         yield Problem(f"{tag}/mp_rank_00_model_states.pt", "missing: the tree holds no model", transient=True)
         return
-    yield from _check_ranks(tag, files, _world(folder, f"{tag}/{models[0]}", world_size))
+    world = _world(folder, f"{tag}/{models[0]}", world_size)
+    if not world.scheduler and "scheduler.pt" not in folder.files:
+        yield Problem("scheduler.pt", "missing, and DeepSpeed's tree holds no scheduler", transient=True)
+    yield from _check_ranks(tag, files, world)
 
 
 def _world(folder: Folder, name: str, world_size: int | None) -> World:
     with folder.open(name) as stream:
         state = pickles.read(torch_zip.check(stream, folder.files[name].size, deep=False)).value
     if not isinstance(state, pickles.Items):
-        return World(None, None, zero=False)
+        return World(None, None, zero=False, scheduler=False)
     model, data = _positive(state.get("mp_world_size")), _positive(state.get("dp_world_size"))
     if _shards_in_part(state.get("ds_config")):
         data = None
     elif data is None and world_size:
         data = world_size // (model or 1)
     # Without ZeRO the optimizer is in the model shard itself.
-    return World(data, model, zero=state.get("optimizer") is None)
+    return World(data, model, zero=state.get("optimizer") is None, scheduler=state.get("lr_scheduler") is not None)
 
 
 def _positive(value: Any) -> int | None:

@@ -1,0 +1,128 @@
+"""Real checkpoints of every layout, made once per test run, and the table of what was caught at its end."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("saves.py")
+DEEPSPEED = "CKPTSYNC_TEST_DEEPSPEED_PYTHON"
+TRANSFORMERS_4 = "CKPTSYNC_TEST_TRANSFORMERS4_PYTHON"
+GROUPS = {
+    "one-process": ("plain", "sharded", "peft", "weights-only"),
+    "two-processes": ("ddp", "fsdp-full", "fsdp-sharded"),
+    "deepspeed": ("zero-1", "zero-2", "zero-3"),
+    "transformers-4": ("plain-4", "sharded-4"),
+}
+LAYOUTS = tuple(layout for layouts in GROUPS.values() for layout in layouts)
+Rows = dict[str, Counter[str]]
+TABLE = pytest.StashKey[Rows]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TABLE] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "layout" in metafunc.fixturenames:
+        metafunc.parametrize("layout", LAYOUTS)
+
+
+@pytest.fixture(scope="session")
+def table(pytestconfig: pytest.Config) -> Rows:
+    """Counts by layout, printed at the end of the run."""
+    return pytestconfig.stash[TABLE]
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a layout to its real checkpoint-2. Skips where what would make it is not installed."""
+    root = tmp_path_factory.mktemp("saves")
+    failed: dict[str, str] = {}
+
+    def find(layout: str) -> Path:
+        group = next(name for name, layouts in GROUPS.items() if layout in layouts)
+        if group not in failed:
+            failed[group] = save(group, root / group)
+        if failed[group]:
+            pytest.skip(failed[group])
+        return root / group / layout.removesuffix("-4") / "checkpoint-2"
+
+    return find
+
+
+@pytest.fixture
+def checkpoint(layout: str, saved: Callable[[str], Path]) -> Path:
+    """A real checkpoint-2 of the layout. Shared by all tests: copy it before you change it."""
+    return saved(layout)
+
+
+def save(group: str, output: Path) -> str:
+    """Make the layouts of a group; the reason to skip where that cannot be done here."""
+    python = {"deepspeed": deepspeed_python, "transformers-4": transformers_4_python}.get(group, lambda: sys.executable)()
+    if not Path(python).exists():
+        return python
+    command = [python, str(SCRIPT), str(output), *(layout.removesuffix("-4") for layout in GROUPS[group])]
+    if group in ("two-processes", "deepspeed"):
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(command, env=environment(python), capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return ""
+
+
+def environment(python: str) -> dict[str, str]:
+    """Small, quiet and offline; with the interpreter's own tools first (DeepSpeed builds an extension with ninja)."""
+    path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "PYTEST"))}
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+def deepspeed_python() -> str:
+    if importlib.util.find_spec("deepspeed"):
+        return sys.executable
+    return os.environ.get(DEEPSPEED, f"deepspeed is not installed, and {DEEPSPEED} names no Python that has it")
+
+
+def transformers_4_python() -> str:
+    return os.environ.get(TRANSFORMERS_4, f"{TRANSFORMERS_4} names no Python with transformers 4.57")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[Path], Path]:
+    """A function that copies a checkpoint with its modification times, under its own name."""
+
+    def duplicate(source: Path) -> Path:
+        target = tmp_path / source.name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        return target
+
+    return duplicate
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash[TABLE]
+    if not rows:
+        return
+    columns = list(dict.fromkeys(column for counts in rows.values() for column in counts if not column.startswith("of ")))
+    terminalreporter.section("damaged checkpoints caught before an upload")
+    terminalreporter.write_line(f"{'layout':<22}" + "".join(f"{column:>24}" for column in columns))
+    total: Counter[str] = Counter()
+    for name, counts in rows.items():
+        total.update(counts)
+        terminalreporter.write_line(f"{name:<22}" + "".join(f"{cell(counts, column):>24}" for column in columns))
+    terminalreporter.write_line(f"{'all':<22}" + "".join(f"{cell(total, column):>24}" for column in columns))
+
+
+def cell(counts: Counter[str], column: str) -> str:
+    """`caught/tried`, or nothing where it was not tried."""
+    tried = counts[f"of {column}"]
+    return f"{counts[column]}/{tried}" if tried else ""
