@@ -1,0 +1,49 @@
+"""`python -m ckptsync.server`: the server as a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from ckptsync.errors import CkptsyncError
+
+from .app import CRASH_SECONDS, DEFAULT_PORT, serve
+from .local import default_data_dir
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ckptsync.server", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="where everything is kept (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (%(default)s)")
+    parser.add_argument("--crash-after", type=float, default=CRASH_SECONDS, metavar="SECONDS",
+                        help="how long a run may be silent before it counts as crashed (%(default)s)")  # fmt: skip
+    parser.add_argument("--log-requests", type=Path, metavar="FILE", help="append a JSON line for each request")
+    parser.add_argument("--faults", action="store_true", help="let tests inject faults at /_faults")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="stop at the end of standard input")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = _arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        serve(
+            arguments.data_dir,
+            host=arguments.host,
+            port=arguments.port,
+            faults=arguments.faults,
+            crash_after=arguments.crash_after,
+            log_requests=arguments.log_requests,
+            until_stdin_closes=arguments.until_stdin_closes,
+        )
+    except CkptsyncError as error:
+        sys.stderr.write(f"{error}. {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The life of a server process on its data folder: one at a time, found through server.json, swept at start and once an hour."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from ckptsync.errors import ConfigurationError, LockedError
+
+from .auth import OriginGuard, api_key, own_names, signing_secret
+from .content import Content
+from .database import Database
+from .endpoints import Service
+from .faults import Faults
+from .requestlog import RequestLog
+from .signing import Signer
+from .sweeping import sweep_content, sweep_expired
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PORT = 8787
+CRASH_SECONDS = 300.0
+SWEEP_SECONDS = 3600.0
+GRACE_SECONDS = 5
+
+
+def serve(
+    data_dir: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    faults: bool = False,
+    crash_after: float = CRASH_SECONDS,
+    log_requests: Path | None = None,
+    until_stdin_closes: bool = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM (or the end of stdin). Port 0 takes a free one; server.json says which.
+
+    Raises LockedError when another server holds the data folder, ConfigurationError when the address cannot be used.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    data_dir.chmod(0o700)
+    with _held(data_dir), _listening(host, port) as listener:
+        service = _service(data_dir, crash_after)
+        app = _application(service, host, faults=faults, log_requests=log_requests)
+        server = _Server(_uvicorn_config(app), data_dir, _url(host, listener))
+        with _swept(service):
+            if until_stdin_closes:
+                threading.Thread(target=_stop_at_end_of_stdin, args=(server,), daemon=True).start()
+            server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _held(data_dir: Path) -> Iterator[None]:
+    descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(
+                f"another server holds {data_dir}", hint="Use that one, stop it first, or give another --data-dir."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    with contextlib.closing(listener):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {host} port {port}: {error.strerror}", hint="Give another --host or --port."
+            ) from None
+        yield listener
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - compared only
+    shown = f"[{reachable}]" if ":" in reachable else reachable
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _service(data_dir: Path, crash_after: float) -> Service:
+    content = Content(data_dir)
+    database = Database(data_dir / "server.db")
+    content.sweep_incoming()
+    sweep_content(database, content)
+    return Service(database, content, Signer(signing_secret(data_dir)), api_key(data_dir), crash_after)
+
+
+def _application(service: Service, host: str, *, faults: bool, log_requests: Path | None) -> ASGIApp:
+    app: ASGIApp = Starlette(routes=service.routes())
+    if faults:
+        app = Faults(app, service.key)
+    app = OriginGuard(app, own_names(host), any_address=host in ("0.0.0.0", "::", ""))  # noqa: S104 - compared only
+    return RequestLog(app, log_requests) if log_requests is not None else app
+
+
+def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # wandb-core keeps connections for longer than uvicorn's 5 s and would write into one that is being closed.
+        timeout_keep_alive=120,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Tells where it listens once it does, and takes that back when it stops."""
+
+    def __init__(self, config: uvicorn.Config, data_dir: Path, url: str) -> None:
+        super().__init__(config)
+        self._record = data_dir / "server.json"
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        record = {"version": 1, "pid": os.getpid(), "url": self._url, "started_at": time.time()}
+        temporary = self._record.with_name(f"server.json.{secrets.token_hex(8)}")
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        temporary.rename(self._record)
+        log.info("listening", extra={"url": self._url})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._record.unlink(missing_ok=True)
+        await super().shutdown(sockets)
+
+
+def _stop_at_end_of_stdin(server: uvicorn.Server) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    server.should_exit = True
+
+
+@contextlib.contextmanager
+def _swept(service: Service) -> Iterator[None]:
+    """Delete what has expired: now and once an hour."""
+    stop = threading.Event()
+
+    def sweep() -> None:
+        while True:
+            try:
+                sweep_expired(service)
+            except Exception:
+                log.exception("sweeping failed")
+            if stop.wait(SWEEP_SECONDS):
+                return
+
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

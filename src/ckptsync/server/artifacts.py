@@ -1,0 +1,318 @@
+"""Versions of artifacts as they are read and edited: fields, files, manifests, listings."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Sequence
+from typing import Any
+
+from graphql import GraphQLError, GraphQLResolveInfo
+
+from .collection import (
+    add_tags,
+    collection_by_row,
+    find_collection,
+    find_membership,
+    remove_tags,
+    set_alias,
+    tags_of,
+)
+from .content import key_of
+from .context import Call, Row, call_of, global_id, parsed, resolves, row_id_of
+from .filters import matches, ordered, parse_filters
+from .paging import matching, page
+
+ALGORITHMS = {"MANIFEST_MD5": "md5", "MANIFEST_XXH128": "xxh128"}
+MAX_METADATA_KEYS = 100
+TTL_INHERITED, TTL_DISABLED = -1, -2
+
+
+def find_artifact(call: Call, row_id: int) -> Row | None:
+    return call.row("SELECT * FROM artifacts WHERE id = ?", row_id)
+
+
+def artifact_by_id(call: Call, identifier: str) -> Row:
+    """The artifact of a global id; GraphQLError when there is none or it was deleted."""
+    found = find_artifact(call, row_id_of("Artifact", identifier))
+    if found is None or found["state"] == "DELETED":
+        raise GraphQLError("no such artifact")
+    return found
+
+
+@resolves("Query.artifact")
+def query_artifact(_source: None, info: GraphQLResolveInfo, id: str) -> Row | None:  # noqa: A002 - the schema's name
+    return find_artifact(call_of(info), row_id_of("Artifact", id))
+
+
+@resolves("Query.clientIDMapping")
+def client_id_mapping(_source: None, info: GraphQLResolveInfo, clientID: str) -> Row | None:  # noqa: N803
+    found = call_of(info).row("SELECT id FROM artifacts WHERE client_id = ? ORDER BY id DESC", clientID)
+    return {"serverID": global_id("Artifact", found["id"])} if found else None
+
+
+@resolves("Project.artifact")
+def project_artifact(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
+    call = call_of(info)
+    collection_name, _, alias = name.partition(":")
+    membership = find_membership(call, find_collection(call, source, collection_name), alias or "latest")
+    return find_artifact(call, membership["artifact_id"]) if membership else None
+
+
+@resolves("ArtifactCollectionMembership.artifact")
+def membership_artifact(source: Row, info: GraphQLResolveInfo) -> Row | None:
+    return find_artifact(call_of(info), source["artifact_id"])
+
+
+@resolves("ArtifactCollectionMembership.versionIndex")
+def membership_version(source: Row, _info: GraphQLResolveInfo) -> int:
+    return int(source["version"])
+
+
+@resolves("ArtifactCollectionMembership.aliases")
+def membership_aliases(source: Row, info: GraphQLResolveInfo) -> list[Row]:
+    return call_of(info).rows(
+        "SELECT * FROM aliases WHERE collection_id = ? AND artifact_id = ? ORDER BY id",
+        source["collection_id"],
+        source["artifact_id"],
+    )
+
+
+@resolves("Artifact.aliases")
+def artifact_aliases(source: Row, info: GraphQLResolveInfo) -> list[Row]:
+    return call_of(info).rows("SELECT * FROM aliases WHERE artifact_id = ? ORDER BY id", source["id"])
+
+
+@resolves("Artifact.artifactMemberships")
+def artifact_memberships(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
+    rows = call_of(info).rows("SELECT * FROM memberships WHERE artifact_id = ? ORDER BY id", source["id"])
+    return page(rows, first, after)
+
+
+@resolves("Artifact.artifactSequence")
+def artifact_sequence(source: Row, info: GraphQLResolveInfo) -> Row:
+    return collection_by_row(call_of(info), source["collection_id"])
+
+
+@resolves("Artifact.artifactType")
+def artifact_type(source: Row, info: GraphQLResolveInfo) -> Row:
+    collection = collection_by_row(call_of(info), source["collection_id"])
+    return {"id": collection["type"], "name": collection["type"], "created_at": collection["created_at"]}
+
+
+@resolves("Artifact.versionIndex")
+def artifact_version(source: Row, info: GraphQLResolveInfo) -> int | None:
+    found = call_of(info).row(
+        "SELECT version FROM memberships WHERE collection_id = ? AND artifact_id = ?",
+        source["collection_id"],
+        source["id"],
+    )
+    return found["version"] if found else None
+
+
+@resolves("Artifact.digestAlgorithm")
+def artifact_algorithm(source: Row, _info: GraphQLResolveInfo) -> str:
+    return str(source["algorithm"])
+
+
+@resolves("Artifact.commitHash")
+def artifact_commit_hash(source: Row, _info: GraphQLResolveInfo) -> str:
+    return str(source["client_id"] or source["digest"])[:20]
+
+
+@resolves("Artifact.ttlDurationSeconds")
+def artifact_ttl(source: Row, _info: GraphQLResolveInfo) -> int:
+    """Always a number: wandb 0.31.0 takes one that isn't positive for "no TTL" and refuses null."""
+    return source["ttl_seconds"] or TTL_DISABLED
+
+
+@resolves("Artifact.ttlIsInherited")
+def artifact_ttl_is_inherited(source: Row, _info: GraphQLResolveInfo) -> bool:
+    return source["ttl_seconds"] in (None, TTL_INHERITED)
+
+
+@resolves("Artifact.tags")
+def artifact_tags(source: Row, info: GraphQLResolveInfo) -> list[Row]:
+    return tags_of(call_of(info), "artifact", source["id"])
+
+
+@resolves("ArtifactSequence.latestArtifact")
+def latest_artifact(source: Row, info: GraphQLResolveInfo) -> Row | None:
+    return call_of(info).row(
+        "SELECT a.* FROM memberships m JOIN artifacts a ON a.id = m.artifact_id"
+        " WHERE m.collection_id = ? ORDER BY m.version DESC LIMIT 1",
+        source["id"],
+    )
+
+
+@resolves("ArtifactSequence.digestAlgorithm")
+def sequence_algorithm(source: Row, info: GraphQLResolveInfo) -> str:
+    found = call_of(info).row("SELECT algorithm FROM artifacts WHERE collection_id = ? ORDER BY id DESC LIMIT 1", source["id"])
+    return found["algorithm"] if found else "MANIFEST_MD5"
+
+
+@resolves("ArtifactCollection.artifacts")
+def collection_artifacts(
+    source: Row,
+    info: GraphQLResolveInfo,
+    filters: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    order: str | None = None,
+) -> Row:
+    """The versions of a collection, newest first unless an order is given."""
+    call = call_of(info)
+    condition = parse_filters(filters)
+    rows = call.rows(
+        "SELECT a.*, m.version FROM memberships m JOIN artifacts a ON a.id = m.artifact_id"
+        " WHERE m.collection_id = ? ORDER BY m.version DESC",
+        source["id"],
+    )
+    rows = [row for row in rows if matches(condition, lambda name, row=row: lookup(call, row, name))]
+    connection = page(ordered(rows, order, lambda row, name: lookup(call, row, name)), first, after)
+    for edge in connection["edges"]:
+        edge["version"] = f"v{edge['row']['version']}"
+    return connection
+
+
+def lookup(call: Call, artifact: Row, name: str) -> Any:
+    """A version's value by the name that filters and orders use."""
+    if name in ("tag", "tags"):
+        return [tag["name"] for tag in tags_of(call, "artifact", artifact["id"])]
+    if name in ("alias", "aliases"):
+        return [row["alias"] for row in call.rows("SELECT alias FROM aliases WHERE artifact_id = ?", artifact["id"])]
+    head, _, rest = name.partition(".")
+    if head == "metadata" and rest:
+        value: Any = parsed(artifact["metadata"], dict, "metadata")
+        for key in rest.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+    columns = {"createdAt": "created_at", "updatedAt": "updated_at", "versionIndex": "version", "version_index": "version"}
+    return artifact.get(columns.get(name, name))
+
+
+def checked_metadata(text: str | None) -> str | None:
+    """The metadata of a request, if it is what W&B takes: an object with at most 100 keys."""
+    if text and len(parsed(text, dict, "metadata")) > MAX_METADATA_KEYS:
+        raise GraphQLError(f"metadata has more than {MAX_METADATA_KEYS} keys")
+    return text
+
+
+@resolves("Mutation.updateArtifact")
+def update_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    artifact = artifact_by_id(call, input["artifactID"])
+    changes = {name: input[name] for name in ("description", "metadata") if input.get(name) is not None}
+    checked_metadata(changes.get("metadata"))
+    if input.get("ttlDurationSeconds") is not None:
+        if input["ttlDurationSeconds"] <= 0 and input["ttlDurationSeconds"] not in (TTL_INHERITED, TTL_DISABLED):
+            raise GraphQLError("a TTL has to be positive")
+        changes["ttl_seconds"] = input["ttlDurationSeconds"]
+    call.update("artifacts", artifact["id"], **changes, updated_at=call.now)
+    remove_tags(call, "artifact", artifact["id"], input.get("tagsToDelete"))
+    add_tags(call, "artifact", artifact["id"], input.get("tagsToAdd"))
+    if input.get("aliases") is not None:
+        collection = collection_by_row(call, artifact["collection_id"])
+        call.execute("DELETE FROM aliases WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact["id"])
+        for alias in input["aliases"]:
+            set_alias(call, collection, alias["alias"], artifact["id"])
+    return {"artifact": find_artifact(call, artifact["id"])}
+
+
+def artifact_file(call: Call, artifact: Row, row: Row) -> Row:
+    """A version's file as clients see it. A reference's link is the reference itself: clients go there on their own."""
+    link = row["reference"] or call.links.get(f"/storage/content/{row['content']}")
+    content = row["content"] or ""
+    return {
+        "id": global_id("ArtifactFile", row["artifact_id"]) + ":" + row["name"],
+        "name": row["name"],
+        "displayName": row["name"],
+        "url": link,
+        "directUrl": link,
+        "sizeBytes": row["size"],
+        "storagePath": storage_path(artifact, content) if content else None,
+        "mimetype": mimetypes.guess_type(row["name"])[0] or "application/octet-stream",
+        "updatedAt": artifact["updated_at"],
+        "digest": row["digest"],
+        "md5": row["digest"] if artifact["algorithm"] == "MANIFEST_MD5" else None,
+        "artifact": artifact,
+    }
+
+
+def storage_path(artifact: Row, content: str) -> str:
+    return f"artifacts/{artifact['id']}/{content}"
+
+
+def _files(
+    call: Call, artifact: Row | None, names: Sequence[str | None] | None, first: int | None, after: str | None
+) -> Row | None:
+    if artifact is None or artifact["state"] != "COMMITTED":
+        return None
+    rows = call.rows("SELECT * FROM artifact_files WHERE artifact_id = ? ORDER BY name", artifact["id"])
+    found = matching(rows, names)
+    return page(found, first, after, node=lambda row: artifact_file(call, artifact, row), key=lambda row: row["name"])
+
+
+@resolves("Artifact.files")
+def artifact_files(
+    source: Row,
+    info: GraphQLResolveInfo,
+    names: list[str] | None = None,
+    first: int | None = None,
+    after: str | None = None,
+) -> Row | None:
+    return _files(call_of(info), source, names, first, after)
+
+
+@resolves("ArtifactCollectionMembership.files")
+def membership_files(
+    source: Row,
+    info: GraphQLResolveInfo,
+    names: list[str] | None = None,
+    first: int | None = None,
+    after: str | None = None,
+) -> Row | None:
+    call = call_of(info)
+    return _files(call, find_artifact(call, source["artifact_id"]), names, first, after)
+
+
+def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> Row:
+    """An artifact's manifest as clients see it, with a link to upload it under `upload_key` or else to download it."""
+    key = artifact["manifest"]
+    link = call.links.get(f"/storage/content/{key}") if key else ""
+    file = {
+        "id": global_id("ManifestFile", artifact["id"]),
+        "name": "wandb_manifest.json",
+        "directUrl": link,
+        "sizeBytes": (call.content.size(key) if key else None) or 0,
+        "uploadHeaders": [],
+    }
+    if upload_key is not None:
+        file["uploadUrl"] = call.links.put(f"/storage/content/{upload_key}")
+        file["uploadHeaders"] = upload_headers(upload_key)
+    return {"id": artifact["id"], "file": file}
+
+
+def upload_headers(key: str) -> list[str]:
+    """The headers that a client has to send with the bytes of a key."""
+    algorithm, _, digest = key.partition("-")
+    if algorithm != "md5":
+        return ["Content-Type:application/octet-stream"]
+    return [f"Content-MD5:{_base64(digest)}", "Content-Type:application/octet-stream"]
+
+
+def _base64(digest: str) -> str:
+    return base64.b64encode(bytes.fromhex(digest)).decode()
+
+
+@resolves("Artifact.currentManifest")
+def current_manifest(source: Row, info: GraphQLResolveInfo) -> Row | None:
+    return manifest_of(call_of(info), source) if source["state"] == "COMMITTED" else None
+
+
+def key_of_digest(algorithm: str, digest: str) -> str:
+    """The content key for a digest as clients write it; GraphQLError when it isn't one."""
+    try:
+        return key_of(algorithm, digest)
+    except ValueError:
+        raise GraphQLError("invalid digest") from None

@@ -1,0 +1,336 @@
+"""Collections of versions (sequences and portfolios), their types, memberships, aliases and tags."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from graphql import GraphQLError, GraphQLResolveInfo
+
+from .accounts import find_project
+from .context import Call, Row, call_of, global_id, resolves, row_id_of
+from .deletion import delete_version
+from .filters import matches, ordered, parse_filters
+from .paging import page
+
+COLLECTION_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+TYPE_NAME = re.compile(r"[-\w]+([ ]*[-.\w]+)*")
+ALIAS = re.compile(r"[^/:\x00-\x1f]{1,128}")
+VERSION = re.compile(r"v(\d{1,18})")
+
+
+def find_collection(call: Call, project: Row | None, name: str) -> Row | None:
+    if project is None:
+        return None
+    return call.row("SELECT * FROM collections WHERE project_id = ? AND name = ? AND state = 'READY'", project["id"], name)
+
+
+def ensure_collection(call: Call, project: Row, name: str, kind: str, type_name: str) -> Row:
+    """The collection, made if it is new. GraphQLError when the name is taken by another kind or type."""
+    found = find_collection(call, project, name)
+    if found is None:
+        if not COLLECTION_NAME.fullmatch(name):
+            raise GraphQLError(f"invalid artifact name {name!r}")
+        if not TYPE_NAME.fullmatch(type_name) or len(type_name) > 128:
+            raise GraphQLError("invalid artifact type")
+        columns = {"project_id": project["id"], "name": name, "kind": kind, "type": type_name}
+        call.insert("collections", **columns, created_at=call.now, updated_at=call.now)
+        found = find_collection(call, project, name)
+        assert found is not None
+    if found["kind"] != kind:
+        raise GraphQLError(f"{name} is a {found['kind'].lower()}, not a {kind.lower()}")
+    if found["type"] != type_name:
+        raise GraphQLError(f"artifact {name} already exists with type {found['type']!r}; cannot be of type {type_name!r}")
+    return found
+
+
+def collection_by_row(call: Call, row_id: int) -> Row:
+    found = call.row("SELECT * FROM collections WHERE id = ?", row_id)
+    assert found is not None
+    return found
+
+
+def collection_by_id(call: Call, identifier: str, kind: str | None = None) -> Row:
+    """The collection of a global id; GraphQLError when it doesn't exist or is of another kind."""
+    for name in ("ArtifactSequence", "ArtifactPortfolio"):
+        try:
+            row_id = row_id_of(name, identifier)
+        except GraphQLError:
+            continue
+        found = call.row("SELECT * FROM collections WHERE id = ? AND state = 'READY'", row_id)
+        if found is not None and kind in (None, found["kind"]):
+            return found
+    raise GraphQLError("no such artifact collection")
+
+
+def find_membership(call: Call, collection: Row | None, alias: str) -> Row | None:
+    """The membership that `vN` or an alias names."""
+    if collection is None:
+        return None
+    version = VERSION.fullmatch(alias)
+    if version:
+        return call.row("SELECT * FROM memberships WHERE collection_id = ? AND version = ?", collection["id"], int(version[1]))
+    return call.row(
+        "SELECT m.* FROM memberships m JOIN aliases a USING (collection_id, artifact_id) WHERE collection_id = ? AND alias = ?",
+        collection["id"],
+        alias,
+    )
+
+
+def set_alias(call: Call, collection: Row, alias: str, artifact_id: int) -> None:
+    """Point an alias at a version, away from where it pointed before."""
+    if not ALIAS.fullmatch(alias) or VERSION.fullmatch(alias):
+        raise GraphQLError(f"invalid alias {alias!r}")
+    call.execute("DELETE FROM aliases WHERE collection_id = ? AND alias = ?", collection["id"], alias)
+    call.insert("aliases", collection_id=collection["id"], alias=alias, artifact_id=artifact_id)
+
+
+def add_member(call: Call, collection: Row, artifact_id: int) -> Row:
+    """The version's membership in a collection; a new one gets the next number, which no version ever had."""
+    found = call.row("SELECT * FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
+    if found is not None:
+        return found
+    version = collection_by_row(call, collection["id"])["next_version"]
+    call.update("collections", collection["id"], next_version=version + 1, updated_at=call.now)
+    columns = {"collection_id": collection["id"], "artifact_id": artifact_id, "version": version}
+    row_id = call.insert("memberships", **columns, created_at=call.now)
+    return {"id": row_id, **columns, "created_at": call.now}
+
+
+def add_tags(call: Call, owner: str, owner_id: int, tags: Sequence[Row] | None) -> None:
+    for tag in tags or ():
+        call.execute("INSERT OR IGNORE INTO tags (owner, owner_id, name) VALUES (?, ?, ?)", owner, owner_id, tag["tagName"])
+
+
+def remove_tags(call: Call, owner: str, owner_id: int, tags: Sequence[Row] | None) -> None:
+    for tag in tags or ():
+        call.execute("DELETE FROM tags WHERE owner = ? AND owner_id = ? AND name = ?", owner, owner_id, tag["tagName"])
+
+
+def tags_of(call: Call, owner: str, owner_id: int) -> list[Row]:
+    return call.rows("SELECT id, name FROM tags WHERE owner = ? AND owner_id = ? ORDER BY id", owner, owner_id)
+
+
+def _type(project_id: int, name: str, created_at: float) -> Row:
+    identifier = global_id("ArtifactType", project_id)
+    return {"id": f"{identifier}:{name}", "name": name, "created_at": created_at, "project_id": project_id}
+
+
+@resolves("Project.artifactType")
+def project_artifact_type(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
+    first = call_of(info).row(
+        "SELECT min(created_at) AS at FROM collections WHERE project_id = ? AND type = ?", source["id"], name
+    )
+    return _type(source["id"], name, first["at"]) if first and first["at"] is not None else None
+
+
+@resolves("Project.artifactTypes")
+def project_artifact_types(
+    source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None, **_arguments: Any
+) -> Row:
+    rows = call_of(info).rows(
+        "SELECT type, min(created_at) AS at FROM collections WHERE project_id = ? GROUP BY type", source["id"]
+    )
+    types = [_type(source["id"], row["type"], row["at"]) for row in rows]
+    return page(types, first, after)
+
+
+@resolves("Project.artifactCollection")
+def project_artifact_collection(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
+    return find_collection(call_of(info), source, name)
+
+
+@resolves("ArtifactType.artifactCollection")
+def type_artifact_collection(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
+    found = find_collection(call_of(info), {"id": source["project_id"]}, name)
+    return found if found and found["type"] == source["name"] else None
+
+
+def collections_of(call: Call, project_ids: Sequence[int], filters: str | None, order: str | None, **equal: Any) -> list[Row]:
+    """The live collections of some projects, newest first unless an order is given."""
+    condition = parse_filters(filters)
+    rows: list[Row] = []
+    for project_id in project_ids:
+        rows += call.rows("SELECT * FROM collections WHERE project_id = ? AND state = 'READY' ORDER BY id DESC", project_id)
+    rows = [row for row in rows if all(row[name] == value for name, value in equal.items() if value is not None)]
+    rows = [row for row in rows if matches(condition, lambda name, row=row: _lookup(call, row, name))]
+    return ordered(rows, order, lambda row, name: _lookup(call, row, name))
+
+
+def _lookup(call: Call, collection: Row, name: str) -> Any:
+    if name in ("tag", "tags"):
+        return [tag["name"] for tag in tags_of(call, "collection", collection["id"])]
+    columns = {"createdAt": "created_at", "updatedAt": "updated_at"}
+    return collection.get(columns.get(name, name))
+
+
+@resolves("Project.artifactCollections")
+def project_artifact_collections(
+    source: Row,
+    info: GraphQLResolveInfo,
+    filters: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    order: str | None = None,
+) -> Row:
+    return page(collections_of(call_of(info), [source["id"]], filters, order), first, after)
+
+
+@resolves("ArtifactType.artifactCollections")
+def type_artifact_collections(
+    source: Row,
+    info: GraphQLResolveInfo,
+    filters: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    order: str | None = None,
+) -> Row:
+    rows = collections_of(call_of(info), [source["project_id"]], filters, order, type=source["name"])
+    return page(rows, first, after)
+
+
+@resolves("Query.artifactCollection")
+def query_artifact_collection(_source: None, info: GraphQLResolveInfo, id: str) -> Row | None:  # noqa: A002
+    try:
+        return collection_by_id(call_of(info), id)
+    except GraphQLError:
+        return None
+
+
+@resolves("ArtifactCollection.project")
+def collection_project(source: Row, info: GraphQLResolveInfo) -> Row | None:
+    return call_of(info).row("SELECT * FROM projects WHERE id = ?", source["project_id"])
+
+
+@resolves("ArtifactCollection.defaultArtifactType")
+def collection_type(source: Row, _info: GraphQLResolveInfo) -> Row:
+    return _type(source["project_id"], source["type"], source["created_at"])
+
+
+@resolves("ArtifactCollection.tags")
+def collection_tags(source: Row, info: GraphQLResolveInfo) -> Row:
+    return {"edges": [{"node": tag} for tag in tags_of(call_of(info), "collection", source["id"])]}
+
+
+@resolves("ArtifactCollection.aliases")
+def collection_aliases(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
+    rows = call_of(info).rows("SELECT * FROM aliases WHERE collection_id = ? ORDER BY id", source["id"])
+    return page(rows, first, after)
+
+
+@resolves("ArtifactCollection.artifactMembership")
+def collection_membership(
+    source: Row,
+    info: GraphQLResolveInfo,
+    aliasName: str,  # noqa: N803 - the schema's name
+) -> Row | None:
+    return find_membership(call_of(info), source, aliasName)
+
+
+@resolves("Project.artifactCollectionMembership")
+def project_membership(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
+    collection_name, _, alias = name.partition(":")
+    call = call_of(info)
+    return find_membership(call, find_collection(call, source, collection_name), alias or "latest")
+
+
+@resolves("ArtifactAlias.artifactCollection", "ArtifactCollectionMembership.artifactCollection")
+def its_collection(source: Row, info: GraphQLResolveInfo) -> Row:
+    return collection_by_row(call_of(info), source["collection_id"])
+
+
+@resolves("Mutation.updateArtifactSequence", "Mutation.updateArtifactPortfolio")
+def update_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    collection = collection_by_id(call, input.get("artifactSequenceID") or input["artifactPortfolioID"])
+    name = input.get("name") or collection["name"]
+    if name != collection["name"]:
+        if not COLLECTION_NAME.fullmatch(name) or find_collection(call, {"id": collection["project_id"]}, name):
+            raise GraphQLError(f"the name {name!r} cannot be used")
+    changes = {"name": name}
+    if "description" in input:
+        changes["description"] = input["description"]
+    call.update("collections", collection["id"], **changes, updated_at=call.now)
+    return {"artifactCollection": collection_by_row(call, collection["id"])}
+
+
+@resolves("Mutation.moveArtifactSequence")
+def move_sequence(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    collection = collection_by_id(call, input["artifactSequenceID"], "SEQUENCE")
+    if not TYPE_NAME.fullmatch(input["destinationArtifactTypeName"]):
+        raise GraphQLError("invalid artifact type")
+    call.update("collections", collection["id"], type=input["destinationArtifactTypeName"], updated_at=call.now)
+    return {"artifactCollection": collection_by_row(call, collection["id"])}
+
+
+@resolves("Mutation.deleteArtifactSequence", "Mutation.deleteArtifactPortfolio")
+def delete_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    """Delete a sequence with all its versions, or a portfolio, whose versions live on in their sequences."""
+    call = call_of(info)
+    collection = collection_by_id(call, input.get("artifactSequenceID") or input["artifactPortfolioID"])
+    if collection["kind"] == "SEQUENCE":
+        for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection["id"]):
+            delete_version(call, artifact["id"])
+    for table in ("memberships", "aliases"):
+        call.execute(f"DELETE FROM {table} WHERE collection_id = ?", collection["id"])  # noqa: S608 - our own names
+    call.execute("DELETE FROM tags WHERE owner = 'collection' AND owner_id = ?", collection["id"])
+    call.update("collections", collection["id"], state="DELETED", updated_at=call.now)
+    return {"artifactCollection": collection_by_row(call, collection["id"])}
+
+
+def _named_collection(call: Call, given: Row) -> Row:
+    project = find_project(call, given["entityName"], given["projectName"])
+    collection = find_collection(call, project, given["artifactCollectionName"])
+    if collection is None:
+        raise GraphQLError("no such artifact collection")
+    return collection
+
+
+@resolves("Mutation.createArtifactCollectionTagAssignments")
+def tag_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    collection = _named_collection(call, input)
+    add_tags(call, "collection", collection["id"], input["tags"])
+    return {"tags": tags_of(call, "collection", collection["id"])}
+
+
+@resolves("Mutation.deleteArtifactCollectionTagAssignments")
+def untag_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    remove_tags(call, "collection", _named_collection(call, input)["id"], input["tags"])
+    return {"success": True}
+
+
+@resolves("Mutation.addAliases")
+def add_aliases(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    artifact_id = row_id_of("Artifact", input["artifactID"])
+    for given in input["aliases"]:
+        collection = _named_collection(call, given)
+        member = call.row("SELECT 1 FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
+        if member is None:
+            raise GraphQLError("the artifact is not in that collection")
+        set_alias(call, collection, given["alias"], artifact_id)
+    return {"success": True}
+
+
+@resolves("Mutation.deleteAliases")
+def delete_aliases(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    artifact_id = row_id_of("Artifact", input["artifactID"])
+    for given in input["aliases"]:
+        call.execute(
+            "DELETE FROM aliases WHERE collection_id = ? AND alias = ? AND artifact_id = ?",
+            _named_collection(call, given)["id"],
+            given["alias"],
+            artifact_id,
+        )
+    return {"success": True}
+
+
+def wanted_aliases(aliases: Sequence[Row] | None) -> str:
+    """The aliases that a version gets at its commit, as kept until then."""
+    return json.dumps([alias["alias"] for alias in aliases or ()])

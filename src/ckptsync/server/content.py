@@ -1,0 +1,180 @@
+"""The bytes: files named by the digest of what is in them. Knows no run and no artifact, and no name that a client chose.
+
+```
+content/<algorithm>/<first two>/<digest>   whole, verified and durable: being here is all the proof there is
+incoming/<random>                          on its way; swept at the next start
+```
+A key is `md5-<32 hex>` or `xxh128-<32 hex>`. A file of 2 GiB and more comes in parts; each part is content of its own, and the whole
+is the key `parts-<sha256 over the parts' keys>`, which only the database knows.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+KEY = re.compile(r"(md5|xxh128)-[0-9a-f]{32}")
+
+
+class Hasher(Protocol):
+    """What hashlib's objects and xxhash's have in common."""
+
+    def update(self, data: Any, /) -> None: ...
+    def digest(self) -> bytes: ...
+    def hexdigest(self) -> str: ...
+
+
+def _md5() -> Hasher:
+    return hashlib.md5(usedforsecurity=False)
+
+
+HASHERS: dict[str, Callable[[], Hasher]] = {"md5": _md5}
+if importlib.util.find_spec("xxhash") is not None:  # wandb 0.31 requires it; without it XXH128 is not offered
+    import xxhash
+
+    HASHERS["xxh128"] = xxhash.xxh128
+
+
+class BadDigestError(Exception):
+    """The bytes that came are not the ones that were announced."""
+
+
+def hex_of(digest: str) -> str:
+    """A digest in hex, from hex or from the base64 of W&B's manifests. Raises ValueError for anything else."""
+    if re.fullmatch(r"[0-9a-f]{32}", digest):
+        return digest
+    return base64.b64decode(digest, validate=True).hex()
+
+
+def key_of(algorithm: str, digest: str) -> str:
+    """The key for a digest in hex or base64. Raises ValueError for anything else."""
+    key = f"{algorithm}-{hex_of(digest)}"
+    if not KEY.fullmatch(key):
+        raise ValueError("not a digest")
+    return key
+
+
+def key_of_parts(keys: Iterable[str]) -> str:
+    return "parts-" + hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class Upload:
+    """A body on its way in: write blocks, then `keep` or `drop` it. Blocks; meant for a worker thread."""
+
+    store: Content
+    key: str | None
+    md5: bytes | None
+    size: int = 0
+    path: Path = field(init=False)
+    _descriptor: int = field(init=False)
+    _hashers: dict[str, Hasher] = field(init=False)
+
+    def __post_init__(self) -> None:
+        algorithms = {"md5"} if self.key is None or self.md5 is not None else set()
+        if self.key is not None:
+            algorithms.add(self.key.partition("-")[0])
+        self._hashers = {algorithm: HASHERS[algorithm]() for algorithm in algorithms}
+        self.path = self.store.incoming / secrets.token_hex(16)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def write(self, blocks: Iterable[bytes]) -> None:
+        for block in blocks:
+            for hasher in self._hashers.values():
+                hasher.update(block)
+            view = memoryview(block)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            self.size += len(block)
+
+    def keep(self) -> str:
+        """Make the bytes durable under their key and return it; BadDigestError when they aren't the announced ones."""
+        if self.md5 is not None and self._hashers["md5"].digest() != self.md5:
+            raise BadDigestError("The Content-MD5 you specified did not match what we received.")
+        algorithm = self.key.partition("-")[0] if self.key is not None else "md5"
+        key = f"{algorithm}-{self._hashers[algorithm].hexdigest()}"
+        if self.key not in (None, key):
+            raise BadDigestError("The digest in the link does not match what we received.")
+        os.fsync(self._descriptor)
+        self._close()
+        target = self.store.path(key)
+        self.path.rename(target)
+        _sync_folder(target.parent)
+        return key
+
+    def drop(self) -> None:
+        """Forget what came so far. Does nothing after `keep`."""
+        self._close()
+        self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Keeps content under `root`, a folder that nobody else writes to."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        for algorithm in ("md5", "xxh128"):
+            for number in range(256):
+                (self.root / "content" / algorithm / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+            _sync_folder(self.root / "content" / algorithm)
+        self.incoming.mkdir(exist_ok=True)
+        _sync_folder(self.root)
+
+    @property
+    def incoming(self) -> Path:
+        return self.root / "incoming"
+
+    def path(self, key: str) -> Path:
+        if not KEY.fullmatch(key):
+            raise ValueError("not a content key")
+        algorithm, _, digest = key.partition("-")
+        return self.root / "content" / algorithm / digest[:2] / digest
+
+    def size(self, key: str) -> int | None:
+        """The number of bytes, or None when we don't have them."""
+        try:
+            return self.path(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def upload(self, key: str | None, md5: bytes | None) -> Upload:
+        """Start taking in a body: under `key` if it is known before, else under its own MD5."""
+        return Upload(self, key, md5)
+
+    def remove(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def keys(self) -> Iterator[str]:
+        for folder in (self.root / "content").glob("*/*"):
+            for entry in os.scandir(folder):
+                yield f"{folder.parent.name}-{entry.name}"
+
+    def sweep_incoming(self) -> None:
+        """Remove what uploads of a former life left behind. Only before the first upload."""
+        for leftover in self.incoming.iterdir():
+            with contextlib.suppress(OSError):
+                leftover.unlink()

@@ -1,0 +1,111 @@
+"""Mongo-like filters and orders, as wandb's public API sends them. Pure: looks values up through a function it is given."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from graphql import GraphQLError
+
+Lookup = Callable[[str], Any]
+
+MAX_PATTERN = 200
+
+
+def parse_filters(text: str | None) -> dict[str, Any]:
+    """The filter of a query; an empty one matches everything."""
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise GraphQLError("filters is not JSON") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise GraphQLError("filters has the wrong type")
+    return value
+
+
+def matches(filters: Mapping[str, Any], lookup: Lookup) -> bool:
+    """True when what `lookup` finds meets every condition."""
+    return all(_clause(name, condition, lookup) for name, condition in filters.items())
+
+
+def _clause(name: str, condition: Any, lookup: Lookup) -> bool:
+    if name in ("$and", "$or", "$nor"):
+        if not isinstance(condition, list) or not all(isinstance(part, dict) for part in condition):
+            raise GraphQLError(f"{name} takes a list of filters")
+        if name == "$and":
+            return all(matches(part, lookup) for part in condition)
+        return any(matches(part, lookup) for part in condition) == (name == "$or")
+    if name == "$not":
+        return not matches(condition, lookup)
+    value = lookup(name)
+    if isinstance(condition, dict) and any(key.startswith("$") for key in condition):
+        return all(_holds(operator, value, operand) for operator, operand in condition.items())
+    return _holds("$eq", value, condition)
+
+
+def _holds(operator: str, value: Any, operand: Any) -> bool:
+    if operator == "$eq":
+        return bool(value == operand or (isinstance(value, list) and operand in value))
+    if operator == "$ne":
+        return not _holds("$eq", value, operand)
+    if operator in ("$in", "$nin"):
+        if not isinstance(operand, list):
+            raise GraphQLError(f"{operator} takes a list")
+        return any(_holds("$eq", value, choice) for choice in operand) == (operator == "$in")
+    if operator == "$exists":
+        return (value is not None) == bool(operand)
+    if operator == "$not":
+        return not all(_holds(name, value, inner) for name, inner in operand.items())
+    if operator == "$contains":
+        return operand in value if isinstance(value, (list, str)) else False
+    if operator == "$regex":
+        return isinstance(value, str) and _pattern(operand).search(value) is not None
+    if operator in ("$gt", "$gte", "$lt", "$lte"):
+        return _compares(operator, value, operand)
+    raise GraphQLError(f"unknown filter operator {operator}")
+
+
+def _pattern(text: Any) -> re.Pattern[str]:
+    if not isinstance(text, str) or len(text) > MAX_PATTERN:
+        raise GraphQLError("$regex takes a short pattern")
+    try:
+        return re.compile(text)
+    except re.error:
+        raise GraphQLError("$regex takes a regular expression") from None
+
+
+def _compares(operator: str, value: Any, operand: Any) -> bool:
+    try:
+        return bool(
+            {
+                "$gt": lambda: value > operand,
+                "$gte": lambda: value >= operand,
+                "$lt": lambda: value < operand,
+                "$lte": lambda: value <= operand,
+            }[operator]()
+        )
+    except TypeError:
+        return False
+
+
+def ordered(rows: Sequence[Any], order: str | None, lookup: Callable[[Any, str], Any]) -> list[Any]:
+    """The rows by `+name` (ascending, also without the sign) or `-name`; rows without a value come last."""
+    if not order:
+        return list(rows)
+    name = order.lstrip("+-")
+    present = [row for row in rows if lookup(row, name) is not None]
+    absent = [row for row in rows if lookup(row, name) is None]
+    present.sort(key=lambda row: _sort_key(lookup(row, name)), reverse=order.startswith("-"))
+    return present + absent
+
+
+def _sort_key(value: Any) -> tuple[int, Any]:
+    if isinstance(value, (bool, int, float)):
+        return (0, value)
+    return (1, str(value))

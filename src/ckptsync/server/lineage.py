@@ -1,0 +1,55 @@
+"""Which run made a version, and which runs used it."""
+
+from __future__ import annotations
+
+from graphql import GraphQLResolveInfo
+
+from .artifacts import artifact_by_id
+from .context import Call, Row, call_of, resolves
+from .paging import page
+from .runs import run_at
+
+
+@resolves("Mutation.useArtifact")
+def use_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    artifact = artifact_by_id(call, input["artifactID"])
+    run = run_at(call, input["entityName"], input["projectName"], input["runName"])
+    call.execute(
+        "INSERT OR REPLACE INTO inputs (run_id, artifact_id, used_as) VALUES (?, ?, ?)",
+        run["id"],
+        artifact["id"],
+        input.get("usedAs"),
+    )
+    return {"artifact": artifact}
+
+
+@resolves("Artifact.createdBy")
+def created_by(source: Row, info: GraphQLResolveInfo) -> Row | None:
+    return call_of(info).row("SELECT * FROM runs WHERE id = ?", source["run_id"])
+
+
+@resolves("Artifact.usedBy")
+def used_by(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
+    rows = call_of(info).rows(
+        "SELECT r.* FROM inputs i JOIN runs r ON r.id = i.run_id WHERE i.artifact_id = ? ORDER BY r.id", source["id"]
+    )
+    return page(rows, first, after)
+
+
+@resolves("Run.outputArtifacts")
+def output_artifacts(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
+    return page(_versions(call_of(info), "outputs", source), first, after)
+
+
+@resolves("Run.inputArtifacts")
+def input_artifacts(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
+    return page(_versions(call_of(info), "inputs", source), first, after)
+
+
+def _versions(call: Call, table: str, run: Row) -> list[Row]:
+    return call.rows(
+        f"SELECT a.* FROM {table} t JOIN artifacts a ON a.id = t.artifact_id"  # noqa: S608 - our own names
+        " WHERE t.run_id = ? AND a.state = 'COMMITTED' ORDER BY a.id",
+        run["id"],
+    )

@@ -1,0 +1,139 @@
+"""Finding and starting the server of this user. May not import starlette, uvicorn or graphql: they are an optional extra."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptsync.errors import CkptsyncError, ConfigurationError
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalServer:
+    """A server that answers: what a client needs to talk to it."""
+
+    url: str
+    api_key: str = field(repr=False)
+    data_dir: Path
+
+
+def default_data_dir() -> Path:
+    """$CKPTSYNC_DATA_DIR, else the folder for the user's data."""
+    if chosen := os.environ.get("CKPTSYNC_DATA_DIR"):
+        return Path(chosen)
+    data_home = os.environ.get("XDG_DATA_HOME")
+    return (Path(data_home) if data_home else Path.home() / ".local" / "share") / "ckptsync" / "server"
+
+
+def running(data_dir: Path | None = None) -> LocalServer | None:
+    """The server that runs on the data folder, if its process lives and answers at its address."""
+    folder = data_dir or default_data_dir()
+    try:
+        record = json.loads((folder / "server.json").read_text(encoding="utf-8"))
+        url, pid = str(record["url"]), int(record["pid"])
+        key = (folder / "api-key").read_text(encoding="ascii").strip()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return LocalServer(url, key, folder) if _is_alive(pid) and _answers(url) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _answers(url: str) -> bool:
+    # A proxy from the environment must not see, and could not reach, a loopback address.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/healthz", timeout=ANSWER_SECONDS) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def local_server(data_dir: Path | None = None, *, extra_args: Sequence[str] = ()) -> Iterator[LocalServer]:
+    """The server that runs on the data folder, or one of our own for as long as the block lasts.
+
+    Our own also ends when this process dies, however it dies. Raises ConfigurationError when the `server` extra is missing,
+    CkptsyncError when the server doesn't start.
+    """
+    folder = data_dir or default_data_dir()
+    found = running(folder)
+    if found is not None:
+        yield found
+        return
+    _require_extra()
+    command = [sys.executable, "-m", "ckptsync.server", "--data-dir", str(folder), "--port", "0"]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [*command, "--until-stdin-closes", *extra_args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            yield _started(process, folder, errors)
+        finally:
+            _stop(process)
+
+
+def _require_extra() -> None:
+    for module in ("starlette", "uvicorn", "graphql"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigurationError(
+                f"the local server needs {module}, which is not installed", hint="pip install 'ckptsync[server]'"
+            )
+
+
+def _started(process: subprocess.Popen[bytes], folder: Path, errors: object) -> LocalServer:
+    """Wait until our process answers. Where another one took the folder meanwhile, that one is as good."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        found = running(folder)
+        if found is not None:
+            return found
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise CkptsyncError(f"the local server did not start: {_last_line(errors) or 'no answer in time'}")
+
+
+def _last_line(errors: object) -> str:
+    assert hasattr(errors, "seek")
+    assert hasattr(errors, "read")
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    return str(lines[-1]) if lines else ""
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,236 @@
+"""Runs: made and changed by upsertBucket, found by name, listed with filters and orders; their state as a reader sees it.
+
+```
+upsertBucket, file_stream ─▶ running ─▶ finished (exit code 0) | failed (another exit code)
+                                     ─▶ crashed (no sign of life for `crash_after` seconds)
+run.mark_preempting()     ─▶ preempting ─▶ finished | preempted (another exit code, or no sign of life)
+```
+Any sign of life of an ended run makes it running again, as a resume does.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from graphql import GraphQLError, GraphQLResolveInfo
+
+from .accounts import ensure_project, find_project
+from .context import Call, Row, call_of, global_id, parsed, resolves, row_id_of
+from .filters import matches, ordered, parse_filters
+from .paging import page
+
+STARTABLE_STATES = ("running", "pending")
+UPDATABLE_STATES = {"pending": ("running", "failed", "crashed", "preempted"), "failed": ("pending", "running")}
+MAX_RUN_NAME = 128
+
+COLUMN_OF_INPUT = {
+    "groupName": "group_name",
+    "description": "description",
+    "displayName": "display_name",
+    "notes": "notes",
+    "commit": "commit_hash",
+    "host": "host",
+    "jobProgram": "program",
+    "jobRepo": "repo",
+    "jobType": "job_type",
+    "sweep": "sweep",
+    "config": "config",
+    "summaryMetrics": "summary",
+}
+
+
+def state_of(run: Row, now: float, crash_after: float) -> str:
+    """The state as of now: a run that went silent while running has crashed, or was preempted if it had said so."""
+    if run["state"] == "running" and now - run["heartbeat_at"] > crash_after:
+        return "preempted" if run["preempting"] else "crashed"
+    if run["state"] == "running" and run["preempting"]:
+        return "preempting"
+    return str(run["state"])
+
+
+def find_run(call: Call, project: Row | None, name: str | None) -> Row | None:
+    if project is None or name is None:
+        return None
+    return call.row("SELECT * FROM runs WHERE project_id = ? AND name = ?", project["id"], name)
+
+
+def run_at(call: Call, entity_name: str | None, project_name: str | None, name: str | None) -> Row:
+    """The run of that path; GraphQLError when there is none."""
+    run = find_run(call, find_project(call, entity_name, project_name), name)
+    if run is None:
+        raise GraphQLError("no such run")
+    return run
+
+
+def run_by_id(call: Call, identifier: str) -> Row:
+    run = call.row("SELECT * FROM runs WHERE id = ?", row_id_of("Run", identifier))
+    if run is None:
+        raise GraphQLError("no such run")
+    return run
+
+
+@resolves("Project.run", "Project.bucket")
+def project_run(source: Row, info: GraphQLResolveInfo, name: str, **_arguments: Any) -> Row | None:
+    return find_run(call_of(info), source, name)
+
+
+def _lookup(call: Call, run: Row, name: str) -> Any:
+    """A run's value by the name that filters and orders use: a column, `config.x`, `summary_metrics.x` or `tags`."""
+    head, _, rest = name.partition(".")
+    if head == "config" and rest:
+        return _descend(json.loads(run["config"]), rest.removesuffix(".value"), config=True)
+    if head in ("summary_metrics", "summaryMetrics", "summary") and rest:
+        return _descend(json.loads(run["summary"]), rest)
+    if head == "tags":
+        return json.loads(run["tags"])
+    if head == "state":
+        return state_of(run, call.now, call.crash_after)
+    columns = {
+        "group": "group_name", "jobType": "job_type", "display_name": "display_name", "displayName": "display_name",
+        "createdAt": "created_at", "heartbeatAt": "heartbeat_at",
+    }  # fmt: skip
+    return run.get(columns.get(head, head))
+
+
+def _descend(value: Any, path: str, *, config: bool = False) -> Any:
+    if isinstance(value, dict) and path in value:
+        found = value[path]
+    else:
+        head, _, rest = path.partition(".")
+        if not isinstance(value, dict) or head not in value:
+            return None
+        found = value[head]
+        if config and isinstance(found, dict) and "value" in found:
+            found = found["value"]
+        return _descend(found, rest) if rest else found
+    return found["value"] if config and isinstance(found, dict) and "value" in found else found
+
+
+def _matching_runs(call: Call, project: Row, filters: str | None) -> list[Row]:
+    condition = parse_filters(filters)
+    rows = call.rows("SELECT * FROM runs WHERE project_id = ? ORDER BY created_at, id", project["id"])
+    return [row for row in rows if matches(condition, lambda name, row=row: _lookup(call, row, name))]
+
+
+@resolves("Project.runs")
+def project_runs(
+    source: Row,
+    info: GraphQLResolveInfo,
+    filters: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    order: str | None = None,
+) -> Row:
+    call = call_of(info)
+    rows = _matching_runs(call, source, filters)
+    return page(ordered(rows, order, lambda row, name: _lookup(call, row, name)), first, after)
+
+
+@resolves("Project.runCount")
+def project_run_count(source: Row, info: GraphQLResolveInfo, filters: str | None = None) -> int:
+    return len(_matching_runs(call_of(info), source, filters))
+
+
+@resolves("Run.state")
+def run_state(source: Row, info: GraphQLResolveInfo) -> str:
+    call = call_of(info)
+    return state_of(source, call.now, call.crash_after)
+
+
+@resolves("Run.project")
+def run_project(source: Row, info: GraphQLResolveInfo) -> Row | None:
+    return call_of(info).row("SELECT * FROM projects WHERE id = ?", source["project_id"])
+
+
+@resolves("Run.group")
+def run_group(source: Row, _info: GraphQLResolveInfo) -> Any:
+    return source["group_name"]
+
+
+@resolves("Run.commit")
+def run_commit(source: Row, _info: GraphQLResolveInfo) -> Any:
+    return source["commit_hash"]
+
+
+@resolves("Run.sweepName")
+def run_sweep(source: Row, _info: GraphQLResolveInfo) -> Any:
+    return source["sweep"]
+
+
+@resolves("Run.summaryMetrics")
+def run_summary(source: Row, _info: GraphQLResolveInfo) -> Any:
+    return source["summary"]
+
+
+@resolves("Run.tags")
+def run_tags(source: Row, _info: GraphQLResolveInfo) -> Any:
+    return json.loads(source["tags"])
+
+
+@resolves("Run.displayName")
+def run_display_name(source: Row, _info: GraphQLResolveInfo) -> Any:
+    return source["display_name"] or source["name"]
+
+
+@resolves("Run.wandbConfig")
+def run_wandb_config(source: Row, _info: GraphQLResolveInfo, keys: list[str] | None = None) -> str | None:
+    """The client's own part of the config. A client takes a run without the key `t` for one that never started."""
+    inner = json.loads(source["config"]).get("_wandb", {})
+    inner = inner.get("value", inner) if isinstance(inner, dict) else {}
+    if not inner:
+        return None
+    return json.dumps(inner if keys is None else {key: inner[key] for key in keys if key in inner})
+
+
+@resolves("Mutation.upsertBucket")
+def upsert_run(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    """Make or change a run. By name it is a client's init or its config; by id only, an edit that is no sign of life."""
+    call = call_of(info)
+    changes = {column: input[name] for name, column in COLUMN_OF_INPUT.items() if input.get(name) is not None}
+    for column in ("config", "summary"):
+        if column in changes:
+            parsed(changes[column], dict, column)
+    if input.get("tags") is not None:
+        changes["tags"] = json.dumps(input["tags"])
+    if not input.get("name"):
+        run = run_by_id(call, input.get("id") or "")
+        call.update("runs", run["id"], **changes)
+        return {"bucket": run_by_id(call, global_id("Run", run["id"])), "inserted": False}
+    project = ensure_project(call, input.get("entityName"), input.get("modelName"))
+    run_id, inserted = _started_run(call, project, input)
+    call.update("runs", run_id, **changes)
+    return {"bucket": run_by_id(call, global_id("Run", run_id)), "inserted": inserted}
+
+
+def _started_run(call: Call, project: Row, given: Row) -> tuple[int, bool]:
+    state = given.get("state") or "running"
+    if state not in STARTABLE_STATES:
+        raise GraphQLError("a run starts as running or pending")
+    name = given["name"]
+    if len(name) > MAX_RUN_NAME or not name.strip() or any(character in name for character in "/\\#?%:"):
+        raise GraphQLError("invalid run id")
+    run = find_run(call, project, name)
+    if run is None:
+        run_id = call.insert("runs", project_id=project["id"], name=name, state=state, created_at=call.now, heartbeat_at=call.now)
+        return run_id, True
+    call.update("runs", run["id"], state=state, exit_code=None, preempting=0, stop_requested=0, heartbeat_at=call.now)
+    return run["id"], False
+
+
+@resolves("Mutation.stopRun")
+def stop_run(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    call.update("runs", run_by_id(call, input["id"])["id"], stop_requested=1)
+    return {"success": True}
+
+
+@resolves("Mutation.updateRunState")
+def update_run_state(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+    call = call_of(info)
+    run = run_by_id(call, input["id"])
+    current = state_of(run, call.now, call.crash_after)
+    if current not in UPDATABLE_STATES.get(input["state"], ()):
+        raise GraphQLError(f"a run cannot go from {current} to {input['state']}")
+    call.update("runs", run["id"], state=input["state"], preempting=0)
+    return {"success": True}

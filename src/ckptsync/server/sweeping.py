@@ -1,0 +1,50 @@
+"""What goes away by itself: versions past their TTL, uploads that nobody finished, bytes that nothing refers to."""
+
+from __future__ import annotations
+
+import logging
+
+from .content import Content
+from .database import Database
+from .deletion import delete_version
+from .endpoints import Service
+
+log = logging.getLogger(__name__)
+
+PENDING_SECONDS = 7 * 24 * 60 * 60
+
+
+def sweep_content(database: Database, content: Content) -> None:
+    """Remove bytes that a crash between a deletion and its clean-up left behind. Only while nobody uploads."""
+    with database.read() as connection:
+        used = {
+            row[0]
+            for statement in (
+                "SELECT content FROM artifact_files",
+                "SELECT content FROM run_files",
+                "SELECT manifest FROM artifacts",
+                "SELECT part FROM parts",
+            )
+            for row in connection.execute(statement)
+        }
+    for key in list(content.keys()):
+        if key not in used:
+            content.remove(key)
+
+
+def sweep_expired(service: Service) -> None:
+    """Delete the versions whose TTL has passed, save those linked into a portfolio, and what stayed pending for a week."""
+    with service.database.write(actions := []) as connection:
+        call = service.call(connection, "")
+        call.after_commit = actions
+        expired = call.rows(
+            "SELECT id FROM artifacts a WHERE state = 'COMMITTED' AND ttl_seconds > 0 AND created_at + ttl_seconds < ?"
+            " AND NOT EXISTS (SELECT 1 FROM memberships m WHERE m.artifact_id = a.id"
+            "                 AND m.collection_id != a.collection_id)",
+            call.now,
+        )
+        stale = call.rows("SELECT id FROM artifacts WHERE state = 'PENDING' AND updated_at < ?", call.now - PENDING_SECONDS)
+        for artifact in (*expired, *stale):
+            delete_version(call, artifact["id"])
+    if expired or stale:
+        log.info("swept", extra={"expired": len(expired), "stale": len(stale)})
