@@ -1,0 +1,44 @@
+"""For every test: a machine on which nobody is logged in to W&B, and hypothesis without surprises on a busy one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+    "ckptsync", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ckptsync")
+
+_OTHERS = ("CREDENTIALS_DIRECTORY", "NETRC", "NOTIFY_SOCKET", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the developer's own W&B account or settings reaches a test; CKPTSYNC_TEST_* are for the tests themselves."""
+    for name in list(os.environ):
+        if name in _OTHERS or (name.startswith(("WANDB_", "CKPTSYNC_")) and not name.startswith("CKPTSYNC_TEST_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with nothing in it."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def other_file_system() -> Iterator[Path]:
+    """A folder to which no hard link from tmp_path can lead. Skips where there is no second file system."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
+        pytest.skip("no second file system here: the fallback from link to copy was not checked")
+    with tempfile.TemporaryDirectory(dir=shared, prefix="ckptsync-test-") as folder:
+        yield Path(folder)

@@ -1,0 +1,36 @@
+"""The checkpoints that other tests are built on are whole themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.checkpoints import make_checkpoint
+
+from ckptsync import layouts
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_made_checkpoint_is_whole_resumable_and_says_its_world_size(tmp_path: Path, world_size: int) -> None:
+    folder = make_checkpoint(tmp_path, 5, world_size=world_size)
+
+    verdict = layouts.inspect(folder, world_size=world_size, deep=True)
+
+    assert verdict.problems == ()
+    assert (verdict.complete, verdict.resumable, verdict.layout) == (True, True, "plain")
+    assert verdict.world_size == world_size
+
+
+def test_a_made_checkpoint_without_its_optimizer_is_torn(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 5, without=["optimizer.pt"])
+
+    assert [problem.file for problem in layouts.inspect(folder).problems] == ["optimizer.pt"]
+
+
+def test_a_checkpoint_made_again_is_another_save_of_the_same_step(tmp_path: Path) -> None:
+    before = layouts.inspect(make_checkpoint(tmp_path, 5)).files
+
+    after = layouts.inspect(make_checkpoint(tmp_path, 5, content="again", saved_at=2_000_000_000))
+
+    assert after.complete
+    assert after.files != before
