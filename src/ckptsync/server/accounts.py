@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
 from .content import HASHERS
-from .context import Call, Row, call_of, global_id, resolves, row_id_of
-from .filters import matches, ordered, parse_filters
+from .context import Call, Row, global_id, resolves, row_id_of
+from .filters import column, ordered, selected
 from .paging import page
 
 ENTITY = "local"
@@ -39,7 +39,7 @@ FEATURES = (
 
 
 @resolves("Query.serverInfo")
-def server_info(_source: None, _info: GraphQLResolveInfo) -> Row:
+def server_info(_source: None, _call: Call) -> Row:
     features = [*FEATURES, *(["ARTIFACT_DIGEST_ALGORITHM"] if "xxh128" in HASHERS else [])]
     return {"features": [{"name": name, "isEnabled": True} for name in features]}
 
@@ -81,32 +81,32 @@ def organization() -> Row:
 
 
 @resolves("Query.viewer", "Project.user", "Run.user")
-def viewer(_source: Any, _info: GraphQLResolveInfo) -> Row:
+def viewer(_source: Any, _call: Call) -> Row:
     return user()
 
 
 @resolves("Entity.user")
-def entity_user(_source: Row, _info: GraphQLResolveInfo) -> Row:
+def entity_user(_source: Row, _call: Call) -> Row:
     return user()
 
 
 @resolves("User.organizations")
-def user_organizations(_source: Row, _info: GraphQLResolveInfo) -> list[Row]:
+def user_organizations(_source: Row, _call: Call) -> list[Row]:
     return [organization()]
 
 
 @resolves("Query.entity")
-def query_entity(_source: None, _info: GraphQLResolveInfo, name: str | None = None) -> Row:
+def query_entity(_source: None, _call: Call, name: str | None = None) -> Row:
     return entity(name or ENTITY)
 
 
 @resolves("Query.organization")
-def query_organization(_source: None, _info: GraphQLResolveInfo, name: str | None = None) -> Row | None:
+def query_organization(_source: None, _call: Call, name: str | None = None) -> Row | None:
     return organization() if name == ORGANIZATION else None
 
 
 @resolves("Entity.organization")
-def entity_organization(_source: Row, _info: GraphQLResolveInfo) -> Row:
+def entity_organization(_source: Row, _call: Call) -> Row:
     return organization()
 
 
@@ -123,93 +123,89 @@ def ensure_project(call: Call, entity_name: str | None, name: str | None) -> Row
     for what, value in columns.items():
         if not NAME.fullmatch(value):
             raise GraphQLError(f"invalid {what} name")
-    call.insert("projects", **columns, created_at=call.now, updated_at=call.now)
-    project = find_project(call, entity_name, name)
-    assert project is not None
-    return project
+    row_id = call.insert("projects", **columns, created_at=call.now, updated_at=call.now)
+    return call.one("SELECT * FROM projects WHERE id = ?", row_id)
 
 
 @resolves("Query.project", "Query.model")
 def query_project(
     _source: None,
-    info: GraphQLResolveInfo,
+    call: Call,
     name: str | None = None,
-    entityName: str | None = None,  # noqa: N803 - the schema's name
+    entity_name: str | None = None,
 ) -> Row | None:
-    return find_project(call_of(info), entityName, name)
+    return find_project(call, entity_name, name)
 
 
 @resolves("Entity.project")
-def entity_project(source: Row, info: GraphQLResolveInfo, name: str | None = None) -> Row | None:
-    return find_project(call_of(info), source["name"], name)
+def entity_project(source: Row, call: Call, name: str | None = None) -> Row | None:
+    return find_project(call, source["name"], name)
 
 
 @resolves("Query.models")
 def query_models(
     _source: None,
-    info: GraphQLResolveInfo,
-    entityName: str | None = None,  # noqa: N803 - the schema's name
+    call: Call,
+    entity_name: str | None = None,
     first: int | None = None,
     after: str | None = None,
 ) -> Row:
-    return page(projects_of(call_of(info), entityName or ENTITY), first, after)
+    return page(projects_of(call, entity_name or ENTITY), first, after)
 
 
 def projects_of(call: Call, entity_name: str, filters: str | None = None, order: str | None = None) -> list[Row]:
-    condition = parse_filters(filters)
     rows = call.rows("SELECT * FROM projects WHERE entity = ? ORDER BY id DESC", entity_name)
-    return ordered([row for row in rows if matches(condition, row.get)], order, lambda row, name: row.get(name))
+    return ordered(selected(rows, filters, column), order, column)
 
 
 @resolves("Entity.projects")
 def entity_projects(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     filters: str | None = None,
     first: int | None = None,
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
-    return page(projects_of(call_of(info), source["name"], filters, order), first, after)
+    return page(projects_of(call, source["name"], filters, order), first, after)
 
 
 @resolves("Project.entity")
-def project_entity(source: Row, _info: GraphQLResolveInfo) -> Row:
+def project_entity(source: Row, _call: Call) -> Row:
     return entity(source["entity"])
 
 
 @resolves("Project.entityName")
-def project_entity_name(source: Row, _info: GraphQLResolveInfo) -> str:
+def project_entity_name(source: Row, _call: Call) -> str:
     return str(source["entity"])
 
 
 @resolves("Project.internalId")
-def project_internal_id(source: Row, _info: GraphQLResolveInfo) -> str:
+def project_internal_id(source: Row, _call: Call) -> str:
     return global_id("ProjectInternalId", source["id"])
 
 
 @resolves("Project.readOnly", "Project.isBenchmark", "Run.readOnly")
-def is_not(_source: Row, _info: GraphQLResolveInfo) -> bool:
+def is_not(_source: Row, _call: Call) -> bool:
     return False
 
 
 @resolves("Project.allowAllArtifactTypesInRegistry")
-def allows_all_types(source: Row, _info: GraphQLResolveInfo) -> bool:
+def allows_all_types(source: Row, _call: Call) -> bool:
     return bool(source["name"].startswith(REGISTRY_PREFIX))
 
 
 @resolves("Mutation.upsertModel")
-def upsert_project(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    if input.get("id"):
-        project = call.row("SELECT * FROM projects WHERE id = ?", row_id_of("Project", input["id"]))
+def upsert_project(_source: None, call: Call, given: Row) -> Row:
+    if given.get("id"):
+        project = call.row("SELECT * FROM projects WHERE id = ?", row_id_of("Project", given["id"]))
         if project is None:
             raise GraphQLError("no such project")
         inserted = False
     else:
-        inserted = find_project(call, input.get("entityName"), input.get("name")) is None
-        project = ensure_project(call, input.get("entityName"), input.get("name"))
-    changes = {name: input[name] for name in ("description", "access") if input.get(name) is not None}
+        inserted = find_project(call, given.get("entityName"), given.get("name")) is None
+        project = ensure_project(call, given.get("entityName"), given.get("name"))
+    changes = {name: given[name] for name in ("description", "access") if given.get(name) is not None}
     call.update("projects", project["id"], **changes, updated_at=call.now)
     project = {**project, **changes}
     return {"inserted": inserted, "project": project, "model": project}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import mimetypes
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
 from .collection import (
     add_tags,
@@ -19,8 +20,8 @@ from .collection import (
     tags_of,
 )
 from .content import key_of
-from .context import Call, Row, call_of, global_id, parsed, resolves, row_id_of
-from .filters import matches, ordered, parse_filters
+from .context import Call, Row, global_id, parsed, resolves, row_id_of
+from .filters import ordered, selected
 from .paging import matching, page
 
 ALGORITHMS = {"MANIFEST_MD5": "md5", "MANIFEST_XXH128": "xxh128"}
@@ -41,37 +42,36 @@ def artifact_by_id(call: Call, identifier: str) -> Row:
 
 
 @resolves("Query.artifact")
-def query_artifact(_source: None, info: GraphQLResolveInfo, id: str) -> Row | None:  # noqa: A002 - the schema's name
-    return find_artifact(call_of(info), row_id_of("Artifact", id))
+def query_artifact(_source: None, call: Call, identifier: str) -> Row | None:
+    return find_artifact(call, row_id_of("Artifact", identifier))
 
 
 @resolves("Query.clientIDMapping")
-def client_id_mapping(_source: None, info: GraphQLResolveInfo, clientID: str) -> Row | None:  # noqa: N803
-    found = call_of(info).row("SELECT id FROM artifacts WHERE client_id = ? ORDER BY id DESC", clientID)
+def client_id_mapping(_source: None, call: Call, client_id: str) -> Row | None:
+    found = call.row("SELECT id FROM artifacts WHERE client_id = ? ORDER BY id DESC", client_id)
     return {"serverID": global_id("Artifact", found["id"])} if found else None
 
 
 @resolves("Project.artifact")
-def project_artifact(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
-    call = call_of(info)
+def project_artifact(source: Row, call: Call, name: str) -> Row | None:
     collection_name, _, alias = name.partition(":")
     membership = find_membership(call, find_collection(call, source, collection_name), alias or "latest")
     return find_artifact(call, membership["artifact_id"]) if membership else None
 
 
 @resolves("ArtifactCollectionMembership.artifact")
-def membership_artifact(source: Row, info: GraphQLResolveInfo) -> Row | None:
-    return find_artifact(call_of(info), source["artifact_id"])
+def membership_artifact(source: Row, call: Call) -> Row | None:
+    return find_artifact(call, source["artifact_id"])
 
 
 @resolves("ArtifactCollectionMembership.versionIndex")
-def membership_version(source: Row, _info: GraphQLResolveInfo) -> int:
+def membership_version(source: Row, _call: Call) -> int:
     return int(source["version"])
 
 
 @resolves("ArtifactCollectionMembership.aliases")
-def membership_aliases(source: Row, info: GraphQLResolveInfo) -> list[Row]:
-    return call_of(info).rows(
+def membership_aliases(source: Row, call: Call) -> list[Row]:
+    return call.rows(
         "SELECT * FROM aliases WHERE collection_id = ? AND artifact_id = ? ORDER BY id",
         source["collection_id"],
         source["artifact_id"],
@@ -79,30 +79,30 @@ def membership_aliases(source: Row, info: GraphQLResolveInfo) -> list[Row]:
 
 
 @resolves("Artifact.aliases")
-def artifact_aliases(source: Row, info: GraphQLResolveInfo) -> list[Row]:
-    return call_of(info).rows("SELECT * FROM aliases WHERE artifact_id = ? ORDER BY id", source["id"])
+def artifact_aliases(source: Row, call: Call) -> list[Row]:
+    return call.rows("SELECT * FROM aliases WHERE artifact_id = ? ORDER BY id", source["id"])
 
 
 @resolves("Artifact.artifactMemberships")
-def artifact_memberships(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
-    rows = call_of(info).rows("SELECT * FROM memberships WHERE artifact_id = ? ORDER BY id", source["id"])
+def artifact_memberships(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
+    rows = call.rows("SELECT * FROM memberships WHERE artifact_id = ? ORDER BY id", source["id"])
     return page(rows, first, after)
 
 
 @resolves("Artifact.artifactSequence")
-def artifact_sequence(source: Row, info: GraphQLResolveInfo) -> Row:
-    return collection_by_row(call_of(info), source["collection_id"])
+def artifact_sequence(source: Row, call: Call) -> Row:
+    return collection_by_row(call, source["collection_id"])
 
 
 @resolves("Artifact.artifactType")
-def artifact_type(source: Row, info: GraphQLResolveInfo) -> Row:
-    collection = collection_by_row(call_of(info), source["collection_id"])
+def artifact_type(source: Row, call: Call) -> Row:
+    collection = collection_by_row(call, source["collection_id"])
     return {"id": collection["type"], "name": collection["type"], "created_at": collection["created_at"]}
 
 
 @resolves("Artifact.versionIndex")
-def artifact_version(source: Row, info: GraphQLResolveInfo) -> int | None:
-    found = call_of(info).row(
+def artifact_version(source: Row, call: Call) -> int | None:
+    found = call.row(
         "SELECT version FROM memberships WHERE collection_id = ? AND artifact_id = ?",
         source["collection_id"],
         source["id"],
@@ -111,34 +111,34 @@ def artifact_version(source: Row, info: GraphQLResolveInfo) -> int | None:
 
 
 @resolves("Artifact.digestAlgorithm")
-def artifact_algorithm(source: Row, _info: GraphQLResolveInfo) -> str:
+def artifact_algorithm(source: Row, _call: Call) -> str:
     return str(source["algorithm"])
 
 
 @resolves("Artifact.commitHash")
-def artifact_commit_hash(source: Row, _info: GraphQLResolveInfo) -> str:
+def artifact_commit_hash(source: Row, _call: Call) -> str:
     return str(source["client_id"] or source["digest"])[:20]
 
 
 @resolves("Artifact.ttlDurationSeconds")
-def artifact_ttl(source: Row, _info: GraphQLResolveInfo) -> int:
+def artifact_ttl(source: Row, _call: Call) -> int:
     """Always a number: wandb 0.31.0 takes one that isn't positive for "no TTL" and refuses null."""
     return source["ttl_seconds"] or TTL_DISABLED
 
 
 @resolves("Artifact.ttlIsInherited")
-def artifact_ttl_is_inherited(source: Row, _info: GraphQLResolveInfo) -> bool:
+def artifact_ttl_is_inherited(source: Row, _call: Call) -> bool:
     return source["ttl_seconds"] in (None, TTL_INHERITED)
 
 
 @resolves("Artifact.tags")
-def artifact_tags(source: Row, info: GraphQLResolveInfo) -> list[Row]:
-    return tags_of(call_of(info), "artifact", source["id"])
+def artifact_tags(source: Row, call: Call) -> list[Row]:
+    return tags_of(call, "artifact", source["id"])
 
 
 @resolves("ArtifactSequence.latestArtifact")
-def latest_artifact(source: Row, info: GraphQLResolveInfo) -> Row | None:
-    return call_of(info).row(
+def latest_artifact(source: Row, call: Call) -> Row | None:
+    return call.row(
         "SELECT a.* FROM memberships m JOIN artifacts a ON a.id = m.artifact_id"
         " WHERE m.collection_id = ? ORDER BY m.version DESC LIMIT 1",
         source["id"],
@@ -146,30 +146,28 @@ def latest_artifact(source: Row, info: GraphQLResolveInfo) -> Row | None:
 
 
 @resolves("ArtifactSequence.digestAlgorithm")
-def sequence_algorithm(source: Row, info: GraphQLResolveInfo) -> str:
-    found = call_of(info).row("SELECT algorithm FROM artifacts WHERE collection_id = ? ORDER BY id DESC LIMIT 1", source["id"])
+def sequence_algorithm(source: Row, call: Call) -> str:
+    found = call.row("SELECT algorithm FROM artifacts WHERE collection_id = ? ORDER BY id DESC LIMIT 1", source["id"])
     return found["algorithm"] if found else "MANIFEST_MD5"
 
 
 @resolves("ArtifactCollection.artifacts")
 def collection_artifacts(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     filters: str | None = None,
     first: int | None = None,
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
     """The versions of a collection, newest first unless an order is given."""
-    call = call_of(info)
-    condition = parse_filters(filters)
     rows = call.rows(
         "SELECT a.*, m.version FROM memberships m JOIN artifacts a ON a.id = m.artifact_id"
         " WHERE m.collection_id = ? ORDER BY m.version DESC",
         source["id"],
     )
-    rows = [row for row in rows if matches(condition, lambda name, row=row: lookup(call, row, name))]
-    connection = page(ordered(rows, order, lambda row, name: lookup(call, row, name)), first, after)
+    look_up = partial(lookup, call)
+    connection = page(ordered(selected(rows, filters, look_up), order, look_up), first, after)
     for edge in connection["edges"]:
         edge["version"] = f"v{edge['row']['version']}"
     return connection
@@ -199,22 +197,21 @@ def checked_metadata(text: str | None) -> str | None:
 
 
 @resolves("Mutation.updateArtifact")
-def update_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    artifact = artifact_by_id(call, input["artifactID"])
-    changes = {name: input[name] for name in ("description", "metadata") if input.get(name) is not None}
+def update_artifact(_source: None, call: Call, given: Row) -> Row:
+    artifact = artifact_by_id(call, given["artifactID"])
+    changes = {name: given[name] for name in ("description", "metadata") if given.get(name) is not None}
     checked_metadata(changes.get("metadata"))
-    if input.get("ttlDurationSeconds") is not None:
-        if input["ttlDurationSeconds"] <= 0 and input["ttlDurationSeconds"] not in (TTL_INHERITED, TTL_DISABLED):
+    if given.get("ttlDurationSeconds") is not None:
+        if given["ttlDurationSeconds"] <= 0 and given["ttlDurationSeconds"] not in (TTL_INHERITED, TTL_DISABLED):
             raise GraphQLError("a TTL has to be positive")
-        changes["ttl_seconds"] = input["ttlDurationSeconds"]
+        changes["ttl_seconds"] = given["ttlDurationSeconds"]
     call.update("artifacts", artifact["id"], **changes, updated_at=call.now)
-    remove_tags(call, "artifact", artifact["id"], input.get("tagsToDelete"))
-    add_tags(call, "artifact", artifact["id"], input.get("tagsToAdd"))
-    if input.get("aliases") is not None:
+    remove_tags(call, "artifact", artifact["id"], given.get("tagsToDelete"))
+    add_tags(call, "artifact", artifact["id"], given.get("tagsToAdd"))
+    if given.get("aliases") is not None:
         collection = collection_by_row(call, artifact["collection_id"])
         call.execute("DELETE FROM aliases WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact["id"])
-        for alias in input["aliases"]:
+        for alias in given["aliases"]:
             set_alias(call, collection, alias["alias"], artifact["id"])
     return {"artifact": find_artifact(call, artifact["id"])}
 
@@ -256,23 +253,22 @@ def _files(
 @resolves("Artifact.files")
 def artifact_files(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     names: list[str] | None = None,
     first: int | None = None,
     after: str | None = None,
 ) -> Row | None:
-    return _files(call_of(info), source, names, first, after)
+    return _files(call, source, names, first, after)
 
 
 @resolves("ArtifactCollectionMembership.files")
 def membership_files(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     names: list[str] | None = None,
     first: int | None = None,
     after: str | None = None,
 ) -> Row | None:
-    call = call_of(info)
     return _files(call, find_artifact(call, source["artifact_id"]), names, first, after)
 
 
@@ -306,8 +302,8 @@ def _base64(digest: str) -> str:
 
 
 @resolves("Artifact.currentManifest")
-def current_manifest(source: Row, info: GraphQLResolveInfo) -> Row | None:
-    return manifest_of(call_of(info), source) if source["state"] == "COMMITTED" else None
+def current_manifest(source: Row, call: Call) -> Row | None:
+    return manifest_of(call, source) if source["state"] == "COMMITTED" else None
 
 
 def key_of_digest(algorithm: str, digest: str) -> str:

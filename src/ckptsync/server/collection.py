@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
 from .accounts import find_project
-from .context import Call, Row, call_of, global_id, resolves, row_id_of
+from .context import Call, Row, global_id, resolves, row_id_of
 from .deletion import delete_version
-from .filters import matches, ordered, parse_filters
+from .filters import ordered, selected
 from .paging import page
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
@@ -36,9 +37,8 @@ def ensure_collection(call: Call, project: Row, name: str, kind: str, type_name:
         if not TYPE_NAME.fullmatch(type_name) or len(type_name) > 128:
             raise GraphQLError("invalid artifact type")
         columns = {"project_id": project["id"], "name": name, "kind": kind, "type": type_name}
-        call.insert("collections", **columns, created_at=call.now, updated_at=call.now)
-        found = find_collection(call, project, name)
-        assert found is not None
+        row_id = call.insert("collections", **columns, created_at=call.now, updated_at=call.now)
+        found = collection_by_row(call, row_id)
     if found["kind"] != kind:
         raise GraphQLError(f"{name} is a {found['kind'].lower()}, not a {kind.lower()}")
     if found["type"] != type_name:
@@ -47,9 +47,7 @@ def ensure_collection(call: Call, project: Row, name: str, kind: str, type_name:
 
 
 def collection_by_row(call: Call, row_id: int) -> Row:
-    found = call.row("SELECT * FROM collections WHERE id = ?", row_id)
-    assert found is not None
-    return found
+    return call.one("SELECT * FROM collections WHERE id = ?", row_id)
 
 
 def collection_by_id(call: Call, identifier: str, kind: str | None = None) -> Row:
@@ -119,44 +117,37 @@ def _type(project_id: int, name: str, created_at: float) -> Row:
 
 
 @resolves("Project.artifactType")
-def project_artifact_type(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
-    first = call_of(info).row(
-        "SELECT min(created_at) AS at FROM collections WHERE project_id = ? AND type = ?", source["id"], name
-    )
+def project_artifact_type(source: Row, call: Call, name: str) -> Row | None:
+    first = call.row("SELECT min(created_at) AS at FROM collections WHERE project_id = ? AND type = ?", source["id"], name)
     return _type(source["id"], name, first["at"]) if first and first["at"] is not None else None
 
 
 @resolves("Project.artifactTypes")
-def project_artifact_types(
-    source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None, **_arguments: Any
-) -> Row:
-    rows = call_of(info).rows(
-        "SELECT type, min(created_at) AS at FROM collections WHERE project_id = ? GROUP BY type", source["id"]
-    )
+def project_artifact_types(source: Row, call: Call, first: int | None = None, after: str | None = None, **_arguments: Any) -> Row:
+    rows = call.rows("SELECT type, min(created_at) AS at FROM collections WHERE project_id = ? GROUP BY type", source["id"])
     types = [_type(source["id"], row["type"], row["at"]) for row in rows]
     return page(types, first, after)
 
 
 @resolves("Project.artifactCollection")
-def project_artifact_collection(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
-    return find_collection(call_of(info), source, name)
+def project_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
+    return find_collection(call, source, name)
 
 
 @resolves("ArtifactType.artifactCollection")
-def type_artifact_collection(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
-    found = find_collection(call_of(info), {"id": source["project_id"]}, name)
+def type_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
+    found = find_collection(call, {"id": source["project_id"]}, name)
     return found if found and found["type"] == source["name"] else None
 
 
 def collections_of(call: Call, project_ids: Sequence[int], filters: str | None, order: str | None, **equal: Any) -> list[Row]:
     """The live collections of some projects, newest first unless an order is given."""
-    condition = parse_filters(filters)
     rows: list[Row] = []
     for project_id in project_ids:
         rows += call.rows("SELECT * FROM collections WHERE project_id = ? AND state = 'READY' ORDER BY id DESC", project_id)
     rows = [row for row in rows if all(row[name] == value for name, value in equal.items() if value is not None)]
-    rows = [row for row in rows if matches(condition, lambda name, row=row: _lookup(call, row, name))]
-    return ordered(rows, order, lambda row, name: _lookup(call, row, name))
+    look_up = partial(_lookup, call)
+    return ordered(selected(rows, filters, look_up), order, look_up)
 
 
 def _lookup(call: Call, collection: Row, name: str) -> Any:
@@ -169,108 +160,104 @@ def _lookup(call: Call, collection: Row, name: str) -> Any:
 @resolves("Project.artifactCollections")
 def project_artifact_collections(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     filters: str | None = None,
     first: int | None = None,
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
-    return page(collections_of(call_of(info), [source["id"]], filters, order), first, after)
+    return page(collections_of(call, [source["id"]], filters, order), first, after)
 
 
 @resolves("ArtifactType.artifactCollections")
 def type_artifact_collections(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     filters: str | None = None,
     first: int | None = None,
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
-    rows = collections_of(call_of(info), [source["project_id"]], filters, order, type=source["name"])
+    rows = collections_of(call, [source["project_id"]], filters, order, type=source["name"])
     return page(rows, first, after)
 
 
 @resolves("Query.artifactCollection")
-def query_artifact_collection(_source: None, info: GraphQLResolveInfo, id: str) -> Row | None:  # noqa: A002
+def query_artifact_collection(_source: None, call: Call, identifier: str) -> Row | None:
     try:
-        return collection_by_id(call_of(info), id)
+        return collection_by_id(call, identifier)
     except GraphQLError:
         return None
 
 
 @resolves("ArtifactCollection.project")
-def collection_project(source: Row, info: GraphQLResolveInfo) -> Row | None:
-    return call_of(info).row("SELECT * FROM projects WHERE id = ?", source["project_id"])
+def collection_project(source: Row, call: Call) -> Row | None:
+    return call.row("SELECT * FROM projects WHERE id = ?", source["project_id"])
 
 
 @resolves("ArtifactCollection.defaultArtifactType")
-def collection_type(source: Row, _info: GraphQLResolveInfo) -> Row:
+def collection_type(source: Row, _call: Call) -> Row:
     return _type(source["project_id"], source["type"], source["created_at"])
 
 
 @resolves("ArtifactCollection.tags")
-def collection_tags(source: Row, info: GraphQLResolveInfo) -> Row:
-    return {"edges": [{"node": tag} for tag in tags_of(call_of(info), "collection", source["id"])]}
+def collection_tags(source: Row, call: Call) -> Row:
+    return {"edges": [{"node": tag} for tag in tags_of(call, "collection", source["id"])]}
 
 
 @resolves("ArtifactCollection.aliases")
-def collection_aliases(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
-    rows = call_of(info).rows("SELECT * FROM aliases WHERE collection_id = ? ORDER BY id", source["id"])
+def collection_aliases(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
+    rows = call.rows("SELECT * FROM aliases WHERE collection_id = ? ORDER BY id", source["id"])
     return page(rows, first, after)
 
 
 @resolves("ArtifactCollection.artifactMembership")
 def collection_membership(
     source: Row,
-    info: GraphQLResolveInfo,
-    aliasName: str,  # noqa: N803 - the schema's name
+    call: Call,
+    alias_name: str,
 ) -> Row | None:
-    return find_membership(call_of(info), source, aliasName)
+    return find_membership(call, source, alias_name)
 
 
 @resolves("Project.artifactCollectionMembership")
-def project_membership(source: Row, info: GraphQLResolveInfo, name: str) -> Row | None:
+def project_membership(source: Row, call: Call, name: str) -> Row | None:
     collection_name, _, alias = name.partition(":")
-    call = call_of(info)
     return find_membership(call, find_collection(call, source, collection_name), alias or "latest")
 
 
 @resolves("ArtifactAlias.artifactCollection", "ArtifactCollectionMembership.artifactCollection")
-def its_collection(source: Row, info: GraphQLResolveInfo) -> Row:
-    return collection_by_row(call_of(info), source["collection_id"])
+def its_collection(source: Row, call: Call) -> Row:
+    return collection_by_row(call, source["collection_id"])
 
 
 @resolves("Mutation.updateArtifactSequence", "Mutation.updateArtifactPortfolio")
-def update_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    collection = collection_by_id(call, input.get("artifactSequenceID") or input["artifactPortfolioID"])
-    name = input.get("name") or collection["name"]
-    if name != collection["name"]:
-        if not COLLECTION_NAME.fullmatch(name) or find_collection(call, {"id": collection["project_id"]}, name):
-            raise GraphQLError(f"the name {name!r} cannot be used")
+def update_collection(_source: None, call: Call, given: Row) -> Row:
+    collection = collection_by_id(call, given.get("artifactSequenceID") or given["artifactPortfolioID"])
+    name = given.get("name") or collection["name"]
+    taken = name != collection["name"] and find_collection(call, {"id": collection["project_id"]}, name)
+    if taken or not COLLECTION_NAME.fullmatch(name):
+        raise GraphQLError(f"the name {name!r} cannot be used")
     changes = {"name": name}
-    if "description" in input:
-        changes["description"] = input["description"]
+    if "description" in given:
+        changes["description"] = given["description"]
     call.update("collections", collection["id"], **changes, updated_at=call.now)
     return {"artifactCollection": collection_by_row(call, collection["id"])}
 
 
 @resolves("Mutation.moveArtifactSequence")
-def move_sequence(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    collection = collection_by_id(call, input["artifactSequenceID"], "SEQUENCE")
-    if not TYPE_NAME.fullmatch(input["destinationArtifactTypeName"]):
+def move_sequence(_source: None, call: Call, given: Row) -> Row:
+    collection = collection_by_id(call, given["artifactSequenceID"], "SEQUENCE")
+    if not TYPE_NAME.fullmatch(given["destinationArtifactTypeName"]):
         raise GraphQLError("invalid artifact type")
-    call.update("collections", collection["id"], type=input["destinationArtifactTypeName"], updated_at=call.now)
+    call.update("collections", collection["id"], type=given["destinationArtifactTypeName"], updated_at=call.now)
     return {"artifactCollection": collection_by_row(call, collection["id"])}
 
 
 @resolves("Mutation.deleteArtifactSequence", "Mutation.deleteArtifactPortfolio")
-def delete_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def delete_collection(_source: None, call: Call, given: Row) -> Row:
     """Delete a sequence with all its versions, or a portfolio, whose versions live on in their sequences."""
-    call = call_of(info)
-    collection = collection_by_id(call, input.get("artifactSequenceID") or input["artifactPortfolioID"])
+    collection = collection_by_id(call, given.get("artifactSequenceID") or given["artifactPortfolioID"])
     if collection["kind"] == "SEQUENCE":
         for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection["id"]):
             delete_version(call, artifact["id"])
@@ -290,42 +277,38 @@ def _named_collection(call: Call, given: Row) -> Row:
 
 
 @resolves("Mutation.createArtifactCollectionTagAssignments")
-def tag_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    collection = _named_collection(call, input)
-    add_tags(call, "collection", collection["id"], input["tags"])
+def tag_collection(_source: None, call: Call, given: Row) -> Row:
+    collection = _named_collection(call, given)
+    add_tags(call, "collection", collection["id"], given["tags"])
     return {"tags": tags_of(call, "collection", collection["id"])}
 
 
 @resolves("Mutation.deleteArtifactCollectionTagAssignments")
-def untag_collection(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    remove_tags(call, "collection", _named_collection(call, input)["id"], input["tags"])
+def untag_collection(_source: None, call: Call, given: Row) -> Row:
+    remove_tags(call, "collection", _named_collection(call, given)["id"], given["tags"])
     return {"success": True}
 
 
 @resolves("Mutation.addAliases")
-def add_aliases(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    artifact_id = row_id_of("Artifact", input["artifactID"])
-    for given in input["aliases"]:
-        collection = _named_collection(call, given)
+def add_aliases(_source: None, call: Call, given: Row) -> Row:
+    artifact_id = row_id_of("Artifact", given["artifactID"])
+    for wanted in given["aliases"]:
+        collection = _named_collection(call, wanted)
         member = call.row("SELECT 1 FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
         if member is None:
             raise GraphQLError("the artifact is not in that collection")
-        set_alias(call, collection, given["alias"], artifact_id)
+        set_alias(call, collection, wanted["alias"], artifact_id)
     return {"success": True}
 
 
 @resolves("Mutation.deleteAliases")
-def delete_aliases(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    artifact_id = row_id_of("Artifact", input["artifactID"])
-    for given in input["aliases"]:
+def delete_aliases(_source: None, call: Call, given: Row) -> Row:
+    artifact_id = row_id_of("Artifact", given["artifactID"])
+    for wanted in given["aliases"]:
         call.execute(
             "DELETE FROM aliases WHERE collection_id = ? AND alias = ? AND artifact_id = ?",
-            _named_collection(call, given)["id"],
-            given["alias"],
+            _named_collection(call, wanted)["id"],
+            wanted["alias"],
             artifact_id,
         )
     return {"success": True}

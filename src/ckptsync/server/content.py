@@ -4,8 +4,8 @@
 content/<algorithm>/<first two>/<digest>   whole, verified and durable: being here is all the proof there is
 incoming/<random>                          on its way; swept at the next start
 ```
-A key is `md5-<32 hex>` or `xxh128-<32 hex>`. A file of 2 GiB and more comes in parts; each part is content of its own, and the whole
-is the key `parts-<sha256 over the parts' keys>`, which only the database knows.
+A key is `md5-<32 hex>` or `xxh128-<32 hex>`. A file of 2 GiB and more comes in parts; each part is content of its own, and the
+whole is the key `parts-<sha256 over the parts' keys>`, which only the database knows.
 """
 
 from __future__ import annotations

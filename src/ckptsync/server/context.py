@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
 from .content import Content
 from .signing import Links
@@ -22,14 +24,29 @@ RESOLVERS: dict[str, Resolver] = {}
 
 
 def resolves(*names: str) -> Callable[[Resolver], Resolver]:
-    """Make a function the resolver of the fields `Type.field`."""
+    """Make a function the resolver of the fields `Type.field`.
+
+    It is called with the source, the `Call` and the field's arguments in snake_case, `input` as `given` and `id` as `identifier`.
+    """
 
     def register(resolver: Resolver) -> Resolver:
+        def resolve(source: Any, info: Any, **arguments: Any) -> Any:
+            return resolver(source, info.context, **{argument_name(name): value for name, value in arguments.items()})
+
         for name in names:
-            RESOLVERS[name] = resolver
+            RESOLVERS[name] = resolve
         return resolver
 
     return register
+
+
+@cache
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def argument_name(name: str) -> str:
+    return {"input": "given", "id": "identifier"}.get(name) or snake_case(name)
 
 
 @dataclass(slots=True)
@@ -50,6 +67,10 @@ class Call:
         found = self.connection.execute(statement, values).fetchone()
         return None if found is None else dict(found)
 
+    def one(self, statement: str, *values: Any) -> Row:
+        """The row that is there for certain."""
+        return dict(self.connection.execute(statement, values).fetchone())
+
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         return self.connection.execute(statement, values)
 
@@ -64,11 +85,6 @@ class Call:
         if columns:
             names = ", ".join(f"{name} = ?" for name in columns)
             self.connection.execute(f"UPDATE {table} SET {names} WHERE id = ?", (*columns.values(), row_id))  # noqa: S608
-
-
-def call_of(info: GraphQLResolveInfo) -> Call:
-    call: Call = info.context
-    return call
 
 
 def global_id(kind: str, row_id: int) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from functools import partial
 
-from .context import Call, Row, call_of, resolves, row_id_of
+from graphql import GraphQLError
+
+from .context import Call, Row, resolves, row_id_of
 from .runs import run_by_id
 
 
 @resolves("Mutation.deleteRun")
-def delete_run(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def delete_run(_source: None, call: Call, given: Row) -> Row:
     """Remove a run with its history and files. Its artifacts stay unless deleteArtifacts says otherwise."""
-    call = call_of(info)
-    run = run_by_id(call, input["id"])
-    if input.get("deleteArtifacts"):
+    run = run_by_id(call, given["id"])
+    if given.get("deleteArtifacts"):
         for artifact in call.rows("SELECT id FROM artifacts WHERE run_id = ? AND state = 'COMMITTED'", run["id"]):
             delete_version(call, artifact["id"])
     contents = {row["content"] for row in call.rows("SELECT content FROM run_files WHERE run_id = ?", run["id"])}
@@ -35,8 +36,7 @@ def delete_version(call: Call, artifact_id: int) -> None:
 
 def release(call: Call, contents: set[str | None]) -> None:
     """Free the bytes of contents that nothing refers to any more, once this transaction is durable."""
-    for content in contents - {None}:
-        assert content is not None
+    for content in filter(None, contents):
         if _is_used(call, content):
             continue
         if content.startswith("parts-"):
@@ -44,7 +44,7 @@ def release(call: Call, contents: set[str | None]) -> None:
             call.execute("DELETE FROM parts WHERE content = ?", content)
             release(call, parts)
         else:
-            call.after_commit.append(lambda content=content: call.content.remove(content))
+            call.after_commit.append(partial(call.content.remove, content))
 
 
 def _is_used(call: Call, content: str) -> bool:
@@ -60,14 +60,13 @@ def _is_used(call: Call, content: str) -> bool:
 
 
 @resolves("Mutation.deleteArtifact")
-def delete_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def delete_artifact(_source: None, call: Call, given: Row) -> Row:
     """Delete a version. One that still has aliases only when deleteAliases says so."""
-    call = call_of(info)
-    artifact = call.row("SELECT * FROM artifacts WHERE id = ?", row_id_of("Artifact", input["artifactID"]))
+    artifact = call.row("SELECT * FROM artifacts WHERE id = ?", row_id_of("Artifact", given["artifactID"]))
     if artifact is None or artifact["state"] == "DELETED":
         raise GraphQLError("no such artifact")
     aliased = call.row("SELECT 1 FROM aliases WHERE artifact_id = ?", artifact["id"])
-    if aliased and not input.get("deleteAliases"):
+    if aliased and not given.get("deleteAliases"):
         raise GraphQLError("cannot delete an artifact version that has aliases; set deleteAliases to delete them too")
     delete_version(call, artifact["id"])
     return {"artifact": {**artifact, "state": "DELETED"}}

@@ -135,7 +135,7 @@ async def _act(action: Mapping[str, Any], app: ASGIApp, scope: Scope, receive: R
         await app(scope, receive, _discard)
         raise DroppedConnectionError("injected: dropped after the work was done")
     if drop == "during":
-        receive, send = _cut_receive(scope, receive), _cut_send(scope, send)
+        receive, send = _cut_receive(scope, receive), _cut_send(send)
     if action.get("corrupt"):
         send = _corrupt_send(send)
     if "throttle" in action:
@@ -210,7 +210,7 @@ def _cut_receive(scope: Scope, receive: Receive) -> Receive:
     return cut
 
 
-def _cut_send(scope: Scope, send: Send) -> Send:
+def _cut_send(send: Send) -> Send:
     """The answer's body up to its half; then the connection breaks."""
     left = 0
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from graphql import GraphQLError
 
+Row = Mapping[str, Any]
 Lookup = Callable[[str], Any]
+RowLookup = Callable[[Row, str], Any]
 
 MAX_PATTERN = 200
 
@@ -27,6 +30,17 @@ def parse_filters(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise GraphQLError("filters has the wrong type")
     return value
+
+
+def column(row: Row, name: str) -> Any:
+    """The look-up for rows whose filters name their columns."""
+    return row.get(name)
+
+
+def selected(rows: Sequence[Row], filters: str | None, look_up: RowLookup) -> list[Row]:
+    """The rows that meet the filter of a query."""
+    condition = parse_filters(filters)
+    return [row for row in rows if matches(condition, partial(look_up, row))]
 
 
 def matches(filters: Mapping[str, Any], lookup: Lookup) -> bool:
@@ -94,14 +108,14 @@ def _compares(operator: str, value: Any, operand: Any) -> bool:
         return False
 
 
-def ordered(rows: Sequence[Any], order: str | None, lookup: Callable[[Any, str], Any]) -> list[Any]:
+def ordered(rows: Sequence[Row], order: str | None, look_up: RowLookup) -> list[Row]:
     """The rows by `+name` (ascending, also without the sign) or `-name`; rows without a value come last."""
     if not order:
         return list(rows)
     name = order.lstrip("+-")
-    present = [row for row in rows if lookup(row, name) is not None]
-    absent = [row for row in rows if lookup(row, name) is None]
-    present.sort(key=lambda row: _sort_key(lookup(row, name)), reverse=order.startswith("-"))
+    present = [row for row in rows if look_up(row, name) is not None]
+    absent = [row for row in rows if look_up(row, name) is None]
+    present.sort(key=lambda row: _sort_key(look_up(row, name)), reverse=order.startswith("-"))
     return present + absent
 
 

@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from graphql import GraphQLResolveInfo
-
-from .context import Call, Row, call_of, parsed, resolves
+from .context import Call, Row, parsed, resolves
 from .paging import page
 
 DEFAULT_SAMPLES = 500
@@ -17,18 +15,18 @@ LAST_STEP = 2**62
 
 
 @resolves("Run.historyLineCount")
-def history_line_count(source: Row, info: GraphQLResolveInfo) -> int:
-    return _next_line(call_of(info), "history", source)
+def history_line_count(source: Row, call: Call) -> int:
+    return _next_line(call, "history", source)
 
 
 @resolves("Run.eventsLineCount")
-def events_line_count(source: Row, info: GraphQLResolveInfo) -> int:
-    return _next_line(call_of(info), "events", source)
+def events_line_count(source: Row, call: Call) -> int:
+    return _next_line(call, "events", source)
 
 
 @resolves("Run.logLineCount")
-def log_line_count(source: Row, info: GraphQLResolveInfo) -> int:
-    return _next_line(call_of(info), "console", source)
+def log_line_count(source: Row, call: Call) -> int:
+    return _next_line(call, "console", source)
 
 
 def _next_line(call: Call, table: str, run: Row) -> int:
@@ -38,13 +36,13 @@ def _next_line(call: Call, table: str, run: Row) -> int:
 
 
 @resolves("Run.historyTail")
-def history_tail(source: Row, info: GraphQLResolveInfo) -> str:
-    return _tail(call_of(info), "history", source)
+def history_tail(source: Row, call: Call) -> str:
+    return _tail(call, "history", source)
 
 
 @resolves("Run.eventsTail")
-def events_tail(source: Row, info: GraphQLResolveInfo) -> str:
-    return _tail(call_of(info), "events", source)
+def events_tail(source: Row, call: Call) -> str:
+    return _tail(call, "events", source)
 
 
 def _tail(call: Call, table: str, run: Row) -> str:
@@ -53,8 +51,8 @@ def _tail(call: Call, table: str, run: Row) -> str:
 
 
 @resolves("Run.systemMetrics")
-def system_metrics(source: Row, info: GraphQLResolveInfo) -> str:
-    last = call_of(info).row("SELECT content FROM events WHERE run_id = ? ORDER BY line DESC LIMIT 1", source["id"])
+def system_metrics(source: Row, call: Call) -> str:
+    last = call.row("SELECT content FROM events WHERE run_id = ? ORDER BY line DESC LIMIT 1", source["id"])
     return last["content"] if last else "{}"
 
 
@@ -82,23 +80,23 @@ def sampled(rows: Sequence[Any], count: int | None) -> Sequence[Any]:
 @resolves("Run.history")
 def run_history(
     source: Row,
-    info: GraphQLResolveInfo,
-    minStep: int | None = None,  # noqa: N803 - the schema's name
-    maxStep: int | None = None,  # noqa: N803 - the schema's name
+    call: Call,
+    min_step: int | None = None,
+    max_step: int | None = None,
     samples: int | None = None,
 ) -> Sequence[str]:
-    """Rows as JSON text. Here maxStep is exclusive (wandb 0.31.0: HistoryPage asks for pages of maxStep - minStep rows)."""
-    last = LAST_STEP if maxStep is None else maxStep - 1
-    return sampled(rows_between(call_of(info), source, minStep or 0, last), samples)
+    """Rows as JSON text. Here max_step is exclusive (wandb 0.31.0: HistoryPage asks for pages of max_step - min_step rows)."""
+    last = LAST_STEP if max_step is None else max_step - 1
+    return sampled(rows_between(call, source, min_step or 0, last), samples)
 
 
 @resolves("Run.sampledHistory")
-def run_sampled_history(source: Row, info: GraphQLResolveInfo, specs: list[str]) -> list[Any]:
-    return [_sampled_history(call_of(info), source, parsed(spec, dict, "spec")) for spec in specs]
+def run_sampled_history(source: Row, call: Call, specs: list[str]) -> list[Any]:
+    return [_sampled_history(call, source, parsed(spec, dict, "spec")) for spec in specs]
 
 
 def _sampled_history(call: Call, run: Row, spec: dict[str, Any]) -> Sequence[Row]:
-    """The rows that have all the keys of a spec, cut down to them. Here maxStep is inclusive."""
+    """The rows that have all the keys of a spec, cut down to them. Here max_step is inclusive."""
     keys = [str(key) for key in spec.get("keys") or []]
     first, last = spec.get("minStep"), spec.get("maxStep")
     rows = rows_between(call, run, int(first or 0), LAST_STEP if last is None else int(last))
@@ -120,15 +118,15 @@ def _value(row: Any, key: str) -> Any:
 
 
 @resolves("Run.parquetHistory")
-def parquet_history(_source: Row, _info: GraphQLResolveInfo, **_arguments: Any) -> Row:
+def parquet_history(_source: Row, _call: Call, **_arguments: Any) -> Row:
     """Nothing is exported to parquet: clients then read everything through history and sampledHistory."""
     return {"parquetUrls": [], "liveData": []}
 
 
 @resolves("Run.historyKeys")
-def history_keys(source: Row, info: GraphQLResolveInfo) -> Row | None:
+def history_keys(source: Row, call: Call) -> Row | None:
     """Which metrics there are and how often; null before the first row."""
-    rows = rows_between(call_of(info), source, 0, LAST_STEP)
+    rows = rows_between(call, source, 0, LAST_STEP)
     if not rows:
         return None
     keys: dict[str, dict[str, Any]] = {}
@@ -150,21 +148,21 @@ def _type_name(value: Any) -> str:
 
 
 @resolves("Run.events")
-def run_events(source: Row, info: GraphQLResolveInfo, samples: int | None = None) -> Sequence[str]:
-    rows = call_of(info).rows("SELECT content FROM events WHERE run_id = ? ORDER BY line", source["id"])
+def run_events(source: Row, call: Call, samples: int | None = None) -> Sequence[str]:
+    rows = call.rows("SELECT content FROM events WHERE run_id = ? ORDER BY line", source["id"])
     return sampled([row["content"] for row in rows], samples)
 
 
 @resolves("Run.logLines")
 def log_lines(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     first: int | None = None,
     after: str | None = None,
     last: int | None = None,
     **_arguments: Any,
 ) -> Row:
-    rows = call_of(info).rows("SELECT line, content FROM console WHERE run_id = ? ORDER BY line", source["id"])
+    rows = call.rows("SELECT line, content FROM console WHERE run_id = ? ORDER BY line", source["id"])
     if last is not None:
         rows = rows[-last:] if last > 0 else []
     return page(rows, first, after, node=_log_line, key=lambda row: row["line"])

@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-from graphql import GraphQLResolveInfo
-
 from .artifacts import artifact_by_id
-from .context import Call, Row, call_of, resolves
+from .context import Call, Row, resolves
 from .paging import page
 from .runs import run_at
 
 
 @resolves("Mutation.useArtifact")
-def use_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    artifact = artifact_by_id(call, input["artifactID"])
-    run = run_at(call, input["entityName"], input["projectName"], input["runName"])
+def use_artifact(_source: None, call: Call, given: Row) -> Row:
+    artifact = artifact_by_id(call, given["artifactID"])
+    run = run_at(call, given["entityName"], given["projectName"], given["runName"])
     call.execute(
         "INSERT OR REPLACE INTO inputs (run_id, artifact_id, used_as) VALUES (?, ?, ?)",
         run["id"],
         artifact["id"],
-        input.get("usedAs"),
+        given.get("usedAs"),
     )
     return {"artifact": artifact}
 
 
 @resolves("Artifact.createdBy")
-def created_by(source: Row, info: GraphQLResolveInfo) -> Row | None:
-    return call_of(info).row("SELECT * FROM runs WHERE id = ?", source["run_id"])
+def created_by(source: Row, call: Call) -> Row | None:
+    return call.row("SELECT * FROM runs WHERE id = ?", source["run_id"])
 
 
 @resolves("Artifact.usedBy")
-def used_by(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
-    rows = call_of(info).rows(
+def used_by(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
+    rows = call.rows(
         "SELECT r.* FROM inputs i JOIN runs r ON r.id = i.run_id WHERE i.artifact_id = ? ORDER BY r.id", source["id"]
     )
     return page(rows, first, after)
 
 
 @resolves("Run.outputArtifacts")
-def output_artifacts(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
-    return page(_versions(call_of(info), "outputs", source), first, after)
+def output_artifacts(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
+    return page(_versions(call, "outputs", source), first, after)
 
 
 @resolves("Run.inputArtifacts")
-def input_artifacts(source: Row, info: GraphQLResolveInfo, first: int | None = None, after: str | None = None) -> Row:
-    return page(_versions(call_of(info), "inputs", source), first, after)
+def input_artifacts(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
+    return page(_versions(call, "inputs", source), first, after)
 
 
 def _versions(call: Call, table: str, run: Row) -> list[Row]:

@@ -14,8 +14,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
-from ckptsync.errors import CkptsyncError, ConfigurationError
+from ckptsync.errors import CkptsyncError, ConfigurationError, LockedError
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -107,31 +108,29 @@ def _require_extra() -> None:
             )
 
 
-def _started(process: subprocess.Popen[bytes], folder: Path, errors: object) -> LocalServer:
+def _started(process: subprocess.Popen[bytes], folder: Path, errors: IO[bytes]) -> LocalServer:
     """Wait until our process answers. Where another one took the folder meanwhile, that one is as good."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         found = running(folder)
         if found is not None:
             return found
-        if process.poll() is not None:
+        if process.poll() not in (None, LockedError.exit_code):
             break
         time.sleep(0.02)
     raise CkptsyncError(f"the local server did not start: {_last_line(errors) or 'no answer in time'}")
 
 
-def _last_line(errors: object) -> str:
-    assert hasattr(errors, "seek")
-    assert hasattr(errors, "read")
+def _last_line(errors: IO[bytes]) -> str:
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()
-    return str(lines[-1]) if lines else ""
+    return lines[-1] if lines else ""
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):
-        process.stdin.close()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:

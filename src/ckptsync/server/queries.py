@@ -100,7 +100,8 @@ def operation_name(request: Any) -> str | None:
 
 
 class _Refused(Exception):  # noqa: N818 - rolls a transaction back, never leaves this module
-    pass
+    def __init__(self, result: ExecutionResult) -> None:
+        self.result = result
 
 
 def answer(request: Any, database: Database, make_call: Callable[[Any], Call]) -> dict[str, Any]:
@@ -113,7 +114,6 @@ def answer(request: Any, database: Database, make_call: Callable[[Any], Call]) -
     if operation.operation is not OperationType.MUTATION:
         with database.read() as connection:
             return _as_json(_execute(document, make_call(connection), variables, name))
-    result: ExecutionResult | None = None
     actions: list[Callable[[], None]] = []
     try:
         with database.write(actions) as connection:
@@ -121,10 +121,9 @@ def answer(request: Any, database: Database, make_call: Callable[[Any], Call]) -
             call.after_commit = actions
             result = _execute(document, call, variables, name)
             if result.errors:
-                raise _Refused
-    except _Refused:
-        pass
-    assert result is not None
+                raise _Refused(result)
+    except _Refused as refused:
+        result = refused.result
     return _as_json(result)
 
 

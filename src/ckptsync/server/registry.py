@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
 from .accounts import ensure_project, entities_projects
 from .artifacts import artifact_by_id, find_artifact, lookup
@@ -16,19 +18,18 @@ from .collection import (
     ensure_collection,
     set_alias,
 )
-from .context import Call, Row, call_of, resolves
-from .filters import matches, ordered, parse_filters
+from .context import Call, Row, resolves
+from .filters import column, ordered, selected
 from .paging import page
 
 
 @resolves("Mutation.linkArtifact")
-def link_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def link_artifact(_source: None, call: Call, given: Row) -> Row:
     """Put a committed version into a portfolio (made if it is new) as its newest; linking it again gives the same place."""
-    call = call_of(info)
-    artifact = _linkable(call, input)
-    portfolio = _portfolio(call, artifact, input)
+    artifact = _linkable(call, given)
+    portfolio = _portfolio(call, artifact, given)
     membership = add_member(call, portfolio, artifact["id"])
-    for alias in ("latest", *(given["alias"] for given in input.get("aliases") or ())):
+    for alias in ("latest", *(alias["alias"] for alias in given.get("aliases") or ())):
         set_alias(call, portfolio, alias, artifact["id"])
     return {"versionIndex": membership["version"], "artifactMembership": membership}
 
@@ -54,10 +55,9 @@ def _portfolio(call: Call, artifact: Row, given: Row) -> Row:
 
 
 @resolves("Mutation.unlinkArtifact")
-def unlink_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    artifact = artifact_by_id(call, input["artifactID"])
-    portfolio = collection_by_id(call, input["artifactPortfolioID"], "PORTFOLIO")
+def unlink_artifact(_source: None, call: Call, given: Row) -> Row:
+    artifact = artifact_by_id(call, given["artifactID"])
+    portfolio = collection_by_id(call, given["artifactPortfolioID"], "PORTFOLIO")
     for table in ("memberships", "aliases"):
         call.execute(
             f"DELETE FROM {table} WHERE collection_id = ? AND artifact_id = ?",  # noqa: S608 - our own names
@@ -70,38 +70,37 @@ def unlink_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:
 @resolves("Entity.artifactCollections")
 def entity_collections(
     source: Row,
-    info: GraphQLResolveInfo,
-    projectFilters: str | None = None,  # noqa: N803 - the schema's name
+    call: Call,
+    project_filters: str | None = None,
     filters: str | None = None,
-    collectionTypes: Sequence[str] | None = None,  # noqa: N803 - the schema's name
+    collection_types: Sequence[str] | None = None,
     first: int | None = None,
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
-    call = call_of(info)
-    rows = collections_of(call, entities_projects(call, source["name"], projectFilters), filters, order)
-    return page([row for row in rows if not collectionTypes or row["kind"] in collectionTypes], first, after)
+    rows = collections_of(call, entities_projects(call, source["name"], project_filters), filters, order)
+    return page([row for row in rows if not collection_types or row["kind"] in collection_types], first, after)
 
 
 @resolves("Entity.artifactMemberships")
 def entity_memberships(
     source: Row,
-    info: GraphQLResolveInfo,
-    projectFilters: str | None = None,  # noqa: N803 - the schema's name
-    collectionFilters: str | None = None,  # noqa: N803 - the schema's name
+    call: Call,
+    project_filters: str | None = None,
+    collection_filters: str | None = None,
     filters: str | None = None,
     first: int | None = None,
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
-    call = call_of(info)
-    condition = parse_filters(filters)
-    found = []
-    for collection in collections_of(
-        call, entities_projects(call, source["name"], projectFilters), collectionFilters, None, kind="PORTFOLIO"
-    ):
-        for membership in call.rows("SELECT * FROM memberships WHERE collection_id = ? ORDER BY version DESC", collection["id"]):
-            artifact = {**(find_artifact(call, membership["artifact_id"]) or {}), "version": membership["version"]}
-            if matches(condition, lambda name, artifact=artifact: lookup(call, artifact, name)):
-                found.append(membership)
-    return page(ordered(found, order, lambda row, name: row.get(name)), first, after)
+    project_ids = entities_projects(call, source["name"], project_filters)
+    found: list[Row] = []
+    for collection in collections_of(call, project_ids, collection_filters, None, kind="PORTFOLIO"):
+        found += call.rows("SELECT * FROM memberships WHERE collection_id = ? ORDER BY version DESC", collection["id"])
+    found = selected(found, filters, partial(_lookup, call))
+    return page(ordered(found, order, column), first, after)
+
+
+def _lookup(call: Call, membership: Row, name: str) -> Any:
+    artifact = find_artifact(call, membership["artifact_id"]) or {}
+    return lookup(call, {**artifact, "version": membership["version"]}, name)

@@ -46,7 +46,8 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         entry: dict[str, Any] = {"time": time.time(), "method": scope["method"], "path": scope["path"]}
-        counts = {"status": None, "received": 0, "sent": 0}
+        status: int | None = None
+        counts = {"received": 0, "sent": 0}
 
         async def counting_receive() -> Message:
             message = await receive()
@@ -55,8 +56,9 @@ class RequestLog:
             return message
 
         async def counting_send(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                counts["status"] = message["status"]
+                status = message["status"]
             elif message["type"] == "http.response.body":
                 counts["sent"] += len(message.get("body", b""))
             await send(message)
@@ -69,6 +71,7 @@ class RequestLog:
                 "operation": scope.get("ckptsync.operation"),
                 "variables": trimmed(scope.get("ckptsync.variables")),
                 "seconds": round(time.time() - entry["time"], 6),
+                "status": status,
                 **counts,
             }
             with self._lock:

@@ -6,9 +6,9 @@ import mimetypes
 import re
 from collections.abc import Sequence
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
-from .context import Call, Row, call_of, global_id, resolves, row_id_of
+from .context import Call, Row, global_id, resolves, row_id_of
 from .deletion import release
 from .paging import matching, page
 from .runs import run_at
@@ -35,9 +35,9 @@ def run_file(call: Call, row: Row, *, upload: bool = False) -> Row:
 
 
 @resolves("File.url")
-def file_url(source: Row, info: GraphQLResolveInfo, upload: bool | None = None) -> str | None:
+def file_url(source: Row, call: Call, upload: bool | None = None) -> str | None:
     if upload and "run_file" in source:
-        return str(run_file(call_of(info), source["run_file"], upload=True)["url"])
+        return str(run_file(call, source["run_file"], upload=True)["url"])
     url: str | None = source.get("url")
     return url
 
@@ -53,26 +53,24 @@ def _uploaded(call: Call, run: Row, names: Sequence[str | None] | None, pattern:
 @resolves("Run.files")
 def run_files(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     names: list[str | None] | None = None,
     first: int | None = None,
     after: str | None = None,
     pattern: str | None = None,
 ) -> Row:
-    call = call_of(info)
     return page(_uploaded(call, source, names, pattern), first, after, node=lambda row: run_file(call, row))
 
 
 @resolves("Run.fileCount")
-def run_file_count(source: Row, info: GraphQLResolveInfo) -> int:
-    return len(_uploaded(call_of(info), source, None, None))
+def run_file_count(source: Row, call: Call) -> int:
+    return len(_uploaded(call, source, None, None))
 
 
 @resolves("Mutation.createRunFiles")
-def create_run_files(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    run = run_at(call, input["entityName"], input["projectName"], input["runName"])
-    names = input["files"]
+def create_run_files(_source: None, call: Call, given: Row) -> Row:
+    run = run_at(call, given["entityName"], given["projectName"], given["runName"])
+    names = given["files"]
     if len(names) > MAX_FILES or any(not name or len(name) > MAX_NAME for name in names):
         raise GraphQLError("invalid file name")
     files = []
@@ -83,25 +81,22 @@ def create_run_files(_source: None, info: GraphQLResolveInfo, input: Row) -> Row
             name,
             call.now,
         )
-        row = call.row("SELECT * FROM run_files WHERE run_id = ? AND name = ?", run["id"], name)
-        assert row is not None
+        row = call.one("SELECT * FROM run_files WHERE run_id = ? AND name = ?", run["id"], name)
         files.append({**run_file(call, row), "uploadUrl": call.links.put(f"/storage/run-file/{row['id']}")})
     return {"runID": global_id("Run", run["id"]), "uploadHeaders": [], "files": files}
 
 
 @resolves("Mutation.markRunFilesUploaded")
-def mark_run_files_uploaded(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def mark_run_files_uploaded(_source: None, call: Call, given: Row) -> Row:
     """Nothing to do: the PUT itself recorded the file. The answer says whether all of them are there."""
-    call = call_of(info)
-    run = run_at(call, input["entityName"], input["projectName"], input["runName"])
-    return {"success": len(_uploaded(call, run, input["files"], None)) == len(set(input["files"]))}
+    run = run_at(call, given["entityName"], given["projectName"], given["runName"])
+    return {"success": len(_uploaded(call, run, given["files"], None)) == len(set(given["files"]))}
 
 
 @resolves("Mutation.deleteFiles")
-def delete_files(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
+def delete_files(_source: None, call: Call, given: Row) -> Row:
     contents = set()
-    for identifier in input["files"]:
+    for identifier in given["files"]:
         row = call.row("SELECT * FROM run_files WHERE id = ?", row_id_of("RunFile", identifier))
         if row is not None:
             contents.add(row["content"])

@@ -11,13 +11,14 @@ Any sign of life of an ended run makes it running again, as a resume does.
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
 from .accounts import ensure_project, find_project
-from .context import Call, Row, call_of, global_id, parsed, resolves, row_id_of
-from .filters import matches, ordered, parse_filters
+from .context import Call, Row, global_id, parsed, resolves, row_id_of
+from .filters import ordered, selected
 from .paging import page
 
 STARTABLE_STATES = ("running", "pending")
@@ -71,8 +72,8 @@ def run_by_id(call: Call, identifier: str) -> Row:
 
 
 @resolves("Project.run", "Project.bucket")
-def project_run(source: Row, info: GraphQLResolveInfo, name: str, **_arguments: Any) -> Row | None:
-    return find_run(call_of(info), source, name)
+def project_run(source: Row, call: Call, name: str, **_arguments: Any) -> Row | None:
+    return find_run(call, source, name)
 
 
 def _lookup(call: Call, run: Row, name: str) -> Any:
@@ -108,73 +109,70 @@ def _descend(value: Any, path: str, *, config: bool = False) -> Any:
 
 
 def _matching_runs(call: Call, project: Row, filters: str | None) -> list[Row]:
-    condition = parse_filters(filters)
     rows = call.rows("SELECT * FROM runs WHERE project_id = ? ORDER BY created_at, id", project["id"])
-    return [row for row in rows if matches(condition, lambda name, row=row: _lookup(call, row, name))]
+    return selected(rows, filters, partial(_lookup, call))
 
 
 @resolves("Project.runs")
 def project_runs(
     source: Row,
-    info: GraphQLResolveInfo,
+    call: Call,
     filters: str | None = None,
     first: int | None = None,
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
-    call = call_of(info)
     rows = _matching_runs(call, source, filters)
-    return page(ordered(rows, order, lambda row, name: _lookup(call, row, name)), first, after)
+    return page(ordered(rows, order, partial(_lookup, call)), first, after)
 
 
 @resolves("Project.runCount")
-def project_run_count(source: Row, info: GraphQLResolveInfo, filters: str | None = None) -> int:
-    return len(_matching_runs(call_of(info), source, filters))
+def project_run_count(source: Row, call: Call, filters: str | None = None) -> int:
+    return len(_matching_runs(call, source, filters))
 
 
 @resolves("Run.state")
-def run_state(source: Row, info: GraphQLResolveInfo) -> str:
-    call = call_of(info)
+def run_state(source: Row, call: Call) -> str:
     return state_of(source, call.now, call.crash_after)
 
 
 @resolves("Run.project")
-def run_project(source: Row, info: GraphQLResolveInfo) -> Row | None:
-    return call_of(info).row("SELECT * FROM projects WHERE id = ?", source["project_id"])
+def run_project(source: Row, call: Call) -> Row | None:
+    return call.row("SELECT * FROM projects WHERE id = ?", source["project_id"])
 
 
 @resolves("Run.group")
-def run_group(source: Row, _info: GraphQLResolveInfo) -> Any:
+def run_group(source: Row, _call: Call) -> Any:
     return source["group_name"]
 
 
 @resolves("Run.commit")
-def run_commit(source: Row, _info: GraphQLResolveInfo) -> Any:
+def run_commit(source: Row, _call: Call) -> Any:
     return source["commit_hash"]
 
 
 @resolves("Run.sweepName")
-def run_sweep(source: Row, _info: GraphQLResolveInfo) -> Any:
+def run_sweep(source: Row, _call: Call) -> Any:
     return source["sweep"]
 
 
 @resolves("Run.summaryMetrics")
-def run_summary(source: Row, _info: GraphQLResolveInfo) -> Any:
+def run_summary(source: Row, _call: Call) -> Any:
     return source["summary"]
 
 
 @resolves("Run.tags")
-def run_tags(source: Row, _info: GraphQLResolveInfo) -> Any:
+def run_tags(source: Row, _call: Call) -> Any:
     return json.loads(source["tags"])
 
 
 @resolves("Run.displayName")
-def run_display_name(source: Row, _info: GraphQLResolveInfo) -> Any:
+def run_display_name(source: Row, _call: Call) -> Any:
     return source["display_name"] or source["name"]
 
 
 @resolves("Run.wandbConfig")
-def run_wandb_config(source: Row, _info: GraphQLResolveInfo, keys: list[str] | None = None) -> str | None:
+def run_wandb_config(source: Row, _call: Call, keys: list[str] | None = None) -> str | None:
     """The client's own part of the config. A client takes a run without the key `t` for one that never started."""
     inner = json.loads(source["config"]).get("_wandb", {})
     inner = inner.get("value", inner) if isinstance(inner, dict) else {}
@@ -184,21 +182,20 @@ def run_wandb_config(source: Row, _info: GraphQLResolveInfo, keys: list[str] | N
 
 
 @resolves("Mutation.upsertBucket")
-def upsert_run(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def upsert_run(_source: None, call: Call, given: Row) -> Row:
     """Make or change a run. By name it is a client's init or its config; by id only, an edit that is no sign of life."""
-    call = call_of(info)
-    changes = {column: input[name] for name, column in COLUMN_OF_INPUT.items() if input.get(name) is not None}
+    changes = {column: given[name] for name, column in COLUMN_OF_INPUT.items() if given.get(name) is not None}
     for column in ("config", "summary"):
         if column in changes:
             parsed(changes[column], dict, column)
-    if input.get("tags") is not None:
-        changes["tags"] = json.dumps(input["tags"])
-    if not input.get("name"):
-        run = run_by_id(call, input.get("id") or "")
+    if given.get("tags") is not None:
+        changes["tags"] = json.dumps(given["tags"])
+    if not given.get("name"):
+        run = run_by_id(call, given.get("id") or "")
         call.update("runs", run["id"], **changes)
         return {"bucket": run_by_id(call, global_id("Run", run["id"])), "inserted": False}
-    project = ensure_project(call, input.get("entityName"), input.get("modelName"))
-    run_id, inserted = _started_run(call, project, input)
+    project = ensure_project(call, given.get("entityName"), given.get("modelName"))
+    run_id, inserted = _started_run(call, project, given)
     call.update("runs", run_id, **changes)
     return {"bucket": run_by_id(call, global_id("Run", run_id)), "inserted": inserted}
 
@@ -219,18 +216,16 @@ def _started_run(call: Call, project: Row, given: Row) -> tuple[int, bool]:
 
 
 @resolves("Mutation.stopRun")
-def stop_run(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    call.update("runs", run_by_id(call, input["id"])["id"], stop_requested=1)
+def stop_run(_source: None, call: Call, given: Row) -> Row:
+    call.update("runs", run_by_id(call, given["id"])["id"], stop_requested=1)
     return {"success": True}
 
 
 @resolves("Mutation.updateRunState")
-def update_run_state(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    run = run_by_id(call, input["id"])
+def update_run_state(_source: None, call: Call, given: Row) -> Row:
+    run = run_by_id(call, given["id"])
     current = state_of(run, call.now, call.crash_after)
-    if current not in UPDATABLE_STATES.get(input["state"], ()):
-        raise GraphQLError(f"a run cannot go from {current} to {input['state']}")
-    call.update("runs", run["id"], state=input["state"], preempting=0)
+    if current not in UPDATABLE_STATES.get(given["state"], ()):
+        raise GraphQLError(f"a run cannot go from {current} to {given['state']}")
+    call.update("runs", run["id"], state=given["state"], preempting=0)
     return {"success": True}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import GraphQLError
 
 from .accounts import ensure_project
 from .artifacts import (
@@ -28,7 +28,7 @@ from .artifacts import (
 )
 from .collection import add_member, add_tags, collection_by_row, ensure_collection, set_alias, wanted_aliases
 from .content import HASHERS, key_of_parts
-from .context import Call, Row, call_of, global_id, parsed, resolves, row_id_of
+from .context import Call, Row, global_id, parsed, resolves, row_id_of
 from .runs import find_run
 
 MAX_NAME = 1024
@@ -37,24 +37,23 @@ MAX_MANIFEST_BYTES = 512 * 1024 * 1024
 
 
 @resolves("Mutation.createArtifact")
-def create_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
-    call = call_of(info)
-    names = [*(input.get("artifactCollectionNames") or []), *filter(None, [input.get("artifactCollectionName")])]
+def create_artifact(_source: None, call: Call, given: Row) -> Row:
+    names = [*(given.get("artifactCollectionNames") or []), *filter(None, [given.get("artifactCollectionName")])]
     if len(names) != 1:
         raise GraphQLError("an artifact belongs to exactly one collection")
-    if ALGORITHMS[input["digestAlgorithm"]] not in HASHERS:
+    if ALGORITHMS[given["digestAlgorithm"]] not in HASHERS:
         raise GraphQLError("this server does not support that digest algorithm")
-    checked_metadata(input.get("metadata"))
-    project = ensure_project(call, input["entityName"], input["projectName"])
-    collection = ensure_collection(call, project, names[0], "SEQUENCE", input["artifactTypeName"])
-    run = _creator(call, project, input.get("runName"))
-    artifact = _committed_twin(call, collection, input) if input.get("enableDigestDeduplication") else None
+    checked_metadata(given.get("metadata"))
+    project = ensure_project(call, given["entityName"], given["projectName"])
+    collection = ensure_collection(call, project, names[0], "SEQUENCE", given["artifactTypeName"])
+    run = _creator(call, project, given.get("runName"))
+    artifact = _committed_twin(call, collection, given) if given.get("enableDigestDeduplication") else None
     if artifact is not None:
-        _give_aliases(call, artifact, json.loads(wanted_aliases(input.get("aliases"))))
-        add_tags(call, "artifact", artifact["id"], input.get("tags"))
+        _give_aliases(call, artifact, json.loads(wanted_aliases(given.get("aliases"))))
+        add_tags(call, "artifact", artifact["id"], given.get("tags"))
         _add_output(call, run, artifact)
         return {"artifact": artifact}
-    return {"artifact": _pending(call, collection, run, input)}
+    return {"artifact": _pending(call, collection, run, given)}
 
 
 def _creator(call: Call, project: Row, name: str | None) -> Row | None:
@@ -87,7 +86,7 @@ def _twin(call: Call, collection_id: int, digest: str, algorithm: str, state: st
 
 def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
     """The artifact to upload into: one that an earlier attempt left behind, with what this request says, or a new one."""
-    said = {
+    said: dict[str, Any] = {
         "description": given.get("description"),
         "metadata": given.get("metadata"),
         "ttl_seconds": given.get("ttlDurationSeconds"),
@@ -112,18 +111,16 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
             created_at=call.now,
             **said,
         )
-    artifact = find_artifact(call, artifact_id)
-    assert artifact is not None
+    artifact = call.one("SELECT * FROM artifacts WHERE id = ?", artifact_id)
     add_tags(call, "artifact", artifact_id, given.get("tags"))
     _add_output(call, run, artifact)
     return artifact
 
 
 @resolves("Mutation.createArtifactFiles")
-def create_artifact_files(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def create_artifact_files(_source: None, call: Call, given: Row) -> Row:
     """Say for each file where its bytes go, or with a null uploadUrl that they are here already. Keeps the order."""
-    call = call_of(info)
-    edges = [{"node": _announced(call, spec)} for spec in input["artifactFiles"]]
+    edges = [{"node": _announced(call, spec)} for spec in given["artifactFiles"]]
     return {"files": {"edges": edges, "pageInfo": {"hasNextPage": False}}}
 
 
@@ -186,34 +183,31 @@ def content_size(call: Call, key: str) -> int | None:
 
 
 @resolves("Mutation.completeMultipartUploadArtifact")
-def complete_multipart(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def complete_multipart(_source: None, call: Call, given: Row) -> Row:
     """Say whether all parts of a file are here. The parts are the content already: nothing is put together."""
-    call = call_of(info)
-    artifact = artifact_by_id(call, input["artifactID"])
-    row = call.row("SELECT digest FROM artifact_files WHERE artifact_id = ? AND content = ?", artifact["id"], input["uploadID"])
+    artifact = artifact_by_id(call, given["artifactID"])
+    row = call.row("SELECT digest FROM artifact_files WHERE artifact_id = ? AND content = ?", artifact["id"], given["uploadID"])
     if row is None:
         raise GraphQLError("no such multipart upload")
-    told = [key_of_digest("md5", part["hexMD5"].strip('"')) for part in input["completedParts"]]
-    if told != parts_of(call, input["uploadID"]) or content_size(call, input["uploadID"]) is None:
+    told = [key_of_digest("md5", part["hexMD5"].strip('"')) for part in given["completedParts"]]
+    if told != parts_of(call, given["uploadID"]) or content_size(call, given["uploadID"]) is None:
         raise GraphQLError("some parts are missing or are not the announced ones")
     return {"digest": row["digest"]}
 
 
 @resolves("Mutation.createArtifactManifest")
-def create_artifact_manifest(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002
-    call = call_of(info)
-    if input.get("type") not in (None, "FULL"):
+def create_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
+    if given.get("type") not in (None, "FULL"):
         raise GraphQLError("only full manifests are supported")
-    return _announced_manifest(call, artifact_by_id(call, input["artifactID"]), input["digest"])
+    return _announced_manifest(call, artifact_by_id(call, given["artifactID"]), given["digest"])
 
 
 @resolves("Mutation.updateArtifactManifest")
-def update_artifact_manifest(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002
-    call = call_of(info)
-    artifact = find_artifact(call, row_id_of("ArtifactManifest", input["artifactManifestID"]))
+def update_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
+    artifact = find_artifact(call, row_id_of("ArtifactManifest", given["artifactManifestID"]))
     if artifact is None or artifact["state"] == "DELETED":
         raise GraphQLError("no such artifact manifest")
-    return _announced_manifest(call, artifact, input.get("digest"))
+    return _announced_manifest(call, artifact, given.get("digest"))
 
 
 def _announced_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
@@ -227,10 +221,9 @@ def _announced_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
 
 
 @resolves("Mutation.commitArtifact")
-def commit_artifact(_source: None, info: GraphQLResolveInfo, input: Row) -> Row:  # noqa: A002 - the schema's name
+def commit_artifact(_source: None, call: Call, given: Row) -> Row:
     """Make a pending artifact the next version, if its manifest and every file in it are here. Repeating it changes nothing."""
-    call = call_of(info)
-    artifact = artifact_by_id(call, input["artifactID"])
+    artifact = artifact_by_id(call, given["artifactID"])
     if artifact["state"] == "COMMITTED":
         return {"artifact": artifact}
     entries = _manifest_entries(call, artifact)

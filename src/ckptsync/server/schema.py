@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module, resources
-from typing import Any
+from typing import Any, cast
 
 from graphql import (
     GraphQLError,
     GraphQLInterfaceType,
     GraphQLObjectType,
-    GraphQLResolveInfo,
     GraphQLSchema,
     GraphQLUnionType,
     build_schema,
 )
 
-from .context import RESOLVERS, global_id
+from .context import RESOLVERS, global_id, snake_case
 
 RESOLVER_MODULES = (
     "accounts",
@@ -36,12 +34,7 @@ GLOBAL_IDS = ("Project", "Run", "Artifact", "ArtifactSequence", "ArtifactPortfol
 LOCAL_IDS = ("ArtifactAlias", "Tag", "ArtifactManifest")
 
 
-@cache
-def snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
-
-
-def resolve_field(source: Any, info: GraphQLResolveInfo, **_arguments: Any) -> Any:
+def resolve_field(source: Any, info: Any, **_arguments: Any) -> Any:
     """A field without a resolver of its own: the key of that name, or the column (camelCase is snake_case there)."""
     name = info.field_name
     if name in source:
@@ -77,22 +70,22 @@ def _attach_scalars(schema: GraphQLSchema) -> None:
 
 
 def _attach_ids(schema: GraphQLSchema) -> None:
-    def resolve_id(source: Any, info: GraphQLResolveInfo) -> str:
+    def resolve_id(source: Any, info: Any) -> str:
         return global_id(info.parent_type.name, source["id"])
 
     for name in (*GLOBAL_IDS, *LOCAL_IDS):
-        kind = schema.get_type(name)
-        assert isinstance(kind, GraphQLObjectType)
-        kind.fields["id"].resolve = resolve_id
+        _object(schema, name).fields["id"].resolve = resolve_id
 
 
 def _attach_types(schema: GraphQLSchema) -> None:
-    collection = schema.get_type("ArtifactCollection")
-    assert isinstance(collection, GraphQLInterfaceType)
-    collection.resolve_type = lambda source, *_: "ArtifactSequence" if source["kind"] == "SEQUENCE" else "ArtifactPortfolio"
-    creator = schema.get_type("ArtifactCreator")
-    assert isinstance(creator, GraphQLUnionType)
-    creator.resolve_type = lambda source, *_: "Run" if "heartbeat_at" in source else "User"
+    def collection_kind(source: Any, *_: Any) -> str:
+        return "ArtifactSequence" if source["kind"] == "SEQUENCE" else "ArtifactPortfolio"
+
+    def creator_kind(source: Any, *_: Any) -> str:
+        return "Run" if "heartbeat_at" in source else "User"
+
+    cast(GraphQLInterfaceType, schema.type_map["ArtifactCollection"]).resolve_type = collection_kind
+    cast(GraphQLUnionType, schema.type_map["ArtifactCreator"]).resolve_type = creator_kind
 
 
 def _attach_resolvers(schema: GraphQLSchema) -> None:
@@ -102,9 +95,11 @@ def _attach_resolvers(schema: GraphQLSchema) -> None:
     for path, resolver in RESOLVERS.items():
         type_name, _, field_name = path.partition(".")
         for owner in collections if type_name == "ArtifactCollection" else (type_name,):
-            kind = schema.get_type(owner)
-            assert isinstance(kind, GraphQLObjectType), path
-            kind.fields[field_name].resolve = resolver
+            _object(schema, owner).fields[field_name].resolve = resolver
+
+
+def _object(schema: GraphQLSchema, name: str) -> GraphQLObjectType:
+    return cast(GraphQLObjectType, schema.type_map[name])
 
 
 @cache

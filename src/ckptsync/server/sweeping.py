@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from .content import Content
 from .database import Database
@@ -34,7 +35,8 @@ def sweep_content(database: Database, content: Content) -> None:
 
 def sweep_expired(service: Service) -> None:
     """Delete the versions whose TTL has passed, save those linked into a portfolio, and what stayed pending for a week."""
-    with service.database.write(actions := []) as connection:
+    actions: list[Callable[[], None]] = []
+    with service.database.write(actions) as connection:
         call = service.call(connection, "")
         call.after_commit = actions
         expired = call.rows(
