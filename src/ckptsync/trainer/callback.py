@@ -1,7 +1,5 @@
 """`SyncCallback`: what ckptsync adds to a Trainer, in every rank. The hook does it, or `callbacks=[SyncCallback()]`."""
 
-# ruff: noqa: ARG002 - the Trainer calls these methods with all it has
-
 from __future__ import annotations
 
 import contextlib
@@ -82,7 +80,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._leaving = self._leaving or self._agreed(control)
         self._ranks.wait()
         if state.is_world_process_zero and not state.is_hyper_param_search:
-            self._mark(args, state)
+            self._mark(args, state.global_step, preempted=self._leaving)
         if self._leaving and not control.should_training_stop:
             self._leave()
 
@@ -90,9 +88,9 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Mark what transformers' own just-in-time checkpoint saved, which comes without an `on_save`."""
         early = getattr(args, "enable_jit_checkpoint", False) and state.global_step < state.max_steps
         if early and self._ranks.world_size == 1:
-            self._leaving = True
-            self._mark(args, state)
-            self._leaving = False
+            # It saves before the step in hand, and that step is still taken (transformers 5.24).
+            for step in (state.global_step, state.global_step - 1):
+                self._mark(args, step, preempted=True)
         self.release()
 
     def release(self) -> None:
@@ -119,9 +117,8 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         sys.exit(PreemptedError.exit_code)
 
     @_harmless
-    def _mark(self, args: Any, state: Any) -> None:
-        step, world_size = state.global_step, self._ranks.world_size
-        marker.leave(Path(args.output_dir), step, world_size=world_size, preempted=self._leaving)
+    def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
+        marker.leave(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
 
     @_harmless
     def _record(self, args: Any, state: Any, processes: list[Any]) -> None:

@@ -130,6 +130,8 @@ def _pace(step_seconds: float, crash_at: int) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Train, save the final model beside the checkpoints, return 0."""
     options = parse(argv)
+    # Otherwise accelerate calls the device of a rank `cpu:0`, and transformers 4.57 can't load an optimizer to it.
+    os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
