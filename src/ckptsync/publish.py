@@ -82,7 +82,7 @@ class Publisher:
         with self._progress_lines():
             version = self.store.put(pinned, upload, progress=self._note)
         seconds = time.time() - started
-        attached = self.store.attach(version, run, ["latest", *upload.aliases])
+        attached = self.store.attach(version, run)
         with contextlib.suppress(CkptsyncError):
             lag = time.time() - pinned.saved_at
             self.store.measure({"upload_seconds": seconds, "bytes": pinned.bytes, "lag_seconds": lag, "step": pinned.step})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +41,8 @@ class Store(Protocol):
         """
         ...
 
-    def attach(self, version: Version, run: Run, aliases: Collection[str]) -> bool:
-        """Add the version to the outputs of a run that is not ours, in one request; False when there is no such run."""
+    def attach(self, version: Version, run: Run) -> bool:
+        """Add the version to the outputs of a run that is not ours, and touch nothing else of it; False when there is none."""
         ...
 
     def run_state(self, run: Run) -> str:

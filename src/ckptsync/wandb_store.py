@@ -14,7 +14,7 @@ import os
 import re
 import threading
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -49,7 +49,13 @@ _FINAL = re.compile(
     r"(?i)quota|storage limit|limit exceeded|permission|forbidden|\b403\b.*graphql|not allowed|already exists with type"
     r"|type mismatch|expected type|invalid artifact|read[- ]only"
 )
-_GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable to find|no such")
+_GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable to find|unable to parse '\w+' response data")
+"""The last one is how the client says that a project or collection isn't there (wandb 0.31, `Artifacts._update_response`)."""
+
+_AWAY = re.compile(
+    r"(?i)giving up after|connection (refused|reset|aborted)|no such host|name resolution|timed? ?out|deadline exceeded"
+    r"|\bEOF\b|broken pipe|unreachable|\b(429|50[0-9])\b|most remaining uploads|failed to connect"
+)
 
 
 class WandbStore:
@@ -69,6 +75,7 @@ class WandbStore:
         os.environ |= connection.environment() | {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
         import wandb
+        from wandb.errors import term
 
         self._wandb = wandb
         self._connection = connection
@@ -90,6 +97,8 @@ class WandbStore:
             init_timeout=30.0,
             finish_timeout=15.0,
         )
+        # Settings silence a run; this silences what the client prints without one ("Adding directory to artifact").
+        term.termsetup(self._settings, None)
         self._api: Any = None
 
     def check(self, run: Run) -> Run:
@@ -130,13 +139,16 @@ class WandbStore:
         progress(snapshot_.bytes, snapshot_.bytes)
         return _version(committed)
 
-    def attach(self, version: Version, run: Run, aliases: Collection[str]) -> bool:
-        """See Store. One CreateArtifact names the run; its history, config and state stay as they are (wandb 0.31, measured)."""
+    def attach(self, version: Version, run: Run) -> bool:
+        """See Store. One read and one CreateArtifact name the run: its history, config and state stay as they are.
+
+        The read comes first, so that no run is made by accident, and once in the life of this process.
+        """
         api = self._client()
         try:
             with self._translated(f"adding {version.name}:{version.version} to run {run}"):
                 target = api.run(f"{run.entity}/{run.project}/{run.run_id}")
-                target.log_artifact(api.artifact(version.qualified), aliases=list(aliases))
+                target.log_artifact(api.artifact(version.qualified))
         except NotFoundError:
             return False
         return True
@@ -267,19 +279,19 @@ class WandbStore:
 
 def translate(error: Exception, what: str) -> CkptsyncError:
     """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31)."""
-    import requests
     import wandb
 
     text = " ".join(str(error).split()) or type(error).__name__
-    message = f"{what} failed: {text[:300]}"
+    message = f"{what} failed: {text[:200]}"
+    # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
+    if _AWAY.search(text):
+        return TransientStoreError(message)
     if isinstance(error, wandb.errors.AuthenticationError) or _DENIED.search(text):
         return RejectedError(f"the W&B server refuses the key: {text[:200]}")
-    if isinstance(error, requests.RequestException | wandb.errors.CommError) and not _FINAL.search(text):
-        return NotFoundError(message) if _GONE.search(text) and "host" not in text else TransientStoreError(message)
+    if _GONE.search(text):
+        return NotFoundError(message)
     if _FINAL.search(text) or isinstance(error, wandb.errors.UsageError):
         return PermanentStoreError(message)
-    if _GONE.search(text) and "host" not in text:
-        return NotFoundError(message)
     return TransientStoreError(message)
 
 

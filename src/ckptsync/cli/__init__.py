@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = cli.main(words, prog_name="ckptsync", standalone_mode=False)
     except CkptsyncError as error:
-        code = _tell(f"{error}. {error.hint}" if error.hint else str(error), error.exit_code)
+        code = _tell(f"{str(error).rstrip('.')}. {error.hint}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 2

@@ -25,12 +25,8 @@ from ckptsync.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
-COMMAND = {"ignore_unknown_options": False, "allow_interspersed_args": False}
-
-
 @click.command(
     "resume",
-    context_settings=COMMAND,
     epilog="Example: ckptsync resume 4kx81b2q --output-dir runs/llama -- python train.py --output_dir runs/llama",
     short_help="Pull the newest valid checkpoint and restart the training.",
 )
@@ -203,7 +199,6 @@ def _tell_finished(placed: Placed) -> None:
 
 @click.command(
     "run",
-    context_settings=COMMAND,
     epilog="Example: ckptsync run --run-id llama-7 --output-dir runs/llama -- python train.py --output_dir runs/llama",
     short_help="Start a training, or resume it where there is something to resume.",
 )

@@ -1,0 +1,5 @@
+"""`python -m ckptsync` is the command `ckptsync`."""
+
+from ckptsync.cli import main
+
+main()
