@@ -11,6 +11,7 @@ Any sign of life of an ended run makes it running again, as a resume does.
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from .accounts import ensure_project, find_project
 from .context import Call, Row, global_id, parsed, resolves, row_id_of
 from .filters import ordered, selected
 from .paging import page
+
+log = logging.getLogger(__name__)
 
 STARTABLE_STATES = ("running", "pending")
 UPDATABLE_STATES = {"pending": ("running", "failed", "crashed", "preempted"), "failed": ("pending", "running")}
@@ -209,15 +212,27 @@ def _started_run(call: Call, project: Row, given: Row) -> tuple[int, bool]:
         raise GraphQLError("invalid run id")
     run = find_run(call, project, name)
     if run is None:
-        run_id = call.insert("runs", project_id=project["id"], name=name, state=state, created_at=call.now, heartbeat_at=call.now)
-        return run_id, True
-    call.update("runs", run["id"], state=state, exit_code=None, preempting=0, stop_requested=0, heartbeat_at=call.now)
+        columns = {"project_id": project["id"], "name": name, "state": state}
+        return call.insert("runs", **columns, created_at=call.now, heartbeat_at=call.now), True
+    # Only an init says on which host it is (wandb 0.31.0, measured); what comes later, such as the config of a
+    # run that is about to be preempted, must not start the run anew.
+    if given.get("host") or given.get("state"):
+        started = {"state": state, "exit_code": None, "preempting": 0, "stop_requested": 0}
+        call.update("runs", run["id"], **started, heartbeat_at=call.now)
     return run["id"], False
 
 
 @resolves("Mutation.stopRun")
 def stop_run(_source: None, call: Call, given: Row) -> Row:
     call.update("runs", run_by_id(call, given["id"])["id"], stop_requested=1)
+    return {"success": True}
+
+
+@resolves("Mutation.notifyScriptableRunAlert")
+def alert(_source: None, call: Call, given: Row) -> Row:
+    """A run's alert: nobody to send it to, so it goes to the server's log."""
+    run = run_at(call, given["entityName"], given["projectName"], given["runName"])
+    log.warning("alert of run %s: %s", run["name"], given["title"], extra={"text": given["text"]})
     return {"success": True}
 
 
