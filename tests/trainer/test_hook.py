@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.trainer.trainings import environment
 
 from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, hook_path
+from tests.trainer.trainings import environment
 
 FAKE_TRAINER = """
 class Trainer:

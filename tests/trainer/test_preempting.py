@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import transformers
-from tests.trainer.trainings import TINY, Training, difference, wait_for
 
 from ckptsync.checkpoint import fingerprint
 from ckptsync.layouts import list_files
 from ckptsync.trainer.signals import Signals
+from tests.trainer.trainings import TINY, Training, difference, wait_for
 
 PROGRAM = """
 import os, signal, sys
@@ -175,7 +175,9 @@ def test_the_callback_works_in_the_users_own_code_and_keeps_secrets_and_the_comm
         """,
     )
 
-    training.run(file, tmp_path / "out", "--api-key=hidden", code=75, WANDB_RUN_ID="abc", WANDB_PROJECT="p", WANDB_ENTITY="e")
+    env = {"WANDB_RUN_ID": "abc", "WANDB_PROJECT": "p", "WANDB_ENTITY": "e"}
+
+    training.run(file, tmp_path / "out", "--api-key=hidden", code=75, env=env)
 
     recorded = run_json(tmp_path / "out")
     assert recorded.pop("processes")[0].keys() == {"host", "pid"}

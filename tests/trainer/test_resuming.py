@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from tests.trainer.trainings import TINY, Training, copy_until, difference
 
 PROGRAM = """

@@ -18,6 +18,8 @@ from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, hook_path
 TINY = ("-m", "ckptsync.trainer.tiny", "--max-steps", "20", "--save-steps", "8", "--report-to", "none", "--output-dir")
 """16 steps are an epoch: checkpoint-8 lies in the middle of one, checkpoint-16 between two, 20 is the end."""
 
+Env = dict[str, str] | None
+
 
 class Training:
     """Starts trainings without and with the hook, and ends those that a failed test left behind."""
@@ -26,7 +28,7 @@ class Training:
         self._started: list[subprocess.Popen[str]] = []
 
     def start(
-        self, *arguments: str | Path, ranks: int = 1, resume: Path | None = None, follow: Path | None = None, **more: str
+        self, *arguments: str | Path, ranks: int = 1, resume: Path | None = None, follow: Path | None = None, env: Env = None
     ) -> subprocess.Popen[str]:
         """Start `python ARGUMENTS`, or torchrun with that many ranks, in a process group of its own."""
         python = [sys.executable]
@@ -34,7 +36,7 @@ class Training:
             python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         process = subprocess.Popen(
             [*python, *map(str, arguments)],
-            env=environment(resume=resume, follow=follow, **more),
+            env=environment(resume=resume, follow=follow, env=env),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -58,7 +60,7 @@ class Training:
                 process.communicate()
 
 
-def environment(*, resume: Path | None = None, follow: Path | None = None, **more: str) -> dict[str, str]:
+def environment(*, resume: Path | None = None, follow: Path | None = None, env: Env = None) -> dict[str, str]:
     """The environment of a training: nothing of wandb or ckptsync from outside, and the hook where it is needed."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "CKPTSYNC_"))}
     outside.pop("PYTHONPATH", None)
@@ -69,7 +71,7 @@ def environment(*, resume: Path | None = None, follow: Path | None = None, **mor
         values[RESUME_FROM] = str(resume)
     if follow:
         values[OUTPUT_DIR] = str(follow)
-    return {**values, **more}
+    return {**values, **(env or {})}
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:

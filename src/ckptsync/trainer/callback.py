@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ckptsync import record
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import marker, workers
+from ckptsync.trainer import history, marker, workers
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
@@ -32,6 +32,11 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
             sys.stderr.write(f"ckptsync: {method.__name__.strip('_')}: {type(error).__name__}: {error}\n")
 
     return wrapper
+
+
+def _active_run() -> Any:
+    """The wandb run of this process, or None. wandb is imported already where there is one."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -53,7 +58,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._leaving = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the signals, and write down who this training is."""
+        """Take the signals, write down who this training is, and complete the run's history after a resume."""
         self._leaving = False
         self._ranks = Ranks(args.world_size)
         if self._ranks.together:
@@ -63,6 +68,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         processes = self._ranks.gather({"host": socket.gethostname(), "pid": os.getpid()})
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._record(args, state, processes)
+            self._complete_history(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Let all ranks agree whether this step is the last one here. One rank: 0.2 µs; two over gloo: 0.2 ms."""
@@ -106,10 +112,10 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def _leave(self) -> None:
         """End this rank, after all ranks are ready to: torchrun kills the rest when the first one ends."""
-        wandb = sys.modules.get("wandb")
-        if wandb is not None and getattr(wandb, "run", None) is not None:
+        run = _active_run()
+        if run is not None:
             with contextlib.suppress(Exception):
-                wandb.run.mark_preempting()
+                run.mark_preempting()
         with contextlib.suppress(Exception, SystemExit):
             self._signals.hand_over()
         self._ranks.wait()
@@ -121,12 +127,23 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         marker.leave(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
 
     @_harmless
+    def _complete_history(self, state: Any) -> None:
+        run = _active_run()
+        if run is None or state.global_step == 0:
+            return
+        steps = history.complete(run, state.log_history, step=state.global_step)
+        if steps:
+            sys.stderr.write(
+                f"ckptsync: logged {len(steps)} rows again that the run's history lacked (steps {min(steps)} to {max(steps)})\n"
+            )
+
+    @_harmless
     def _record(self, args: Any, state: Any, processes: list[Any]) -> None:
         """Complete run.json: the run as wandb knows it, how many steps, and the process of each rank.
 
         torchrun gives each rank a session of its own, so whoever has to signal a rank can't reach it through a group.
         """
-        run = getattr(sys.modules.get("wandb"), "run", None)
+        run = _active_run()
         values: dict[str, Any] = {"world_size": self._ranks.world_size, "max_steps": state.max_steps}
         values["processes"] = processes
         for key, active in (("run_id", "id"), ("project", "project"), ("entity", "entity")):

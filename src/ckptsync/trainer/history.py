@@ -1,0 +1,91 @@
+"""Closes the gap that a killed wandb client leaves in its run's history, in the live run itself.
+
+The client sends its rows about every 15 s (measured, wandb 0.31), so a kill loses those of the last seconds, of a
+short training all. The checkpoint's log_history has every one of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+STEP = "train/global_step"
+COUNT = "ckptsync/preemptions"
+RESUMED = "ckptsync/resumed_from_step"
+
+SECONDS = 60.0
+"""How long the comparison may keep the training waiting. Rows come at some thousands a second."""
+
+_SUMMARY_ONLY = frozenset({"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"})
+"""What WandbCallback puts into the summary and in no row (transformers 4.57 and 5.x)."""
+
+
+def complete(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -> list[int]:
+    """Log again the rows up to the resumed step that the server doesn't have, and mark where the training was resumed.
+
+    Returns the steps of those rows. Only for a run that was resumed: a new run that begins from an old
+    checkpoint has no gap. Raises what the public API raises, and TimeoutError; nothing is logged then but the mark.
+    """
+    if not run.resumed or run.offline:
+        return []
+    rows = []
+    try:
+        rows = _missing(_Server(run), [entry for entry in log_history if entry.get("step", 0) <= step])
+    finally:
+        # run.summary of a resumed run begins as the server has it.
+        count = int(run.summary.get(COUNT) or 0) + 1
+        for row in rows:
+            run.log(row)
+        run.log({COUNT: count, STEP: step})
+        run.summary[RESUMED] = step
+    return [int(row[STEP]) for row in rows]
+
+
+def _missing(server: _Server, entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that the server lacks, as WandbCallback would have logged them, in the order of the log."""
+    rows = []
+    for entry in entries:
+        row = _row(entry)
+        if row and row[STEP] not in server.steps(_kind(row)):
+            rows.append(row)
+    return rows
+
+
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of log_history as a row of the run, empty where it holds nothing but a summary."""
+    from transformers.integrations.integration_utils import rewrite_logs
+
+    values = {key: value for key, value in entry.items() if key != "step" and key not in _SUMMARY_ONLY}
+    if not values.keys() - {"epoch"}:
+        return {}
+    return {**rewrite_logs(values), STEP: entry["step"]}
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """The key by which a row is looked for: one step may have a row of the training and some of evaluations."""
+    keys = sorted(row.keys() - {STEP, "train/epoch"})
+    return "train/loss" if "train/loss" in row else keys[0]
+
+
+class _Server:
+    """Which steps the run has on the server, asked once for each kind of row."""
+
+    def __init__(self, run: Any) -> None:
+        import wandb
+
+        self._run = wandb.Api().run(f"{run.entity}/{run.project}/{run.id}")
+        self._steps: dict[str, set[int]] = {}
+        self._deadline = time.monotonic() + SECONDS
+
+    def steps(self, key: str) -> set[int]:
+        """The global steps of the rows that have this key."""
+        if key not in self._steps:
+            self._steps[key] = set(self._scan(key))
+        return self._steps[key]
+
+    def _scan(self, key: str) -> Iterable[int]:
+        for row in self._run.scan_history(keys=[STEP, key]):
+            if time.monotonic() > self._deadline:
+                raise TimeoutError(f"the run's history could not be compared in {SECONDS:g} s")
+            yield int(row[STEP])
