@@ -28,10 +28,12 @@ DEFAULT_BASE_URL = "https://api.wandb.ai"
 _CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com")
 """Hosts of one and the same service (wandb 0.31, `FORGE_HOSTS`): `wandb login` may have stored the key under any of them."""
 
-_FORBIDDEN_IN_RUN_ID = re.compile(r"[:;,#?/'\\%]")
-"""What W&B refuses in a run id (wandb 0.31, `validate_run_id`, and a slash, which no URL of a run could hold)."""
+_FORBIDDEN_IN_RUN_ID = re.compile(r"[:;,#?/'\\%\x00-\x1f\x7f\ud800-\udfff]")
+"""What W&B refuses in a run id (wandb 0.31, `validate_run_id`), a slash, which no URL of a run could hold, and no text at all."""
 
-_FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:]")
+_NO_NAMES = ("", ".", "..")
+
+_FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Connection:
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
     """`~/.config/ckptsync/config.toml`, or the same below XDG_CONFIG_HOME."""
-    base = environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    base = environ.get("XDG_CONFIG_HOME") or _home() / ".config"
     return Path(base) / "ckptsync" / "config.toml"
 
 
@@ -61,7 +63,7 @@ def load_file(path: Path, *, required: bool) -> dict[str, Any]:
         if required:
             raise ConfigurationError(f"{path}: there is no such settings file", hint="Check --config.") from None
         return {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path}: {error}", hint="Correct the settings file.") from error
     return {key.replace("-", "_"): value for key, value in values.items()}
 
@@ -73,7 +75,7 @@ def parse_run(text: str, *, project: str | None = None, entity: str | None = Non
     """
     path, colon, alias = text.partition(":")
     parts = path.split("/")
-    if len(parts) not in (1, 3) or (colon and not alias) or not all(parts):
+    if len(parts) not in (1, 3) or not all(parts) or (colon and not re.fullmatch(r"[^/:]+", alias)):
         raise UsageError(f"{text!r} is not a run", hint="Give RUN_ID or ENTITY/PROJECT/RUN_ID, with :ALIAS where you want one.")
     if len(parts) == 3:
         entity, project = parts[0], parts[1]
@@ -82,7 +84,7 @@ def parse_run(text: str, *, project: str | None = None, entity: str | None = Non
 
 def make_run(run_id: str, *, project: str | None = None, entity: str | None = None) -> Run:
     """A run with its open names filled from the environment. Raises UsageError for an id that W&B would refuse."""
-    if not run_id.strip() or run_id != run_id.strip() or _FORBIDDEN_IN_RUN_ID.search(run_id):
+    if run_id.strip() in _NO_NAMES or run_id != run_id.strip() or _FORBIDDEN_IN_RUN_ID.search(run_id):
         raise UsageError(
             f"{run_id!r} cannot be a run id",
             hint="W&B allows no spaces at the ends and none of / \\ # ? % : ; , ' in a run id.",
@@ -90,7 +92,7 @@ def make_run(run_id: str, *, project: str | None = None, entity: str | None = No
     project = project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
     entity = entity or os.environ.get("WANDB_ENTITY") or None
     for name in filter(None, (project, entity)):
-        if _FORBIDDEN_IN_PROJECT.search(name):
+        if name.strip() in _NO_NAMES or _FORBIDDEN_IN_PROJECT.search(name):
             raise UsageError(f"{name!r} cannot be a project or entity", hint="Check --project and --entity.")
     return Run(run_id, project, entity)
 
@@ -98,7 +100,7 @@ def make_run(run_id: str, *, project: str | None = None, entity: str | None = No
 def connection(environ: Mapping[str, str] = os.environ) -> Connection:
     """The store that the environment names, with its key. Raises ConfigurationError, naming both ways out, without one."""
     base_url = (environ.get("WANDB_BASE_URL") or _settings_base_url(environ) or DEFAULT_BASE_URL).rstrip("/")
-    host = urlsplit(base_url).hostname
+    host = _host(base_url)
     if not host or not base_url.startswith(("http://", "https://")):
         raise ConfigurationError(f"{base_url!r} is not an http address", hint="Correct WANDB_BASE_URL.")
     key = environ.get("WANDB_API_KEY") or _credential(environ) or _netrc_password(host, environ)
@@ -110,6 +112,18 @@ def connection(environ: Mapping[str, str] = os.environ) -> Connection:
     return Connection(base_url, key.strip())
 
 
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _home() -> Path:
+    """The home folder. In a container whose user has none it is `~`, where nothing will be found: no reason to fail."""
+    return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises there
+
+
 def _credential(environ: Mapping[str, str]) -> str | None:
     """The key that systemd's LoadCredential=wandb: placed for this service."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
@@ -117,7 +131,7 @@ def _credential(environ: Mapping[str, str]) -> str | None:
         return None
     try:
         return (Path(folder) / "wandb").read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 
@@ -125,10 +139,10 @@ def _netrc_password(host: str, environ: Mapping[str, str]) -> str | None:
     """The key that `wandb login` left in the netrc file."""
     named = environ.get("NETRC")
     hosts = _CLOUD_HOSTS if host in _CLOUD_HOSTS else (host,)
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+    for path in [named] if named else ["~/.netrc", "~/_netrc"]:
         try:
-            entries = netrc.netrc(path).hosts
-        except (OSError, netrc.NetrcParseError):
+            entries = netrc.netrc(os.path.expanduser(path)).hosts  # noqa: PTH111 - see _home
+        except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
         for name in filter(entries.__contains__, hosts):
             return entries[name][2]
@@ -137,12 +151,12 @@ def _netrc_password(host: str, environ: Mapping[str, str]) -> str | None:
 
 def _settings_base_url(environ: Mapping[str, str]) -> str | None:
     """The address that `wandb login --host` left in W&B's own settings file."""
-    folder = environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    folder = environ.get("WANDB_CONFIG_DIR") or _home() / ".config" / "wandb"
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(Path(folder) / "settings")
         return parser.get("default", "base_url", fallback=None)
-    except (OSError, configparser.Error):
+    except (OSError, UnicodeDecodeError, configparser.Error):
         return None
 
 

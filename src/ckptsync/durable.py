@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,11 @@ from typing import IO, Any
 from ckptsync.errors import LockedError
 
 TEMPORARY = ".tmp-"
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside `path` that nobody uses and that a sweep recognises."""
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -31,9 +37,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create a folder and its parents where they are missing, and make its name durable."""
+    """Create a folder and its parents where they are missing, and make their names durable."""
     if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
     return folder
 
@@ -48,22 +55,23 @@ def rename(source: Path, target: Path) -> None:
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Replace a file's content in one step. `mode` holds from the first byte on, so a secret is never readable by others."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    temporary = temporary_for(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         rename(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, mode: int = 0o644) -> None:
     """Replace a JSON file in one step. Keys keep their order."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", mode=mode)
+    # ASCII, so that a file name that is no UTF-8 (surrogates in Python) can be written and read back.
+    write_text(path, json.dumps(value, indent=1) + "\n", mode=mode)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -86,7 +94,7 @@ def append_line(path: Path, line: str) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Delete a folder for good: it is renamed first, so that a crash in the middle leaves nothing that looks whole."""
-    doomed = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
+    doomed = temporary_for(folder)
     try:
         folder.rename(doomed)
     except FileNotFoundError:
@@ -118,13 +126,14 @@ class Lock:
     def acquire(self, owner: str) -> None:
         """Take the lock or raise LockedError with the words of the one who holds it."""
         file = self.path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise LockedError(f"{self.path.parent.parent} is already watched by {holder}") from error
+        while not _lock(file, fcntl.LOCK_EX):
+            if not _lock(file, fcntl.LOCK_SH):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                raise LockedError(f"{self.path.parent.parent} is already watched by {holder}")
+            # Only those who ask for the holder have it, each for a moment.
+            fcntl.flock(file, fcntl.LOCK_UN)
         file.seek(0)
         file.truncate()
         file.write(owner + "\n")
@@ -143,10 +152,15 @@ class Lock:
         """Who holds it at this moment, or None when it is free."""
         try:
             with self.path.open(encoding="utf-8") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
-                    return file.read().strip() or "another process"
+                return None if _lock(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
         except OSError:
-            pass
-        return None
+            return None
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """Take that kind of lock if it is free at this moment."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

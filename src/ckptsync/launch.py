@@ -72,7 +72,7 @@ class Training:
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, cwd: Path | None = None) -> None:
         try:
             self._process = subprocess.Popen(list(command), env=dict(environ), cwd=cwd, process_group=0)
-        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
             raise UsageError(
                 f"{error.filename or command[0]}: {error.strerror}", hint="Check the training's command and folder."
             ) from error

@@ -31,8 +31,7 @@ def pin(checkpoint: Checkpoint, folder: Path, *, sequence: int) -> Snapshot:
     The folder appears under its name in one step, when all is in it and durable. Raises SnapshotChangedError when a file
     vanished or changed meanwhile: a normal event where the Trainer rotates or saves the same step again.
     """
-    staging = folder.with_name(f"{durable.TEMPORARY}{folder.name}-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = durable.temporary_for(folder)
     content = staging / "files"
     content.mkdir(parents=True)
     try:
@@ -86,6 +85,8 @@ def _pin_files(checkpoint: Checkpoint, content: Path) -> str:
                 if len(ways) == 1 or error.errno not in _NO_LINK_HERE | {errno.ENOTTY}:
                     raise
                 ways.pop(0)
+    for path, _, _ in os.walk(content):
+        durable.sync_folder(Path(path))
     return ways[0][0]
 
 

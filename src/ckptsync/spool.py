@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ from ckptsync.artifact import is_best
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
 from ckptsync.errors import CkptsyncError, IntegrityError
 from ckptsync.record import FOLDER
+
+log = logging.getLogger(__name__)
 
 
 def choose(pending: Sequence[Snapshot], *, keep_all: bool) -> tuple[Snapshot | None, list[Snapshot]]:
@@ -73,7 +76,7 @@ class Spool:
         """Make the folders, finish what a crash interrupted, and return the names that were swept."""
         for name in ("spool", "receipts", "parked", "torn", "incoming", "complete"):
             durable.make_folder(self.root / name)
-        swept = [name for folder in ("", "spool", "receipts", "parked") for name in durable.sweep(self.root / folder)]
+        swept = [name for folder in ("", "spool", "receipts", "parked", "incoming") for name in durable.sweep(self.root / folder)]
         for directory in self._directories("spool"):
             if self.receipt_path(directory.name).exists():
                 durable.remove_tree(directory)
@@ -145,10 +148,10 @@ class Spool:
         durable.write_json(self.receipt_path(receipt.snapshot), {"schema": 1, **asdict(receipt)}, mode=0o600)
 
     def supersede(self, dropped: Iterable[Snapshot], by: Snapshot, reason: str) -> None:
-        """SUPERSEDED: the pin is let go, with an event that says for what."""
+        """SUPERSEDED: the pin is let go, with an event that says for what: first, so that a crash in between hides nothing."""
         for each in dropped:
-            durable.remove_tree(each.directory)
             self.record("superseded", each, by=by.name, reason=reason)
+            durable.remove_tree(each.directory)
 
     def park(self, pinned: Snapshot, error: CkptsyncError) -> None:
         """PARKED: kept with the reason, out of the way of the next one."""
@@ -172,14 +175,17 @@ class Spool:
 
     def discard(self, pinned: Snapshot) -> None:
         """CHANGED: the pin no longer holds what was accepted."""
-        durable.remove_tree(pinned.directory)
         self.record("changed", pinned)
+        durable.remove_tree(pinned.directory)
 
     def record(self, event: str, pinned: Snapshot | None = None, **fields: Any) -> None:
-        """Add an event to history.jsonl."""
+        """Add an event to history.jsonl. A full disk is logged and stops nothing: this is a diary."""
         about = {"checkpoint": pinned.checkpoint, "print": pinned.fingerprint, "step": pinned.step} if pinned else {}
         line = {"time": round(self._clock(), 3), "event": event, **about, **fields}
-        durable.append_line(self.root / "history.jsonl", json.dumps(line, ensure_ascii=False))
+        try:
+            durable.append_line(self.root / "history.jsonl", json.dumps(line))
+        except OSError as error:
+            log.warning("not written to history.jsonl: %s: %s", event, error)
 
     def _directories(self, name: str) -> list[Path]:
         try:

@@ -5,6 +5,7 @@ Runs in a thread of its own beside the watching loop and touches the store throu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,20 +15,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ckptsync import artifact, durable, errors, record, spool
 from ckptsync.checkpoint import Receipt, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
 from ckptsync.retrying import FOR_EVER, Patience, retry
-from ckptsync.store import Upload
 
 log = logging.getLogger(__name__)
 
 CLOSING_SECONDS = 20.0
 """How long the child may take to say good-bye to the server once its queue is empty."""
+
+PUBLISH = (sys.executable, "-m", "ckptsync.publish")
+"""The program that uploads; it speaks the JSON lines that publish describes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +58,20 @@ class Progress:
 class Child:
     """The process that uploads. It lives while there is work, and for a little after, since its start costs a second."""
 
-    def __init__(self, run: Run, environment: Mapping[str, str], private: Any) -> None:
+    def __init__(self, run: Run, environment: Mapping[str, str], private: Path, *, command: Sequence[str] = PUBLISH) -> None:
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ckptsync.publish"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=dict(environment),
-            text=True,
-            # Its own session: a Ctrl-C or a signal to our group is for us to handle, while the upload in hand goes on.
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=dict(environment),
+                text=True,
+                # Its own session: a Ctrl-C or a signal to our group is for us to handle, while the upload in hand goes on.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise TransientStoreError(f"the upload process cannot be started: {error}") from error
         threading.Thread(target=self._read, daemon=True).start()
         self._send({"run": asdict(run), "private": str(private)})
 
@@ -85,8 +92,8 @@ class Child:
             if answer["event"] == "failed":
                 raise _reported(answer)
             told(answer)
-            if answer["done"] > furthest:
-                deadline, furthest = time.monotonic() + stall, answer["done"]
+            if answer["moved"] > furthest:
+                deadline, furthest = time.monotonic() + stall, answer["moved"]
 
     def close(self) -> None:
         """Let it finish its run on the server, and end it when that takes too long."""
@@ -102,6 +109,9 @@ class Child:
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
     def _send(self, value: Mapping[str, Any]) -> None:
         try:
@@ -113,9 +123,13 @@ class Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe
-        with self._process.stdout as lines:
-            for line in lines:
-                self._answers.put(json.loads(line))
+        try:
+            with self._process.stdout as lines:
+                for line in lines:
+                    self._answers.put(json.loads(line))
+        except ValueError:
+            # Half a line: it was killed while it wrote.
+            self.kill()
         self._answers.put(None)
 
 
@@ -133,7 +147,15 @@ class Uploader:
     """
 
     def __init__(
-        self, run: Run, store: spool.Spool, environment: Mapping[str, str], policy: Policy, stop: threading.Event, *, stem: str
+        self,
+        run: Run,
+        store: spool.Spool,
+        environment: Mapping[str, str],
+        policy: Policy,
+        stop: threading.Event,
+        *,
+        stem: str,
+        command: Sequence[str] = PUBLISH,
     ) -> None:
         self.run = run
         self.policy = policy
@@ -145,6 +167,7 @@ class Uploader:
         self._environment = environment
         self._stop = stop
         self._stem = stem
+        self._command = command
         self._child: Child | None = None
 
     def check(self) -> Run:
@@ -192,9 +215,18 @@ class Uploader:
         Every attempt chooses anew: what came in while the store was away may supersede what was tried before. Raises
         TransientStoreError, with everything still in the queue.
         """
-        pinned = self._next()
-        if pinned is None:
-            return False
+        try:
+            pinned = self._next()
+            if pinned is None:
+                return False
+            self._deal_with(pinned)
+        except OSError as error:
+            # A full disk takes no receipt. It must not end the thread: there may be room again.
+            raise TransientStoreError(f"the queue cannot be written to: {error}") from error
+        return True
+
+    def _deal_with(self, pinned: Snapshot) -> None:
+        """Upload one snapshot, or throw it away where it changed, or park it where only a person can help."""
         try:
             self._attempt(pinned)
         except TransientStoreError:
@@ -206,11 +238,12 @@ class Uploader:
             self.last_error = error
             self._spool.park(pinned, error)
             log.error("parked %s: %s. %s", pinned.name, error, error.hint)
-        return True
 
     def _woken(self, seconds: float | None) -> bool:
         woken = self._wake.wait(seconds)
-        self._wake.clear()
+        # Not after a time-out: a wake-up, or the word to finish, that came just then would be lost.
+        if woken:
+            self._wake.clear()
         return woken
 
     def _next(self) -> Snapshot | None:
@@ -246,7 +279,7 @@ class Uploader:
             answer = self._ask(job, told=lambda line: self._note(pinned, line))
         finally:
             self.progress = None
-        self._spool.commit(pinned, _receipt(pinned, upload, answer, self.run))
+        self._spool.commit(pinned, _receipt(pinned, answer))
         self.last_error = None
         log.info("durable %s as %s:%s in %.1f s", pinned.name, upload.name, answer["version"]["version"], answer["seconds"])
         if not answer["attached"]:
@@ -258,7 +291,7 @@ class Uploader:
         if self._child is None:
             private = self._spool.root / "wandb"
             durable.remove_tree(private)
-            self._child = Child(self.run, self._environment, private)
+            self._child = Child(self.run, self._environment, private, command=self._command)
         try:
             return self._child.ask(job, stall=self.policy.stall, told=told)
         except TransientStoreError:
@@ -271,14 +304,14 @@ class Uploader:
         self.progress = Progress(pinned, str(line["stage"]), int(line["done"]), int(line["total"]))
 
 
-def _receipt(pinned: Snapshot, upload: Upload, answer: Mapping[str, Any], run: Run) -> Receipt:
+def _receipt(pinned: Snapshot, answer: Mapping[str, Any]) -> Receipt:
     version = answer["version"]
     return Receipt(
         snapshot=pinned.name,
         step=pinned.step,
         saved_at=pinned.saved_at,
         sequence=pinned.sequence,
-        artifact=f"{run.entity}/{run.project}/{upload.name}",
+        artifact=version["qualified"].rpartition(":")[0],
         version=version["version"],
         digest=version["digest"],
         bytes=pinned.bytes,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.checkpoints import make_checkpoint
 
 from ckptsync import layouts
+from tests.checkpoints import make_checkpoint
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

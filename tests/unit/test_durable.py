@@ -1,0 +1,225 @@
+"""Durable writes, removal, the sweep and the lock, with real processes that die in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ckptsync import durable
+from ckptsync.errors import LockedError
+
+DYING_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from ckptsync import durable
+
+path, limit, seen = Path(sys.argv[1]), int(sys.argv[2]), 0
+
+def die_at_the_nth(event, arguments):
+    global seen
+    if event in ("open", "os.rename", "os.remove") and str(path.parent) in str(arguments[0]):
+        seen += 1
+        if seen == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die_at_the_nth)
+durable.write_json(path, {"is": "new", "filler": "x" * 100_000})
+"""
+
+HOLDER = """
+import subprocess, sys, time
+from pathlib import Path
+from ckptsync import durable
+
+lock = durable.Lock(Path(sys.argv[1]))
+lock.acquire("the first one, pid 1234")
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_writer_that_is_killed_at_any_moment_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    contents, limit, code = [], 0, -1
+
+    while code != 0:
+        limit += 1
+        path.write_text('{"is": "old"}')
+        code = subprocess.run([sys.executable, "-c", DYING_WRITER, str(path), str(limit)], check=False).returncode
+        contents.append(json.loads(path.read_text())["is"])
+
+    # Open, rename and the sync of the folder: fewer means that the hook saw nothing.
+    assert limit >= 4
+    assert contents[-1] == "new"
+    assert contents == sorted(contents, reverse=True)
+    assert durable.sweep(tmp_path) != []
+    assert names(tmp_path) == {"run.json"}
+
+
+def test_an_error_while_writing_keeps_the_old_content_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    durable.write_json(path, {"is": "old"})
+
+    with pytest.raises(UnicodeEncodeError):
+        durable.write_text(path, "half of a pair: \ud800")
+
+    assert durable.read_json(path) == {"is": "old"}
+    assert names(tmp_path) == {"run.json"}
+
+
+def test_a_file_name_that_is_no_utf_8_can_be_written_and_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.bin")
+
+    durable.write_json(tmp_path / "snapshot.json", {"path": name})
+
+    assert durable.read_json(tmp_path / "snapshot.json") == {"path": name}
+
+
+def test_a_secret_file_is_never_readable_by_others_even_where_a_crash_left_its_temporary_name(tmp_path: Path) -> None:
+    (tmp_path / f".tmp-run.json-{os.getpid()}").touch(mode=0o666)
+
+    durable.write_json(tmp_path / "run.json", {"a": 1}, mode=0o600)
+
+    assert stat.S_IMODE((tmp_path / "run.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000, b"null"])
+def test_what_is_no_json_object_reads_as_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+
+    assert durable.read_json(tmp_path / "x.json") is None
+
+
+def test_a_missing_file_reads_as_none(tmp_path: Path) -> None:
+    assert durable.read_json(tmp_path / "missing.json") is None
+
+
+def test_parents_are_made_too_and_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    folder = durable.make_folder(tmp_path / "a" / "b" / "c")
+    (folder / "kept").touch()
+
+    assert durable.make_folder(folder) == folder
+    assert names(folder) == {"kept"}
+
+
+def test_a_tree_is_removed_although_an_earlier_removal_left_its_remains(tmp_path: Path) -> None:
+    (tmp_path / f".tmp-wandb-{os.getpid()}").mkdir()
+    (tmp_path / f".tmp-wandb-{os.getpid()}" / "still-open.log").touch()
+    (tmp_path / "wandb").mkdir()
+
+    durable.remove_tree(tmp_path / "wandb")
+    durable.remove_tree(tmp_path / "wandb")
+
+    assert "wandb" not in names(tmp_path)
+
+
+def test_a_sweep_takes_temporary_names_alone_and_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    swept = tmp_path / "swept"
+    (swept / ".tmp-half" / "files").mkdir(parents=True)
+    (swept / ".tmp-link").symlink_to(tmp_path / "precious")
+    (swept / "checkpoint-5.abc").mkdir()
+    (swept / ".tmpfile").touch()
+
+    found = durable.sweep(swept)
+
+    assert sorted(found) == [".tmp-half", ".tmp-link"]
+    assert names(swept) == {"checkpoint-5.abc", ".tmpfile"}
+    assert names(tmp_path / "precious") == {"file"}
+
+
+def test_sweeping_a_folder_that_is_not_there_finds_nothing(tmp_path: Path) -> None:
+    assert durable.sweep(tmp_path / "missing") == []
+
+
+def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+
+    def write(letter: str) -> None:
+        for _ in range(50):
+            durable.append_line(path, letter * 2000)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    lines = path.read_text().splitlines()
+    assert len(lines) == 200
+    assert set(lines) == {letter * 2000 for letter in "abcd"}
+
+
+def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".ckptsync").mkdir(parents=True)
+    path = tmp_path / "out" / ".ckptsync" / "lock"
+    first = durable.Lock(path)
+    first.acquire("ckptsync, pid 42, run demo")
+
+    with pytest.raises(LockedError, match=rf"{tmp_path}/out is already watched by ckptsync, pid 42, run demo") as raised:
+        durable.Lock(path).acquire("the second one")
+
+    assert raised.value.exit_code == 7
+    assert durable.Lock(path).holder == "ckptsync, pid 42, run demo"
+    first.release()
+    assert durable.Lock(path).holder is None
+
+
+def test_the_lock_is_free_after_kill_9_of_its_holder_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        orphan = int(holder.stdout.readline())
+        try:
+            with pytest.raises(LockedError, match="the first one, pid 1234"):
+                durable.Lock(path).acquire("the second one")
+            holder.kill()
+            holder.wait()
+
+            lock = durable.Lock(path)
+            lock.acquire("the second one")
+            lock.release()
+        finally:
+            os.kill(orphan, signal.SIGKILL)
+
+
+def test_asking_for_the_holder_never_keeps_a_watcher_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            _ = durable.Lock(path).holder
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(200):
+            lock = durable.Lock(path)
+            lock.acquire("the watcher")
+            lock.release()
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
+
+
+def test_the_holder_of_a_lock_that_was_never_made_is_nobody(tmp_path: Path) -> None:
+    assert durable.Lock(tmp_path / "lock").holder is None
+    assert names(tmp_path) == set()
