@@ -12,7 +12,8 @@ from tests.server.conftest import Client, run_client
 from tests.server_process import ServerProcess
 
 STORY = """
-run = wandb.init(project="trials", id="first", resume="allow", config={"lr": 0.1, "model": {"layers": 2}}, tags=["a"], settings=quiet)
+config = {"lr": 0.1, "model": {"layers": 2}}
+run = wandb.init(project="trials", id="first", resume="allow", config=config, tags=["a"], settings=quiet)
 for step in range(5):
     run.log({"loss": 1 / (step + 1), "even" if step % 2 == 0 else "odd": step})
 run.log({"table": wandb.Table(columns=["x"], data=[[1], [2]]), "worst": float("nan")})
@@ -24,8 +25,10 @@ api = wandb.Api()
 seen = api.run("local/trials/first")
 tell(first_state=seen.state, config=seen.config, summary=dict(seen.summary), tags=seen.tags)
 tell(scan=list(seen.scan_history(keys=["loss"])), bounds=[row["_step"] for row in seen.scan_history(min_step=1, max_step=3)])
-tell(paged=[row["_step"] for row in seen.scan_history(page_size=2)], keys_paged=list(seen.scan_history(keys=["odd"], page_size=2)))
-tell(history=seen.history(pandas=False), sampled=seen.history(samples=3, pandas=False), keyed=seen.history(keys=["loss"], pandas=False))
+tell(paged=[row["_step"] for row in seen.scan_history(page_size=2)])
+tell(keys_paged=list(seen.scan_history(keys=["odd"], page_size=2)))
+tell(history=seen.history(pandas=False), sampled=seen.history(samples=3, pandas=False))
+tell(keyed=seen.history(keys=["loss"], pandas=False))
 tell(files=sorted(file.name for file in seen.files()), metadata=bool(seen.metadata), last_step=seen.lastHistoryStep)
 table = next(file for file in seen.files() if file.name.startswith("media/table"))
 tell(table=json.load(table.download(root=str(folder()), replace=True)))
@@ -204,14 +207,16 @@ def test_the_right_key_logs_in(client: Client) -> None:
 
 def test_a_run_without_a_sign_of_life_has_crashed(tmp_path: Path) -> None:
     upsert = "mutation UpsertBucket($name: String) { upsertBucket(input: {name: $name}) { bucket { id } } }"
-    state = '{ project(name: "uncategorized") { run(name: "silent") { state } runs(filters: "{\\"state\\": \\"crashed\\"}") { edges { node { name } } } } }'
+    state = """query State($filters: JSONString) { project(name: "uncategorized") {
+        run(name: "silent") { state } runs(filters: $filters) { edges { node { name } } } } }"""
+    filters = '{"state": "crashed"}'
     with ServerProcess(tmp_path / "data", crash_after=0.5) as server:
         server.graphql(upsert, name="silent")
-        before = server.graphql(state)["data"]["project"]["run"]["state"]
+        before = server.graphql(state, filters=filters)["data"]["project"]["run"]["state"]
         time.sleep(0.7)
-        after = server.graphql(state)["data"]["project"]
+        after = server.graphql(state, filters=filters)["data"]["project"]
         status, _ = server.request("POST", "/files/local/uncategorized/silent/file_stream", data=b"{}")
-        again = server.graphql(state)["data"]["project"]["run"]["state"]
+        again = server.graphql(state, filters=filters)["data"]["project"]["run"]["state"]
 
     assert before == "running"
     assert after == {"run": {"state": "crashed"}, "runs": {"edges": [{"node": {"name": "silent"}}]}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptsync.errors import CkptsyncError
 
-from .app import CRASH_SECONDS, DEFAULT_PORT, serve
+from .app import CRASH_SECONDS, DEFAULT_PORT, LINK_SECONDS, serve
 from .local import default_data_dir
 
 
@@ -20,6 +20,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (%(default)s)")
     parser.add_argument("--crash-after", type=float, default=CRASH_SECONDS, metavar="SECONDS",
                         help="how long a run may be silent before it counts as crashed (%(default)s)")  # fmt: skip
+    parser.add_argument("--link-lifetime", type=float, default=LINK_SECONDS, metavar="SECONDS",
+                        help="how long an upload or download link is good for (%(default)s)")  # fmt: skip
     parser.add_argument("--log-requests", type=Path, metavar="FILE", help="append a JSON line for each request")
     parser.add_argument("--faults", action="store_true", help="let tests inject faults at /_faults")
     parser.add_argument("--until-stdin-closes", action="store_true", help="stop at the end of standard input")
@@ -36,6 +38,7 @@ def main() -> int:
             port=arguments.port,
             faults=arguments.faults,
             crash_after=arguments.crash_after,
+            link_lifetime=arguments.link_lifetime,
             log_requests=arguments.log_requests,
             until_stdin_closes=arguments.until_stdin_closes,
         )

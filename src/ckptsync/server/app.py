@@ -25,7 +25,7 @@ from .auth import OriginGuard, api_key, own_names, signing_secret
 from .content import Content
 from .database import Database
 from .endpoints import Service
-from .faults import Faults
+from .faults import Faults, Line
 from .requestlog import RequestLog
 from .signing import Signer
 from .sweeping import sweep_content, sweep_expired
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8787
 CRASH_SECONDS = 300.0
+LINK_SECONDS = 24 * 60 * 60.0
 SWEEP_SECONDS = 3600.0
 GRACE_SECONDS = 5
 
@@ -45,6 +46,7 @@ def serve(
     port: int = DEFAULT_PORT,
     faults: bool = False,
     crash_after: float = CRASH_SECONDS,
+    link_lifetime: float = LINK_SECONDS,
     log_requests: Path | None = None,
     until_stdin_closes: bool = False,
 ) -> None:
@@ -55,7 +57,7 @@ def serve(
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     data_dir.chmod(0o700)
     with _held(data_dir), _listening(host, port) as listener:
-        service = _service(data_dir, crash_after)
+        service = _service(data_dir, crash_after, link_lifetime)
         app = _application(service, host, faults=faults, log_requests=log_requests)
         server = _Server(_uvicorn_config(app), data_dir, _url(host, listener))
         with _swept(service):
@@ -100,12 +102,13 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://{shown}:{listener.getsockname()[1]}"
 
 
-def _service(data_dir: Path, crash_after: float) -> Service:
+def _service(data_dir: Path, crash_after: float, link_lifetime: float) -> Service:
     content = Content(data_dir)
     database = Database(data_dir / "server.db")
     content.sweep_incoming()
     sweep_content(database, content)
-    return Service(database, content, Signer(signing_secret(data_dir)), api_key(data_dir), crash_after)
+    signer = Signer(signing_secret(data_dir))
+    return Service(database, content, signer, api_key(data_dir), crash_after, link_lifetime)
 
 
 def _application(service: Service, host: str, *, faults: bool, log_requests: Path | None) -> ASGIApp:
@@ -113,7 +116,9 @@ def _application(service: Service, host: str, *, faults: bool, log_requests: Pat
     if faults:
         app = Faults(app, service.key)
     app = OriginGuard(app, own_names(host), any_address=host in ("0.0.0.0", "::", ""))  # noqa: S104 - compared only
-    return RequestLog(app, log_requests) if log_requests is not None else app
+    if log_requests is not None:
+        app = RequestLog(app, log_requests)
+    return Line(app) if faults else app
 
 
 def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:

@@ -41,6 +41,7 @@ class Service:
     signer: Signer
     key: str
     crash_after: float
+    link_lifetime: float
     queries: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "query"))
     transfers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16, "transfer"))
 
@@ -80,7 +81,7 @@ class Service:
         return checked
 
     def call(self, connection: sqlite3.Connection, base_url: str) -> Call:
-        return Call(connection, self.content, Links(self.signer, base_url), time.time(), self.crash_after)
+        return Call(connection, self.content, Links(self.signer, base_url, self.link_lifetime), time.time(), self.crash_after)
 
     async def health(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -25,8 +25,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 ACTIONS = {"status", "headers", "delay", "throttle", "drop", "corrupt", "graphql_errors"}
 
 
-class DroppedConnectionError(Exception):
-    """Injected: leaving an ASGI application with an error makes the server close the connection."""
+HANG_UP = "ckptsync.hang_up"
 
 
 class InvalidRuleError(ValueError):
@@ -69,6 +68,20 @@ class Rule:
 
     def shown(self) -> dict[str, Any]:
         return {"match": dict(self.match), "action": dict(self.action), "matched": self.matched, "hits": self.hits}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The outermost ASGI layer: gives the scope a function that closes the connection, which ASGI itself doesn't offer."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # uvicorn's send is a method of the object that holds the connection.
+        transport = getattr(getattr(send, "__self__", None), "transport", None)
+        if transport is not None:
+            scope[HANG_UP] = transport.close
+        await self.app(scope, receive, send)
 
 
 @dataclass(slots=True)
@@ -123,7 +136,8 @@ async def _act(action: Mapping[str, Any], app: ASGIApp, scope: Scope, receive: R
         await asyncio.sleep(action["delay"])
     drop = action.get("drop")
     if drop == "before":
-        raise DroppedConnectionError("injected: dropped before an answer")
+        await _hang_up(scope, receive)
+        return
     if "status" in action:
         await _drain(receive)
         await _answer(send, action["status"], {"errors": [{"message": "injected"}]}, action.get("headers"))
@@ -133,14 +147,22 @@ async def _act(action: Mapping[str, Any], app: ASGIApp, scope: Scope, receive: R
         return
     if drop == "after":
         await app(scope, receive, _discard)
-        raise DroppedConnectionError("injected: dropped after the work was done")
+        await _hang_up(scope, receive)
+        return
     if drop == "during":
-        receive, send = _cut_receive(scope, receive), _cut_send(send)
+        receive, send = _cut_receive(scope, receive), _cut_send(scope, receive, send)
     if action.get("corrupt"):
         send = _corrupt_send(send)
     if "throttle" in action:
         receive, send = _slow_receive(receive, action["throttle"]), _slow_send(send, action["throttle"])
     await app(scope, receive, send)
+
+
+async def _hang_up(scope: Scope, receive: Receive) -> None:
+    """Close the connection and wait until the server has noticed: it would send an answer of its own otherwise."""
+    scope[HANG_UP]()
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _note_operation(scope: Scope, body: bytes) -> str | None:
@@ -195,7 +217,7 @@ def _content_length(headers: Any) -> int:
 
 
 def _cut_receive(scope: Scope, receive: Receive) -> Receive:
-    """The request's body up to its half; then the connection breaks. A request without one breaks in its answer."""
+    """An upload's body up to its half; then the connection breaks. Other requests break in their answer."""
     half = _content_length(scope["headers"]) // 2
     seen = 0
 
@@ -204,26 +226,32 @@ def _cut_receive(scope: Scope, receive: Receive) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if half and scope["method"] == "PUT" and seen >= half:
-            raise DroppedConnectionError("injected: dropped while the body came in")
+            await _hang_up(scope, receive)
+            return {"type": "http.disconnect"}
         return message
 
     return cut
 
 
-def _cut_send(send: Send) -> Send:
+def _cut_send(scope: Scope, receive: Receive, send: Send) -> Send:
     """The answer's body up to its half; then the connection breaks."""
     left = 0
+    cut_off = False
 
     async def cut(message: Message) -> None:
-        nonlocal left
+        nonlocal left, cut_off
         if message["type"] == "http.response.start":
             left = _content_length(message["headers"]) // 2
             await send(message)
             return
         body = message.get("body", b"")
+        if cut_off:
+            return
         if len(body) >= left:
+            cut_off = True
             await send({**message, "body": body[:left], "more_body": True})
-            raise DroppedConnectionError("injected: dropped while the answer went out")
+            await _hang_up(scope, receive)
+            return
         left -= len(body)
         await send(message)
 

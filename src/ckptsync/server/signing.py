@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-LIFETIME_SECONDS = 24 * 60 * 60
-
 
 @dataclass(frozen=True, slots=True)
 class Signer:
@@ -35,7 +33,7 @@ class Links:
 
     signer: Signer
     base_url: str
-    lifetime: float = LIFETIME_SECONDS
+    lifetime: float
 
     def put(self, path: str) -> str:
         return self._link("PUT", path)
