@@ -80,6 +80,7 @@ def test_a_killed_client_leaves_no_gap_and_a_preempted_one_doubles_nothing(
     assert run.state == "finished"
 
 
+@pytest.mark.slow
 def test_an_offline_run_does_not_keep_a_training_from_going_on(training: Training, server: LocalServer, tmp_path: Path) -> None:
     output = tmp_path / "out"
     training.run(*TRAIN, output, "--crash-at", "6", code=-9, follow=output, env=wandb_environment(server, tmp_path, "off"))

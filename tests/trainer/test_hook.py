@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, hook_path
+from ckptsync.trainer.hooking import wrap
 from tests.trainer.trainings import environment
 
 FAKE_TRAINER = """
@@ -108,6 +111,53 @@ def test_a_process_without_transformers_imports_nothing_of_ckptsync() -> None:
 
     assert with_hook.stdout.startswith("[] ")
     assert int(with_hook.stdout.split()[-1]) == int(idle.stdout.split()[-1]) + 1
+
+
+class FakeTrainer:
+    """Tells what checkpoint and trial it was given."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.args = SimpleNamespace(output_dir=str(output_dir))
+
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, more: Any = None) -> tuple[Any, Any, Any]:
+        return resume_from_checkpoint, trial, more
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint to resume from, in this process."""
+    folder = tmp_path / "out/checkpoint-5"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").touch()
+    monkeypatch.setenv(RESUME_FROM, str(folder))
+    wrap(SimpleNamespace(Trainer=FakeTrainer))
+    return folder
+
+
+@pytest.mark.parametrize("given", [None, False, True])
+def test_the_checkpoint_takes_the_place_of_no_path_at_either_position(checkpoint: Path, given: Any) -> None:
+    trainer = FakeTrainer(checkpoint.parent)
+
+    first = trainer.train(given, None, "more")
+    second = trainer.train(resume_from_checkpoint=given)
+
+    assert first == (str(checkpoint), None, "more")
+    assert second == (given, None, None)
+
+
+def test_a_trial_of_a_hyperparameter_search_is_never_resumed(checkpoint: Path) -> None:
+    trainer = FakeTrainer(checkpoint.parent)
+
+    assert trainer.train(None, "trial") == (None, "trial", None)
+    assert trainer.train(trial="trial") == (None, "trial", None)
+    assert trainer.train()[0] == str(checkpoint)
+
+
+def test_a_link_to_the_output_folder_is_the_same_folder(checkpoint: Path) -> None:
+    link = checkpoint.parent.with_name("link")
+    link.symlink_to(checkpoint.parent)
+
+    assert FakeTrainer(link).train()[0] == str(checkpoint)
 
 
 def test_the_hook_costs_a_process_next_to_nothing(tmp_path: Path) -> None:

@@ -194,6 +194,58 @@ def test_the_callback_works_in_the_users_own_code_and_keeps_secrets_and_the_comm
     assert steps(tmp_path / "out") == [3]
 
 
+SFT = """
+import random, sys, time
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+from trl import SFTConfig, SFTTrainer
+
+set_seed(1)
+words = ["<eos>", "<unk>", *(f"w{index}" for index in range(60))]
+model = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+model.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
+
+def texts():
+    generator = random.Random(1)
+    return [" ".join(generator.choices(words[2:], k=16)) for _ in range(64)]
+
+def slow(batch):
+    time.sleep(float(sys.argv[2]))
+    return collate(batch)
+
+config = GPT2Config(vocab_size=62, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+args = SFTConfig(sys.argv[1], max_steps=20, save_steps=8, logging_steps=1, use_cpu=True, bf16=False, report_to="none")
+dataset = Dataset.from_dict({"text": texts()})
+trainer = SFTTrainer(model=GPT2LMHeadModel(config), args=args, train_dataset=dataset, processing_class=tokenizer)
+collate, trainer.data_collator = trainer.data_collator, slow
+trainer.train()
+trainer.save_model()
+trainer.save_state()
+"""
+
+
+@pytest.mark.slow
+def test_a_trl_script_with_a_bare_train_is_preempted_and_goes_on_bit_by_bit(training: Training, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    script, output, reference = tmp_path / "sft.py", tmp_path / "out", tmp_path / "reference"
+    script.write_text(SFT)
+    training.run(script, reference, "0")
+    process = training.start(script, output, "0.2", follow=output)
+    wait_for((output / ".ckptsync/complete/checkpoint-8").exists)
+
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 75, said
+    last = steps(output)[-1]
+    assert 8 < last < 16
+    training.run(script, output, "0", resume=output / f"checkpoint-{last}", follow=output)
+    assert difference(output, reference) == []
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4.57 has no just-in-time checkpoint")
 def test_transformers_own_just_in_time_checkpoint_keeps_sigterm_and_is_marked(training: Training, tmp_path: Path) -> None:
     file = program(

@@ -49,7 +49,13 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("step", [8, 16], ids=["in the middle of an epoch", "between two epochs"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(8, id="in the middle of an epoch"),
+        pytest.param(16, id="between two epochs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_bare_train_goes_on_from_the_checkpoint_bit_by_bit(
     training: Training, uninterrupted: Path, tmp_path: Path, step: int
 ) -> None:
@@ -61,6 +67,7 @@ def test_a_bare_train_goes_on_from_the_checkpoint_bit_by_bit(
     assert "ckptsync" not in said
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_when_two_ranks_start_it_again(
     training: Training, uninterrupted_ranks: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +78,7 @@ def test_a_killed_training_goes_on_when_two_ranks_start_it_again(
     assert difference(tmp_path, uninterrupted_ranks) == []
 
 
+@pytest.mark.slow
 def test_the_hook_reaches_a_training_that_accelerate_launches(training: Training, uninterrupted: Path, tmp_path: Path) -> None:
     checkpoint = copy_until(uninterrupted, tmp_path, 8)
 
@@ -79,6 +87,7 @@ def test_the_hook_reaches_a_training_that_accelerate_launches(training: Training
     assert difference(tmp_path, uninterrupted) == []
 
 
+@pytest.mark.slow
 def test_resume_from_does_the_same_without_the_hook(training: Training, uninterrupted: Path, tmp_path: Path) -> None:
     checkpoint = copy_until(uninterrupted, tmp_path, 8)
 
@@ -112,6 +121,7 @@ def test_subclasses_are_resumed_once_and_never_another_output_folder(training: T
     assert f"not resuming the Trainer of {tmp_path / 'other'}" in said
 
 
+@pytest.mark.slow
 def test_a_seq2seq_trainer_that_asks_for_the_last_checkpoint_gets_the_pulled_one(
     training: Training, short: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._signals = Signals()
         self._ranks = Ranks(1)
         self._leaving = False
+        self._left = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the signals, write down who this training is, and complete the run's history after a resume."""
@@ -100,11 +101,13 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.release()
 
     def release(self) -> None:
-        """Give the signals back, and with them one that came too late for a save. A training that leaves keeps them."""
-        if self._leaving:
-            return
-        self._signals.hand_over()
-        self._signals.release()
+        """Give the signals back, and with them one that came too late for a save. A training that left keeps them.
+
+        torchrun sends SIGTERM to the other ranks as soon as the first one has ended, while wandb may still be sending.
+        """
+        if not self._left:
+            self._signals.hand_over()
+            self._signals.release()
 
     def _agreed(self, control: Any) -> bool:
         wanted = self._signals.received is not None and not control.should_training_stop
@@ -119,6 +122,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         with contextlib.suppress(Exception, SystemExit):
             self._signals.hand_over()
         self._ranks.wait()
+        self._left = True
         # The function, not `raise SystemExit`: wandb learns the exit code from it and sends what it has at exit.
         sys.exit(PreemptedError.exit_code)
 

@@ -10,7 +10,6 @@ import functools
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ckptsync.errors import IntegrityError
@@ -20,7 +19,7 @@ _resumed: set[str] = set()
 """The checkpoints that a `train()` of this process began from. A second one must not fall back to them."""
 
 
-def wrap(module: ModuleType) -> None:
+def wrap(module: Any) -> None:
     """Replace `Trainer.train` in `transformers.trainer`, once."""
     trainer_class = module.Trainer
     original = trainer_class.train

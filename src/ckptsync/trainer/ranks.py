@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -60,5 +61,10 @@ class Ranks:
         if not (distributed.is_available() and distributed.is_initialized()):
             return
         if _group is None:
-            _group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+            try:
+                _group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+            except (RuntimeError, ValueError) as error:
+                # All ranks fail together: gloo connects each with each. The training itself needs no gloo.
+                sys.stderr.write(f"ckptsync: no markers and no save at a signal, the ranks can't agree: {error}\n")
+                return
         self._distributed, self._flag = distributed, torch.zeros(1, dtype=torch.uint8)
