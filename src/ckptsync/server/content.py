@@ -77,7 +77,7 @@ def _sync_folder(path: Path) -> None:
 
 @dataclass(slots=True)
 class Upload:
-    """A body on its way in: write blocks, then `keep` or `drop` it. Blocks; meant for a worker thread."""
+    """A body on its way in: digest and write all of it, then `keep` or `drop` it. Blocks; meant for worker threads."""
 
     store: Content
     key: str | None
@@ -95,14 +95,19 @@ class Upload:
         self.path = self.store.incoming / secrets.token_hex(16)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
-    def write(self, blocks: Iterable[bytes]) -> None:
-        for block in blocks:
+    def digest(self, chunks: Iterable[bytes]) -> None:
+        """Hash the next chunks of the body. May run beside `write`: neither holds the interpreter for long."""
+        for chunk in chunks:
             for hasher in self._hashers.values():
-                hasher.update(block)
-            view = memoryview(block)
+                hasher.update(chunk)
+
+    def write(self, chunks: Iterable[bytes]) -> None:
+        """Write the next chunks of the body."""
+        for chunk in chunks:
+            view = memoryview(chunk)
             while view:
                 view = view[os.write(self._descriptor, view) :]
-            self.size += len(block)
+            self.size += len(chunk)
 
     def keep(self) -> str:
         """Make the bytes durable under their key and return it; BadDigestError when they aren't the announced ones."""

@@ -68,9 +68,9 @@ def _content_md5(header: str | None) -> bytes | None:
 
 
 async def _fill(upload: Upload, request: Request, pool: Executor) -> None:
-    """Write the body in blocks; the next one is received while the last one is hashed and written."""
+    """Hash and write the body in blocks, both at once, while the next block is received."""
     loop = asyncio.get_running_loop()
-    writing: asyncio.Future[None] | None = None
+    busy: list[asyncio.Future[None]] = []
     block: list[bytes] = []
     size = 0
     try:
@@ -78,16 +78,14 @@ async def _fill(upload: Upload, request: Request, pool: Executor) -> None:
             block.append(chunk)
             size += len(chunk)
             if size >= BLOCK:
-                if writing is not None:
-                    await writing
-                writing = loop.run_in_executor(pool, upload.write, block)
+                await asyncio.gather(*busy)
+                busy = [loop.run_in_executor(pool, step, block) for step in (upload.digest, upload.write)]
                 block, size = [], 0
     finally:
         # Also when the client is gone: the file is closed next, and a thread may still be writing to it.
-        if writing is not None:
-            await writing
-    if block:
-        await loop.run_in_executor(pool, upload.write, block)
+        await asyncio.gather(*busy)
+    await loop.run_in_executor(pool, upload.digest, block)
+    await loop.run_in_executor(pool, upload.write, block)
 
 
 def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
