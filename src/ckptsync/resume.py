@@ -58,13 +58,14 @@ class Placed:
 def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Source]:
     """Where to resume from, best first: the one saved last, by (saved time, step); of equals the one that is here already.
 
-    A version that says of itself that it can't be resumed from (no optimizer, scheduler or rng state) is left out.
+    A version that says of itself that it can't be resumed from (no optimizer, scheduler or rng state) is left out, and the
+    final model that HF's WandbCallback logs under the same name (alias `final_model`, transformers 5.24) likewise.
     """
     here = [Source(each.saved_at, each.step, local=each) for each in local if each.verdict.resumable]
     there = [
         Source(each.saved_at, each.step if each.step is not None else -1, version=each)
         for each in versions
-        if each.ours.get("resumable", True) is not False
+        if each.ours.get("resumable", True) is not False and "final_model" not in each.aliases
     ]
     return sorted(here + there, key=lambda each: (round(each.saved_at, 3), each.step, each.local is not None), reverse=True)
 

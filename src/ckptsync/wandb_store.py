@@ -39,7 +39,10 @@ TYPE = "model"
 """The type of every collection that holds checkpoints: a collection has one type, and HF's WandbCallback uses this one."""
 
 PRIVATE = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_CONFIG_DIR")
-INHERITED = ("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_MODE")
+INHERITED = (
+    *("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_MODE"),
+    *("WANDB_SWEEP_ID", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
+)
 """What a training's environment says about its own run; in our process it would make us that run."""
 
 READERS = 8

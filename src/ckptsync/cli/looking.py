@@ -11,21 +11,22 @@ from typing import Any
 import click
 
 from ckptsync import durable, layouts, record, resume
-from ckptsync.checkpoint import Verdict, step_of
+from ckptsync.checkpoint import Checkpoint, Verdict, step_of
 from ckptsync.cli import options
+from ckptsync.cli.quantities import Duration
 from ckptsync.errors import IntegrityError, UsageError
 from ckptsync.spool import Spool
 
 
 @click.command(
-    "status", epilog="Example: ckptsync status runs/llama --max-age 30", short_help="The last durable step and what is at risk."
+    "status", epilog="Example: ckptsync status runs/llama --max-age 30m", short_help="The last durable step and what is at risk."
 )
 @click.argument("output_dirs", metavar="[OUTPUT_DIR]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--max-age",
-    type=click.FloatRange(min=0),
+    type=Duration(),
     envvar="CKPTSYNC_MAX_AGE",
-    help="Exit 1 when work is at risk for longer than this many minutes.",
+    help="Exit 1 when work is at risk for longer than this: 90 (seconds), 30m, 12h.",
 )
 @options.as_json
 @options.common
@@ -34,8 +35,8 @@ def status_command(
 ) -> None:
     """Tell the last durable step, its age, and what waits, for each OUTPUT_DIR (default: this folder).
 
-    JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, newest_local_step,
-    at_risk_seconds, pending, parked, torn (counts), and the names in pending_names, parked_reasons, torn_names.
+    JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, last_durable_version,
+    newest_local_step, finished, at_risk_seconds, pending, parked, torn (counts), and the names in pending_names, parked_reasons, torn_names.
     """
     del project, entity, local
     folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
@@ -44,7 +45,7 @@ def status_command(
         click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
     else:
         click.echo("\n\n".join(_words(each) for each in reports))
-    if max_age is not None and any((each["at_risk_seconds"] or 0) > max_age * 60 for each in reports):
+    if max_age is not None and any((each["at_risk_seconds"] or 0) > max_age for each in reports):
         raise click.exceptions.Exit(1)
 
 
@@ -53,8 +54,10 @@ def _report(output_dir: Path) -> dict[str, Any]:
     known = record.read(output_dir)
     newest = spool.newest_receipt()
     pending, parked = spool.pending(), spool.parked()
-    torn = [path.name for path, _ in resume.local_checkpoints(output_dir, known.world_size)[1]] + [p.name for p in spool.torn()]
+    whole, torn_here = resume.local_checkpoints(output_dir, known.world_size)
+    torn = [path.name for path, _ in torn_here] + [path.name for path in spool.torn()]
     steps = [step for path in output_dir.iterdir() if (step := step_of(path.name)) is not None]
+    finished = newest is not None and any(each.step == newest.step and _finished(each) for each in whole)
     return {
         "output_dir": str(output_dir),
         "run": known.text("run_id"),
@@ -65,7 +68,8 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "last_durable_at": _iso(newest.saved_at) if newest else None,
         "last_durable_version": f"{newest.artifact}:{newest.version}" if newest else None,
         "newest_local_step": max(steps, default=None),
-        "at_risk_seconds": round(time.time() - newest.saved_at) if newest else _age_of_training(output_dir),
+        "finished": finished,
+        "at_risk_seconds": 0 if finished else round(time.time() - newest.saved_at) if newest else _age_of_training(output_dir),
         "pending": len(pending),
         "parked": len(parked),
         "torn": len(torn),
@@ -73,6 +77,11 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "parked_reasons": {each.name: reason for each, reason in parked},
         "torn_names": torn,
     }
+
+
+def _finished(checkpoint: Checkpoint) -> bool:
+    state = checkpoint.verdict.state
+    return state is not None and state.finished
 
 
 def _age_of_training(output_dir: Path) -> int | None:
@@ -87,9 +96,14 @@ def _words(report: dict[str, Any]) -> str:
         lines.append("  durable   nothing yet")
     else:
         lines.append(
-            f"  durable   step {report['last_durable_step']}, saved {_age(report['at_risk_seconds'])} ago,"
-            f" {report['last_durable_version']}"
+            f"  durable   step {report['last_durable_step']}, saved at {report['last_durable_at']}, {report['last_durable_version']}"
         )
+    at_risk = (
+        "none: the training is finished"
+        if report["finished"]
+        else f"what was computed in the last {_age(report['at_risk_seconds'])}"
+    )
+    lines.append(f"  at risk   {at_risk}")
     lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
     lines.append(f"  waiting   {report['pending']}, parked {report['parked']}, torn {report['torn']}")
     lines.append(f"  watcher   {report['watcher'] or 'none: start `ckptsync watch`'}")

@@ -25,6 +25,7 @@ from ckptsync.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
+
 @click.command(
     "resume",
     epilog="Example: ckptsync resume 4kx81b2q --output-dir runs/llama -- python train.py --output_dir runs/llama",

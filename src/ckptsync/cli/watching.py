@@ -10,23 +10,9 @@ import click
 
 from ckptsync import daemon, resume
 from ckptsync.cli import options
+from ckptsync.cli.quantities import Duration, Size
 from ckptsync.retrying import FOR_EVER, Patience
 from ckptsync.uploader import Policy
-
-
-class Size(click.ParamType[int]):
-    """Bytes, with an optional unit: 500M, 20G, 1.5T (powers of 1024)."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """See click."""
-        text = str(value).strip().upper().removesuffix("IB").removesuffix("B")
-        power = "KMGT".find(text[-1:]) + 1 if text[-1:] else 0
-        try:
-            return int(float(text[:-1] if power else text) * 1024**power)
-        except ValueError:
-            self.fail(f"{value!r} is not a size such as 500M or 20G", param, ctx)
 
 
 @click.command(
@@ -47,25 +33,25 @@ class Size(click.ParamType[int]):
 @click.option("--spool-limit", type=Size(), envvar="CKPTSYNC_SPOOL_LIMIT", help="Let the oldest go when more waits: 200G.")
 @click.option(
     "--quiet-period",
-    type=click.FloatRange(min=0),
-    default=3.0,
+    type=Duration(),
+    default="3s",
     show_default=True,
     envvar="CKPTSYNC_QUIET_PERIOD",
-    help="Seconds without a change before a save counts as over.",
+    help="How long nothing may change before a save counts as over.",
 )
 @click.option(
     "--stall-timeout",
-    type=click.FloatRange(min=1),
-    default=300.0,
+    type=Duration(),
+    default="5m",
     show_default=True,
     envvar="CKPTSYNC_STALL_TIMEOUT",
-    help="Seconds without progress after which an upload is ended and tried again.",
+    help="How long an upload may make no progress before it is ended and tried again.",
 )
 @click.option(
     "--retry-for",
-    type=click.FloatRange(min=0),
+    type=Duration(),
     envvar="CKPTSYNC_RETRY_FOR",
-    help="Give up on a store that is away after this many seconds [default: never; 60 with --once].",
+    help="Give up on a store that is away for so long [default: never; 60s with --once].",
 )
 @click.option("--world-size", type=click.IntRange(min=1), envvar="CKPTSYNC_WORLD_SIZE", help="Training processes.")
 @click.option(
