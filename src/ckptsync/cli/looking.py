@@ -36,7 +36,8 @@ def status_command(
     """Tell the last durable step, its age, and what waits, for each OUTPUT_DIR (default: this folder).
 
     JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, last_durable_version,
-    newest_local_step, finished, at_risk_seconds, pending, parked, torn (counts), and the names in pending_names, parked_reasons, torn_names.
+    newest_local_step, finished, at_risk_seconds, pending, parked, torn (counts), and the names in pending_names,
+    parked_reasons, torn_names.
     """
     del project, entity, local
     folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
@@ -95,9 +96,8 @@ def _words(report: dict[str, Any]) -> str:
     if report["last_durable_step"] is None:
         lines.append("  durable   nothing yet")
     else:
-        lines.append(
-            f"  durable   step {report['last_durable_step']}, saved at {report['last_durable_at']}, {report['last_durable_version']}"
-        )
+        saved = f"saved at {report['last_durable_at']}, {report['last_durable_version']}"
+        lines.append(f"  durable   step {report['last_durable_step']}, {saved}")
     at_risk = (
         "none: the training is finished"
         if report["finished"]
