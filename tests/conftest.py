@@ -35,6 +35,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one, for a test that makes hundreds of synced files."""
+    if not Path("/dev/shm").is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="ckptsync-test-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def other_file_system() -> Iterator[Path]:
     """A folder to which no hard link from tmp_path can lead. Skips where there is no second file system."""
     shared = Path("/dev/shm")

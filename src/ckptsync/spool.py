@@ -44,12 +44,18 @@ def choose(pending: Sequence[Snapshot], *, keep_all: bool) -> tuple[Snapshot | N
     return wanted[0], [each for each in queue if each not in wanted]
 
 
-def over_limit(pending: Sequence[Snapshot], limit: int | None) -> list[Snapshot]:
-    """The oldest snapshots that have to go for the rest to fit in `limit` bytes. The newest always stays."""
+def over_limit(pending: Sequence[Snapshot], limit: int | None, *, in_hand: Snapshot | None = None) -> list[Snapshot]:
+    """The oldest snapshots that have to go for the rest to fit in `limit` bytes.
+
+    The newest always stays, and so does the one that is being uploaded at this moment.
+    """
     queue = sorted(pending, key=lambda each: each.sequence)
+    excess = sum(each.bytes for each in queue) - limit if limit is not None else 0
     dropped: list[Snapshot] = []
-    while limit is not None and len(queue) > 1 and sum(each.bytes for each in queue) > limit:
-        dropped.append(queue.pop(0))
+    for each in queue[:-1]:
+        if excess > 0 and (in_hand is None or each.name != in_hand.name):
+            dropped.append(each)
+            excess -= each.bytes
     return dropped
 
 
@@ -77,6 +83,10 @@ class Spool:
         for name in ("spool", "receipts", "parked", "torn", "incoming", "complete"):
             durable.make_folder(self.root / name)
         swept = [name for folder in ("", "spool", "receipts", "parked", "incoming") for name in durable.sweep(self.root / folder)]
+        for directory in (*self._directories("spool"), *self._directories("parked")):
+            swept += durable.sweep(directory)
+        for directory in [*self._directories("spool"), *self._directories("parked")]:
+            swept += durable.sweep(directory)
         for directory in self._directories("spool"):
             if self.receipt_path(directory.name).exists():
                 durable.remove_tree(directory)
