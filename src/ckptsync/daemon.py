@@ -19,7 +19,7 @@ from types import FrameType
 
 from ckptsync import durable, guard, layouts, record
 from ckptsync.checkpoint import Checkpoint, Run, Verdict
-from ckptsync.errors import RestartedError, SnapshotChangedError, TransientStoreError
+from ckptsync.errors import CkptsyncError, RestartedError, SnapshotChangedError, TransientStoreError
 from ckptsync.settling import Rested, Settling
 from ckptsync.spool import Spool
 from ckptsync.uploader import Policy, Uploader
@@ -34,6 +34,11 @@ SCAN_SHARE = 1000
 """A look that took t seconds is followed by a rest of at least SCAN_SHARE × t: 0.1 % of a core, however many folders."""
 
 SCAN_LEAST = 2.0
+
+ROOM_PATIENCE = 10.0
+"""Seconds until a pin that the file system refused (full, read-only) is tried again."""
+
+PIN_HINT = "Make room below .ckptsync and let it be written to; --spool-limit bounds what waits there."
 
 NAMES_PATIENCE = 30.0
 """Seconds that a whole checkpoint waits for files that the one before had. Then it counts: the program may have changed."""
@@ -97,6 +102,7 @@ class Daemon:
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.policy, stop.event, stem=watch.stem)
         self._names: frozenset[str] = frozenset()
         self._before: guard.Progress | None = None
+        self._refused: OSError | None = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
@@ -106,6 +112,8 @@ class Daemon:
         try:
             for name in self.spool.prepare():
                 log.info("swept what a crash left: %s", name)
+            for name in self.spool.unpark():
+                log.info("trying again what was parked: %s", name)
             run = self.watch.run
             record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, entity=run.entity)
             self._before = guard.progress(record.read(self.watch.output_dir), list(self.spool.receipts()))
@@ -128,7 +136,7 @@ class Daemon:
         """Pin what is there, upload it, and return. Raises what kept something from becoming durable."""
         while not self.stop.event.is_set():
             self.look()
-            if not self._settling.unsettled:
+            if self._refused or not self._settling.unsettled:
                 break
             self.stop.wake.wait(SOON)
         self.uploader.drain()
@@ -160,17 +168,19 @@ class Daemon:
         error = self.restarted or self.uploader.last_error
         if error:
             raise error
+        if self._refused:
+            raise CkptsyncError(f"not pinned: {self._refused}", hint=PIN_HINT)
 
     def look(self) -> None:
         """One look at the folder: whatever rests is judged, and pinned when it is whole."""
-        whole: list[Checkpoint] = []
+        whole: list[tuple[Rested, Checkpoint]] = []
         for rested in reversed(self._settling.look()):
-            if self._dealt_with(rested) or (whole and not self._wanted_beside(rested, whole[0])):
+            if self._dealt_with(rested) or (whole and not self._wanted_beside(rested, whole[0][1])):
                 self._settling.accept(rested)
             elif checkpoint := self._judge(rested):
-                whole.append(checkpoint)
-        for checkpoint in reversed(whole):
-            self._take(checkpoint)
+                whole.append((rested, checkpoint))
+        for rested, checkpoint in reversed(whole):
+            self._take(rested, checkpoint)
 
     def _dealt_with(self, rested: Rested) -> bool:
         """Whether this very save is queued, parked or durable, or older than what is."""
@@ -199,20 +209,29 @@ class Daemon:
             self._settling.postpone(rested, NAMES_PATIENCE)
             self._tell_why_not(rested, missing)
             return None
-        self._settling.accept(rested)
         return Checkpoint(rested.path, rested.step, verdict)
 
-    def _take(self, checkpoint: Checkpoint) -> None:
-        """Pin a whole checkpoint, unless it shows that the training started over."""
+    def _take(self, rested: Rested, checkpoint: Checkpoint) -> None:
+        """Pin a whole checkpoint, unless it shows that the training started over. What can't be pinned yet is offered again."""
         over = guard.started_over(checkpoint.step, checkpoint.saved_at, self._before)
         if not self.watch.allow_restart and (self.restarted or over):
+            self._settling.accept(rested)
             self._tell_restart(checkpoint)
             return
         try:
             pinned = self.spool.pin(checkpoint)
+            self.uploader.trim()
         except SnapshotChangedError as error:
             log.info("%s; it is looked at again", error)
             return
+        except OSError as error:
+            self._settling.postpone(rested, ROOM_PATIENCE)
+            self._tell_refused(checkpoint, error)
+            return
+        self._settling.accept(rested)
+        if self._refused:
+            log.warning("pinning works again")
+            self._refused = None
         self._names = frozenset(file.path for file in checkpoint.files)
         self._before = guard.Progress(checkpoint.step, checkpoint.saved_at, resumed=False)
         for note in checkpoint.verdict.notes:
@@ -226,6 +245,12 @@ class Daemon:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
         self.spool.record("incomplete", checkpoint=rested.path.name, step=rested.step, reason=reasons)
         log.warning("not uploaded, not whole: %s: %s", rested.path.name, reasons)
+
+    def _tell_refused(self, checkpoint: Checkpoint, error: OSError) -> None:
+        """Once, and again only for another reason: it is tried every few seconds."""
+        if self._refused is None or self._refused.errno != error.errno:
+            log.error("not pinned, tried again every %.0f s: %s: %s. %s", ROOM_PATIENCE, checkpoint.name, error, PIN_HINT)
+        self._refused = error
 
     def _tell_restart(self, checkpoint: Checkpoint) -> None:
         if self.restarted is None and self._before is not None:

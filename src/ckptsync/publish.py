@@ -81,7 +81,7 @@ class Publisher:
     def _upload(self, job: dict[str, Any]) -> dict[str, Any]:
         started = time.time()
         pinned = snapshot.load(Path(job["snapshot"]))
-        upload = Upload(job["upload"]["name"], tuple(job["upload"]["aliases"]), job["upload"]["metadata"])
+        upload = Upload(**{**job["upload"], "aliases": tuple(job["upload"]["aliases"])})
         run = self.store.check(Run(**job["run"]))
         with self._progress_lines():
             version = self.store.put(pinned, upload, progress=self._note)

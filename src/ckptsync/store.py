@@ -15,11 +15,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What a snapshot becomes: the artifact's name, its aliases beside `latest`, and its metadata."""
+    """What a snapshot becomes: the artifact's name, its aliases beside `latest`, and its metadata.
+
+    `latest` goes to the new version, unless the field of that name says which version was saved later and has to keep it.
+    """
 
     name: str
     aliases: tuple[str, ...]
     metadata: Mapping[str, Any]
+    latest: str | None = None
 
 
 class Store(Protocol):

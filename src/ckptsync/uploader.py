@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,8 @@ class Uploader:
         self._stem = stem
         self._command = command
         self._child: Child | None = None
+        self._choosing = threading.Lock()
+        self._in_hand: Snapshot | None = None
 
     def check(self) -> Run:
         """The run with its entity, once the store accepted the key. One attempt."""
@@ -219,7 +221,10 @@ class Uploader:
             pinned = self._next()
             if pinned is None:
                 return False
-            self._deal_with(pinned)
+            try:
+                self._deal_with(pinned)
+            finally:
+                self._in_hand = None
         except OSError as error:
             # A full disk takes no receipt. It must not end the thread: there may be room again.
             raise TransientStoreError(f"the queue cannot be written to: {error}") from error
@@ -248,16 +253,28 @@ class Uploader:
 
     def _next(self) -> Snapshot | None:
         """What goes next. Drops what the policy lets go, each with an event."""
-        pending = self._spool.pending()
-        for dropped in spool.over_limit(pending, self.policy.limit):
-            self._spool.supersede([dropped], pending[-1], "spool limit")
-            log.warning("dropped from the queue to keep within the spool limit: %s", dropped.name)
-            pending.remove(dropped)
-        chosen, superseded = spool.choose(pending, keep_all=self.policy.keep_all)
+        self.trim()
+        with self._choosing:
+            pending = self._spool.pending()
+            chosen, superseded = spool.choose(pending, keep_all=self.policy.keep_all)
+            self._in_hand = chosen
         if superseded:
             self._spool.supersede(superseded, pending[-1], "behind")
             log.info("superseded by %s: %s", pending[-1].name, ", ".join(each.name for each in superseded))
         return chosen
+
+    def trim(self) -> None:
+        """Let the oldest go where more waits than the policy allows. To be called whenever something was pinned.
+
+        The uploader itself comes to it only between two attempts, which may be hours apart.
+        """
+        if self.policy.limit is None:
+            return
+        with self._choosing:
+            pending = self._spool.pending()
+            for dropped in spool.over_limit(pending, self.policy.limit, in_hand=self._in_hand):
+                self._spool.supersede([dropped], pending[-1], "spool limit")
+                log.warning("dropped from the queue to keep within the spool limit: %s", dropped.name)
 
     def close(self) -> None:
         """End the child, gently."""
@@ -273,6 +290,9 @@ class Uploader:
 
     def _attempt(self, pinned: Snapshot) -> None:
         upload = artifact.describe(pinned, self.run, record.read(self._spool.output_dir), stem=self._stem)
+        newest = self._spool.newest_receipt()
+        if newest and newest.sequence > pinned.sequence:
+            upload = replace(upload, latest=newest.version)
         job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
         log.info("uploading %s: %d files, %d bytes", pinned.name, len(pinned.files), pinned.bytes)
         try:

@@ -107,7 +107,9 @@ class WandbStore:
     def check(self, run: Run) -> Run:
         """See Store."""
         with self._translated("the log-in"):
-            entity = run.entity or self._client().default_entity
+            # Also where the entity is given: making the client is what proves the key.
+            client = self._client()
+            entity = run.entity or client.default_entity
         if not entity:
             raise RejectedError("the W&B key belongs to no entity", hint="Give --entity, or set WANDB_ENTITY.")
         self._run = Run(run.run_id, run.project, entity)
@@ -139,6 +141,8 @@ class WandbStore:
             with self._translated(f"the removal of {committed.name}"):
                 committed.delete(delete_aliases=True)
             raise SnapshotChangedError(f"{snapshot_.name} was rewritten while it was uploaded; its version was removed")
+        if upload.latest and upload.latest != logged.version:
+            self._give_latest(f"{run.entity}/{run.project}/{upload.name}:{upload.latest}")
         progress(snapshot_.bytes, snapshot_.bytes)
         return _version(committed)
 
@@ -253,6 +257,14 @@ class WandbStore:
             )
         return self._sync_run
 
+    def _give_latest(self, qualified: str) -> None:
+        """Move the alias back: the client gives it to whatever it logs, an older save included."""
+        with contextlib.suppress(NotFoundError), self._translated(f"giving latest back to {qualified}"):
+            holder = self._client().artifact(qualified)
+            if "latest" not in holder.aliases:
+                holder.aliases.append("latest")
+                holder.save()
+
     def _require_same_files(self, snapshot_: Snapshot, expected: Mapping[str, tuple[int, str]]) -> None:
         """After hashing: what was hashed is what was accepted, file for file."""
         wanted = {file.path: file.size for file in snapshot_.files}
@@ -285,12 +297,13 @@ def translate(error: Exception, what: str) -> CkptsyncError:
     import wandb
 
     text = " ".join(str(error).split()) or type(error).__name__
-    message = f"{what} failed: {text[:200]}"
+    shown = text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
+    message = f"{what} failed: {shown}"
     # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
     if _AWAY.search(text):
         return TransientStoreError(message)
     if isinstance(error, wandb.errors.AuthenticationError) or _DENIED.search(text):
-        return RejectedError(f"the W&B server refuses the key: {text[:200]}")
+        return RejectedError(f"the W&B server refuses the key: {shown}")
     if _GONE.search(text):
         return NotFoundError(message)
     if _FINAL.search(text) or isinstance(error, wandb.errors.UsageError):
