@@ -85,6 +85,12 @@ def environment(python: str) -> dict[str, str]:
     return kept | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.fixture(scope="session")
+def quiet_environment() -> dict[str, str]:
+    """The environment for scripts that run in this interpreter."""
+    return environment(sys.executable)
+
+
 def deepspeed_python() -> str:
     if importlib.util.find_spec("deepspeed"):
         return sys.executable

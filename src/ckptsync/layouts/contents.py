@@ -34,7 +34,7 @@ def attempt(name: str, check: Callable[[], Iterator[Problem]]) -> Iterator[Probl
 def check(folder: Folder, name: str, tensors: dict[str, int], *, deep: bool) -> Iterator[Problem]:
     """The problems of one file. Adds the number of tensors of a safetensors file to `tensors`."""
     size = folder.files[name].size
-    if size == 0 and name.endswith((*NEVER_EMPTY, "zero_to_fp32.py", "latest")):
+    if size == 0 and name.endswith((*NEVER_EMPTY, "zero_to_fp32.py", "zero_to_torch.py", "latest")):
         yield Problem(name, "empty", transient=True)
     elif name.endswith(".safetensors"):
         with folder.open(name) as stream:

@@ -15,7 +15,8 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffi
 INDEX = re.compile(r".+\.(?:safetensors|bin)\.index\.json")
 MARKER = re.compile(r"\.tmp[A-Za-z0-9]{6}|\.metadata\.tmp|checkpoint-is-incomplete\.txt")
 ADAPTER = re.compile(r"adapter_model\.(?:safetensors|bin)")
-WEIGHTS = re.compile(r"(?!value_head|optimizer|training_args|scheduler).+\.(?:safetensors|bin)")
+MODEL = re.compile(r"(?:model|pytorch_model|adapter_model|mm_projector).*\.(?:safetensors|bin)")
+"""What the Trainer itself saves; callbacks put weights of their own beside it, and late (an average, a teacher)."""
 FSDP_MODEL = re.compile(r"pytorch_model_fsdp\w*\.bin")
 VALUE_HEAD = re.compile(r"value_head\.(?:safetensors|bin)")
 TAG = re.compile(r"global_step\d+")
@@ -48,7 +49,7 @@ def is_weights(name: str) -> bool:
         return name.endswith(".distcp")
     if in_deepspeed_tree(name):
         return parts[-1].endswith("model_states.pt")
-    return bool(WEIGHTS.fullmatch(parts[-1]))
+    return bool(MODEL.fullmatch(parts[-1]))
 
 
 def is_optimizer(name: str) -> bool:

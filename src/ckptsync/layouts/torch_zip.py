@@ -32,16 +32,21 @@ _FULL = 0xFFFFFFFF
 class Member:
     """One stored entry: where its local header begins, how many bytes it holds, and their CRC-32."""
 
-    name: str
+    name: bytes
     offset: int
     size: int
     crc: int
+
+    @property
+    def text(self) -> str:
+        """The name for a message, no longer than a line."""
+        return repr(self.name[:100].decode("utf-8", "replace"))
 
 
 def check(stream: Stream, size: int, *, deep: bool) -> bytes:
     """The bytes of `data.pkl` of a whole file of `size` bytes, or Malformed. `deep` compares every member's CRC."""
     members = directory(stream, size)
-    pickles = [member for member in members if member.name.rpartition("/")[2] == "data.pkl"]
+    pickles = [member for member in members if member.name.rpartition(b"/")[2] == b"data.pkl"]
     if len(pickles) != 1:
         raise Malformed("a zip, but without the one data.pkl that torch.save writes")
     if pickles[0].size > PICKLE_LIMIT:
@@ -64,7 +69,7 @@ def directory(stream: Stream, size: int) -> list[Member]:
     members = sorted(_entries(read_exactly(stream, length), count), key=lambda member: member.offset)
     for member, limit in zip(members, [*(other.offset for other in members[1:]), begin], strict=True):
         if member.offset + _LOCAL.size + len(member.name) + member.size > limit:
-            raise Malformed(f"its member {member.name!r} does not fit into the file")
+            raise Malformed(f"its member {member.text} does not fit into the file")
     return members
 
 
@@ -111,7 +116,7 @@ def _entries(content: bytes, count: int) -> Iterator[Member]:
         # Compressed members could be a bomb; torch has never written one.
         if method != 0 or packed != size or flags & 1:
             raise Malformed("its zip holds a compressed or encrypted member, which torch.save never writes", transient=False)
-        yield Member(name.decode("utf-8", "replace"), offset, size, crc)
+        yield Member(name, offset, size, crc)
     if position != len(content):
         raise Malformed("its zip directory is longer than its number of entries")
 
@@ -136,10 +141,11 @@ def _widen(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int,
 def _locate(stream: Stream, member: Member) -> None:
     """Move to the first byte of a member."""
     stream.seek(member.offset)
-    header = read_exactly(stream, _LOCAL.size)
-    if len(header) < _LOCAL.size or not header.startswith(MAGIC):
-        raise Malformed(f"its member {member.name!r} has no header")
-    name_length, extra_length = _LOCAL.unpack(header)[-2:]
+    header = read_exactly(stream, _LOCAL.size + len(member.name))
+    # A changed byte in a name is covered by no CRC, but every name is there twice.
+    if not header.startswith(MAGIC) or header[_LOCAL.size :] != member.name:
+        raise Malformed(f"its member {member.text} has no header of that name")
+    name_length, extra_length = _LOCAL.unpack_from(header)[-2:]
     stream.seek(member.offset + _LOCAL.size + name_length + extra_length)
 
 
@@ -147,7 +153,7 @@ def _content(stream: Stream, member: Member) -> bytes:
     _locate(stream, member)
     content = read_exactly(stream, member.size)
     if len(content) != member.size or zlib.crc32(content) != member.crc:
-        raise Malformed(f"the bytes of its member {member.name!r} are not those that were written (CRC)")
+        raise Malformed(f"the bytes of its member {member.text} are not those that were written (CRC)")
     return content
 
 
@@ -158,4 +164,4 @@ def _compare(stream: Stream, member: Member) -> None:
     while left and (piece := stream.read(min(left, 1 << 20))):
         crc, left = zlib.crc32(piece, crc), left - len(piece)
     if left or crc != member.crc:
-        raise Malformed(f"the bytes of its member {member.name!r} are not those that were written (CRC)")
+        raise Malformed(f"the bytes of its member {member.text} are not those that were written (CRC)")
