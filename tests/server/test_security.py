@@ -52,7 +52,10 @@ def test_basic_and_bearer_carry_the_key(server: ServerProcess) -> None:
 
 
 def test_health_needs_no_key_and_tells_no_secret(server: ServerProcess) -> None:
-    assert server.request("GET", "/healthz", key="") == (200, b'{"status":"ok"}')
+    status, body = server.request("GET", "/healthz", key="")
+
+    assert status == 200
+    assert json.loads(body) == {"status": "ok", "pid": server.pid}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,8 @@ def test_the_servers_own_origin_is_fine(server: ServerProcess) -> None:
 
 
 def test_key_and_folder_are_the_users_alone(server: ServerProcess) -> None:
-    mode = lambda path: stat.S_IMODE(path.stat().st_mode)  # noqa: E731
+    def mode(path: Path) -> int:
+        return stat.S_IMODE(path.stat().st_mode)
 
     assert mode(server.data_dir) == 0o700
     assert mode(server.data_dir / "api-key") == 0o600

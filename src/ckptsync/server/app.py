@@ -128,6 +128,7 @@ def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         # wandb-core keeps connections for longer than uvicorn's 5 s and would write into one that is being closed.
         timeout_keep_alive=120,

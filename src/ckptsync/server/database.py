@@ -7,11 +7,14 @@ lost machine alike, so what a client was told is committed stays committed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 Migration = tuple[str, ...]
 
@@ -53,7 +56,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             id INTEGER PRIMARY KEY, collection_id INTEGER NOT NULL REFERENCES collections (id),
             digest TEXT NOT NULL, algorithm TEXT NOT NULL, state TEXT NOT NULL, description TEXT, metadata TEXT,
             ttl_seconds INTEGER, history_step INTEGER, run_id INTEGER REFERENCES runs (id) ON DELETE SET NULL,
-            client_id TEXT, wanted_aliases TEXT NOT NULL DEFAULT '[]', wanted_runs TEXT NOT NULL DEFAULT '[]',
+            client_id TEXT, wanted_aliases TEXT NOT NULL DEFAULT '[]',
             manifest TEXT, size INTEGER NOT NULL DEFAULT 0, file_count INTEGER NOT NULL DEFAULT 0,
             created_at REAL NOT NULL, updated_at REAL NOT NULL)""",
         "CREATE INDEX artifacts_by_digest ON artifacts (collection_id, digest)",
@@ -145,9 +148,19 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                # A COMMIT that failed, on a full disk for example, leaves the transaction open.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
             for action in after or ():
-                action()
+                _run(action)
+
+
+def _run(action: Callable[[], None]) -> None:
+    """What follows a commit cannot undo it: an error is told in the log, and the next start's sweep does the rest."""
+    try:
+        action()
+    except OSError:
+        log.exception("cleaning up failed")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
@@ -84,7 +86,7 @@ class Service:
         return Call(connection, self.content, Links(self.signer, base_url, self.link_lifetime), time.time(), self.crash_after)
 
     async def health(self, _request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", "pid": os.getpid()})
 
     async def graphql(self, request: Request) -> Response:
         body = await _limited_body(request, MAX_QUERY_BODY_BYTES)
@@ -140,6 +142,9 @@ class Service:
 
         def record(key: str, size: int) -> None:
             with self.database.write() as connection:
+                if self.content.size(key) is None:
+                    # Nothing referred to it until now, and a deletion in between has freed it: the client sends it again.
+                    raise FileNotFoundError(errno.ENOENT, "the content is gone")
                 connection.execute(
                     "UPDATE run_files SET content = ?, size = ?, updated_at = ? WHERE id = ?",
                     (key, size, time.time(), file_id),

@@ -49,7 +49,7 @@ def running(data_dir: Path | None = None) -> LocalServer | None:
         key = (folder / "api-key").read_text(encoding="ascii").strip()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return LocalServer(url, key, folder) if _is_alive(pid) and _answers(url) else None
+    return LocalServer(url, key, folder) if _is_alive(pid) and _answers(url, pid) else None
 
 
 def _is_alive(pid: int) -> bool:
@@ -62,13 +62,14 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, pid: int) -> bool:
+    """True when it is that process that answers, and not another one that got its port."""
     # A proxy from the environment must not see, and could not reach, a loopback address.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/healthz", timeout=ANSWER_SECONDS) as response:
-            return bool(response.status == 200)
-    except OSError:
+            return bool(json.load(response)["pid"] == pid)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

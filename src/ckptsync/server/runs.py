@@ -88,10 +88,12 @@ def _lookup(call: Call, run: Row, name: str) -> Any:
         return _descend(json.loads(run["summary"]), rest)
     if head == "tags":
         return json.loads(run["tags"])
+    if head in ("display_name", "displayName"):
+        return _display_name(run)
     if head == "state":
         return state_of(run, call.now, call.crash_after)
     columns = {
-        "group": "group_name", "jobType": "job_type", "display_name": "display_name", "displayName": "display_name",
+        "group": "group_name", "jobType": "job_type",
         "createdAt": "created_at", "heartbeatAt": "heartbeat_at",
     }  # fmt: skip
     return run.get(columns.get(head, head))
@@ -170,8 +172,12 @@ def run_tags(source: Row, _call: Call) -> Any:
 
 
 @resolves("Run.displayName")
-def run_display_name(source: Row, _call: Call) -> Any:
-    return source["display_name"] or source["name"]
+def run_display_name(source: Row, _call: Call) -> str:
+    return _display_name(source)
+
+
+def _display_name(run: Row) -> str:
+    return str(run["display_name"] or run["name"])
 
 
 @resolves("Run.wandbConfig")

@@ -17,7 +17,8 @@ PENDING_SECONDS = 7 * 24 * 60 * 60
 
 def sweep_content(database: Database, content: Content) -> None:
     """Remove bytes that a crash between a deletion and its clean-up left behind. Only while nobody uploads."""
-    with database.read() as connection:
+    with database.write() as connection:
+        connection.execute("DELETE FROM parts WHERE content NOT IN (SELECT content FROM artifact_files WHERE content NOT NULL)")
         used = {
             row[0]
             for statement in (

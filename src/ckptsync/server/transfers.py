@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from .content import BadDigestError, Content, Upload
 
-BLOCK = 1024 * 1024
+BLOCK = 512 * 1024
 RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
