@@ -245,13 +245,17 @@ def differences(version: Version) -> list[str]:
 def require_output_dir(output_dir: Path, *, create: bool) -> Path:
     """The output folder as an absolute path. Raises UsageError when it is a file, or missing where it should be there."""
     path = output_dir.expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{output_dir} is not a folder", hint="Give the Trainer's output_dir.")
+    for each in (path, *path.parents):
+        if each.exists() and not each.is_dir():
+            raise UsageError(f"{each} is not a folder", hint="Give the Trainer's output_dir.")
     if not path.exists() and not create:
         raise UsageError(
             f"{output_dir} does not exist", hint=f"Give the Trainer's output_dir, or make it first: mkdir -p {output_dir}"
         )
-    return durable.make_folder(path)
+    try:
+        return durable.make_folder(path)
+    except OSError as error:
+        raise UsageError(f"{output_dir} cannot be made: {error.strerror}", hint="Give a folder that you may write to.") from error
 
 
 def _ago(moment: float) -> str:

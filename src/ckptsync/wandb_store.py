@@ -199,7 +199,7 @@ class WandbStore:
         """See Store."""
         with self._translated(f"the download of {version.name}:{version.version}"):
             artifact = self._client().artifact(version.qualified)
-            entries = {path: _Entry.of(path, entry) for path, entry in artifact.manifest.entries.items()}
+            entries = _entries(artifact, version)
             urls = _Urls(artifact)
         done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
 
@@ -309,6 +309,18 @@ def translate(error: Exception, what: str) -> CkptsyncError:
     if _FINAL.search(text) or isinstance(error, wandb.errors.UsageError):
         return PermanentStoreError(message)
     return TransientStoreError(message)
+
+
+def _entries(artifact: Any, version: Version) -> dict[str, _Entry]:
+    """The files that a version's manifest names. Raises IntegrityError for a manifest that makes no sense."""
+    from pydantic import ValidationError
+
+    try:
+        manifest = artifact.manifest
+    except ValidationError as error:
+        # Anything else may be an error page in the manifest's place: the client doesn't look at the status (wandb 0.31).
+        raise IntegrityError(f"the manifest of {version.name}:{version.version} makes no sense") from error
+    return {path: _Entry.of(path, entry) for path, entry in manifest.entries.items()}
 
 
 def _contents(artifact: Any) -> dict[str, tuple[int, str]]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ckptsync.checkpoint import step_of
+from tests.server import api
 from tests.server_process import ServerProcess
 
 TRAINING = (sys.executable, "-m", "ckptsync.trainer.tiny")
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ ")
+UPSERT = "mutation UpsertBucket($input: UpsertBucketInput!) { upsertBucket(input: $input) { bucket { name } } }"
+POLICY = {"storagePolicy": "wandb-storage-policy-v1", "storagePolicyConfig": {"storageLayout": "V2"}}
 
 
 class Tool:
@@ -30,7 +36,7 @@ class Tool:
         self.environment = kept | ours | (server.environment if server else {}) | {"WANDB_PROJECT": "tests"} | variables
         self.environment.pop("WANDB_ENTITY", None)
 
-    def __call__(self, *words: str | Path, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *words: str | Path, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             self.command(*words),
@@ -59,6 +65,14 @@ class Tool:
         done = self(*words, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def watch_once(self, output_dir: Path, run_id: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Upload what is there and exit."""
+        return self("watch", output_dir, "--run-id", run_id, "--once", "--quiet-period", "0.1", *words)
+
+    def versions(self, run_id: str) -> list[tuple[str, int, list[str]]]:
+        """(version, step, aliases) of a run's versions, oldest first."""
+        return [(row["version"], row["step"], row["aliases"]) for row in reversed(self.json("list", run_id))]
 
     @staticmethod
     def command(*words: str | Path) -> list[str]:
@@ -131,3 +145,72 @@ def training(output_dir: Path, *, steps: int = 12, save: int = 4, seconds: float
     extra = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     numbers = ["--max-steps", str(steps), "--save-steps", str(save), "--step-seconds", str(seconds)]
     return [*TRAINING, "--output-dir", str(output_dir), *numbers, *extra]
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a refused command says, log lines (they begin with the time) apart."""
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("ckptsync: ")
+    return lines[0]
+
+
+def make_run(server: ServerProcess, run_id: str, *, project: str = "tests") -> None:
+    """A run on the server, as a training's wandb.init leaves it."""
+    config = json.dumps({"_wandb": {"value": {"t": {}}}})
+    api.data(server.graphql(UPSERT, input={"entityName": "local", "modelName": project, "name": run_id, "config": config}))
+
+
+def publish(
+    server: ServerProcess,
+    folder: Path,
+    run_id: str,
+    *,
+    name: str | None = None,
+    aliases: Sequence[str] = (),
+    ours: Mapping[str, Any] | None = None,
+    extra: Mapping[str, bytes] | None = None,
+    unstored: Sequence[str] = (),
+    policy: Mapping[str, Any] = POLICY,
+    as_hf_does: bool = False,
+) -> bytes:
+    """Make a checkpoint folder a version as ckptsync would, or as HF's WandbCallback does: in milliseconds, without the client.
+
+    Returns its manifest. `ours` changes the metadata that ckptsync writes, `extra` adds files, `unstored` are not sent, and
+    `policy` is what the manifest says beside its contents.
+    """
+    kind = "model" if as_hf_does else "checkpoint"
+    collection = name or f"{kind}-{run_id}"
+    step = step_of(folder.name)
+    assert step is not None
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    contents |= extra or {}
+    saved_at = max(path.stat().st_mtime for path in folder.rglob("*"))
+    metadata: dict[str, Any] = {
+        "global_step": step,
+        "ckptsync": {"version": 1, "step": step, "saved_at": saved_at, **(ours or {})},
+    }
+    named = [f"checkpoint_global_step_{step}" if as_hf_does else f"step-{step}", "latest", *aliases]
+    made = api.create(
+        server,
+        collection,
+        api.hexmd5(repr(sorted(contents.items())).encode()),
+        projectName="tests",
+        aliases=[{"artifactCollectionName": collection, "alias": alias} for alias in named],
+        metadata=json.dumps({} if as_hf_does else metadata),
+    )
+    for path, content in contents.items():
+        if path not in unstored and (url := api.announce(server, made, path, content)["uploadUrl"]):
+            assert api.put(server, url, content, api.b64md5(content)) == 200
+    entries = {path: {"digest": api.b64md5(content), "size": len(content)} for path, content in contents.items()}
+    text = json.dumps({"version": 1, **policy, "contents": entries}).encode()
+    file = api.data(server.graphql(api.MANIFEST, id=made, digest=api.b64md5(text)))["artifactManifest"]["file"]
+    assert api.put(server, file["uploadUrl"], text, api.b64md5(text)) == 200
+    assert api.data(server.graphql(api.COMMIT, id=made))["artifact"]["state"] == "COMMITTED"
+    return text
+
+
+def address(content: bytes | Path) -> str:
+    """Where the server keeps a content: what the path of its requests ends with."""
+    return f"/storage/content/md5-{api.hexmd5(content if isinstance(content, bytes) else content.read_bytes())}"
