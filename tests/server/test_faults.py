@@ -202,3 +202,18 @@ tell(rows=len(list(wandb.Api().run("local/p/faulty").scan_history())))
     )
 
     assert told == {"text": "survives", "version": "v0", "rows": 1}
+
+
+def test_the_client_finds_a_file_without_its_link(server: ServerProcess, client: Client) -> None:
+    api.save(server, "fallback", {"sub/a": b"found by digest"})
+    server.faults([{"match": {"method": "GET", "path": "^/storage/"}, "skip": 1, "action": {"status": 403}}])
+
+    told = client(
+        """
+found = wandb.Api().artifact("local/p/fallback:v0")
+tell(text=(pathlib.Path(found.download(str(folder()), skip_cache=True)) / "sub" / "a").read_text())
+"""
+    )
+
+    assert told == {"text": "found by digest"}
+    assert any(request["path"].startswith("/artifactsV2/") and request["status"] == 200 for request in server.requests())

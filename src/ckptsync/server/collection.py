@@ -1,8 +1,7 @@
-"""Collections of versions (sequences and portfolios), their types, memberships, aliases and tags."""
+"""Collections of versions (sequences and portfolios), their types and memberships: found, listed, edited, deleted."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -15,10 +14,10 @@ from .context import Call, Row, global_id, resolves, row_id_of
 from .deletion import delete_version
 from .filters import ordered, selected
 from .paging import page
+from .tags import add_tags, remove_tags, tags_of
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 TYPE_NAME = re.compile(r"[-\w]+([ ]*[-.\w]+)*")
-ALIAS = re.compile(r"[^/:\x00-\x1f]{1,128}")
 VERSION = re.compile(r"v(\d{1,18})")
 
 
@@ -77,14 +76,6 @@ def find_membership(call: Call, collection: Row | None, alias: str) -> Row | Non
     )
 
 
-def set_alias(call: Call, collection: Row, alias: str, artifact_id: int) -> None:
-    """Point an alias at a version, away from where it pointed before."""
-    if not ALIAS.fullmatch(alias) or VERSION.fullmatch(alias):
-        raise GraphQLError(f"invalid alias {alias!r}")
-    call.execute("DELETE FROM aliases WHERE collection_id = ? AND alias = ?", collection["id"], alias)
-    call.insert("aliases", collection_id=collection["id"], alias=alias, artifact_id=artifact_id)
-
-
 def add_member(call: Call, collection: Row, artifact_id: int) -> Row:
     """The version's membership in a collection; a new one gets the next number, which no version ever had."""
     found = call.row("SELECT * FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
@@ -95,20 +86,6 @@ def add_member(call: Call, collection: Row, artifact_id: int) -> Row:
     columns = {"collection_id": collection["id"], "artifact_id": artifact_id, "version": version}
     row_id = call.insert("memberships", **columns, created_at=call.now)
     return {"id": row_id, **columns, "created_at": call.now}
-
-
-def add_tags(call: Call, owner: str, owner_id: int, tags: Sequence[Row] | None) -> None:
-    for tag in tags or ():
-        call.execute("INSERT OR IGNORE INTO tags (owner, owner_id, name) VALUES (?, ?, ?)", owner, owner_id, tag["tagName"])
-
-
-def remove_tags(call: Call, owner: str, owner_id: int, tags: Sequence[Row] | None) -> None:
-    for tag in tags or ():
-        call.execute("DELETE FROM tags WHERE owner = ? AND owner_id = ? AND name = ?", owner, owner_id, tag["tagName"])
-
-
-def tags_of(call: Call, owner: str, owner_id: int) -> list[Row]:
-    return call.rows("SELECT id, name FROM tags WHERE owner = ? AND owner_id = ? ORDER BY id", owner, owner_id)
 
 
 def _type(project_id: int, name: str, created_at: float) -> Row:
@@ -268,7 +245,8 @@ def delete_collection(_source: None, call: Call, given: Row) -> Row:
     return {"artifactCollection": collection_by_row(call, collection["id"])}
 
 
-def _named_collection(call: Call, given: Row) -> Row:
+def named_collection(call: Call, given: Row) -> Row:
+    """The collection that a request names by entity, project and name; GraphQLError when there is none."""
     project = find_project(call, given["entityName"], given["projectName"])
     collection = find_collection(call, project, given["artifactCollectionName"])
     if collection is None:
@@ -278,42 +256,12 @@ def _named_collection(call: Call, given: Row) -> Row:
 
 @resolves("Mutation.createArtifactCollectionTagAssignments")
 def tag_collection(_source: None, call: Call, given: Row) -> Row:
-    collection = _named_collection(call, given)
+    collection = named_collection(call, given)
     add_tags(call, "collection", collection["id"], given["tags"])
     return {"tags": tags_of(call, "collection", collection["id"])}
 
 
 @resolves("Mutation.deleteArtifactCollectionTagAssignments")
 def untag_collection(_source: None, call: Call, given: Row) -> Row:
-    remove_tags(call, "collection", _named_collection(call, given)["id"], given["tags"])
+    remove_tags(call, "collection", named_collection(call, given)["id"], given["tags"])
     return {"success": True}
-
-
-@resolves("Mutation.addAliases")
-def add_aliases(_source: None, call: Call, given: Row) -> Row:
-    artifact_id = row_id_of("Artifact", given["artifactID"])
-    for wanted in given["aliases"]:
-        collection = _named_collection(call, wanted)
-        member = call.row("SELECT 1 FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
-        if member is None:
-            raise GraphQLError("the artifact is not in that collection")
-        set_alias(call, collection, wanted["alias"], artifact_id)
-    return {"success": True}
-
-
-@resolves("Mutation.deleteAliases")
-def delete_aliases(_source: None, call: Call, given: Row) -> Row:
-    artifact_id = row_id_of("Artifact", given["artifactID"])
-    for wanted in given["aliases"]:
-        call.execute(
-            "DELETE FROM aliases WHERE collection_id = ? AND alias = ? AND artifact_id = ?",
-            _named_collection(call, wanted)["id"],
-            wanted["alias"],
-            artifact_id,
-        )
-    return {"success": True}
-
-
-def wanted_aliases(aliases: Sequence[Row] | None) -> str:
-    """The aliases that a version gets at its commit, as kept until then."""
-    return json.dumps([alias["alias"] for alias in aliases or ()])

@@ -9,6 +9,7 @@ from typing import Any
 from graphql import GraphQLError
 
 from .accounts import ensure_project, entities_projects
+from .aliases import set_alias
 from .artifacts import artifact_by_id, find_artifact, lookup
 from .collection import (
     add_member,
@@ -16,7 +17,6 @@ from .collection import (
     collection_by_row,
     collections_of,
     ensure_collection,
-    set_alias,
 )
 from .context import Call, Row, resolves
 from .filters import column, ordered, selected

@@ -16,20 +16,14 @@ from typing import Any
 from graphql import GraphQLError
 
 from .accounts import ensure_project
-from .artifacts import (
-    ALGORITHMS,
-    artifact_by_id,
-    checked_metadata,
-    find_artifact,
-    key_of_digest,
-    manifest_of,
-    storage_path,
-    upload_headers,
-)
-from .collection import add_member, add_tags, collection_by_row, ensure_collection, set_alias, wanted_aliases
+from .aliases import set_alias, wanted_aliases
+from .artifacts import ALGORITHMS, artifact_by_id, checked_metadata, find_artifact
+from .collection import add_member, collection_by_row, ensure_collection
 from .content import HASHERS, key_of_parts
 from .context import Call, Row, global_id, parsed, resolves, row_id_of
+from .files import key_of_digest, manifest_of, storage_path, upload_headers
 from .runs import find_run
+from .tags import add_tags
 
 MAX_NAME = 1024
 MAX_PARTS = 10_000
