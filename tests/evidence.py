@@ -105,3 +105,8 @@ def look(folder: Path, *, but: str = ".ckptsync") -> dict[str, tuple[int, int, i
             status = path.lstat()
             found[str(relative)] = (status.st_ino, status.st_size, status.st_mtime_ns)
     return found
+
+
+def hexadecimal(content: bytes) -> str:
+    """The MD5 as it stands in the server's addresses."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -29,6 +29,9 @@ from ckptsync.checkpoint import Run
 from ckptsync.errors import CkptsyncError
 from ckptsync.store import Upload
 
+SENT_STEP = 64 * 2**10
+"""Bytes that have to be sent to count as progress: the client's heartbeats and its own log go on while an upload hangs."""
+
 PROGRESS_INTERVAL = 1.0
 """Seconds between two progress lines. Also the life sign by which the parent tells a slow upload from a stalled one."""
 
@@ -107,7 +110,9 @@ class Publisher:
                 sent = _bytes_sent() - sent_before
                 done = max(self._done, min(sent, self._total))
                 stage = "upload" if self._total else "hash"
-                self._tell("progress", stage=stage, done=done, total=self._total, moved=max(done, sent) + _bytes_mapped())
+                self._tell(
+                    "progress", stage=stage, done=done, total=self._total, moved=_stepped(sent, SENT_STEP) + _bytes_mapped()
+                )
 
         teller = threading.Thread(target=tell, daemon=True)
         teller.start()
@@ -121,6 +126,10 @@ class Publisher:
         with self._lock:
             self._answers.write(json.dumps({"event": event, **fields}) + "\n")
             self._answers.flush()
+
+
+def _stepped(count: int, step: int) -> int:
+    return count // step * step
 
 
 def _bytes_sent() -> int:

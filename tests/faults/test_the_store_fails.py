@@ -1,0 +1,131 @@
+"""One watcher lives through every way in which a store can fail, and each checkpoint becomes one version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import Followed, Note
+from tests.integration.conftest import wait_for
+from tests.server_process import ServerProcess
+
+STALL = 5.0
+FILES = {"method": "PUT", "path": "/storage/content"}
+LONGER_THAN_THE_CLIENT_TRIES = 5.0
+"""Seconds. The client's own retries are cut to one each, at most a second later."""
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory, server: ServerProcess) -> Iterator[Followed]:
+    """The watcher of this module."""
+    watched = Followed(tmp_path_factory.mktemp("faults"), server, "faults", "--stall-timeout", str(STALL))
+    watched.start()
+    yield watched
+    watched.kill()
+
+
+def rule(match: dict[str, str], count: int | None, **action: Any) -> dict[str, Any]:
+    return {"match": match, "action": action, **({"count": count} if count else {})}
+
+
+def attempts(said: str) -> str:
+    """How often an upload began, with the lines about it checked: one when it starts to fail, one when it works again."""
+    failing, recovered = said.count("failed, trying again"), said.count("works again after")
+    assert failing == recovered <= 1, said
+    return f"{said.count('uploading checkpoint')} attempts, {failing + recovered} log lines about it"
+
+
+@pytest.mark.parametrize(
+    ("fault", "rules"),
+    [
+        ("5xx to files", [rule(FILES, 20, status=503)]),
+        ("5xx to the API", [rule({"operation": "CreateArtifact"}, 3, status=500)]),
+        ("429 with Retry-After", [rule(FILES, 20, status=429, headers={"Retry-After": "1"})]),
+        ("connection dropped in the upload", [rule(FILES, 20, drop="during")]),
+        ("connection dropped in the commit's answer", [rule({"operation": "CommitArtifact"}, 2, drop="after")]),
+        ("expired upload URL", [rule(FILES, 20, status=403)]),
+    ],
+)
+def test_an_upload_is_tried_again_until_it_stands(
+    followed: Followed, note: Note, fault: str, rules: list[dict[str, Any]]
+) -> None:
+    before = len(followed.said())
+    followed.server.faults(rules)
+
+    followed.durable(followed.save())
+
+    hits = sum(followed.server.fault_hits())
+    assert hits > 0
+    wait_for(lambda: "durable checkpoint" in followed.said()[before:], what="the last line")
+    time.sleep(0.1)
+    note(fault, f"{hits} requests failed; {attempts(followed.said()[before:])}; uploaded", followed.damage())
+
+
+def test_a_slow_server_is_waited_for(followed: Followed, note: Note) -> None:
+    before = len(followed.said())
+    followed.server.faults([rule(FILES, None, throttle=100_000)])
+
+    followed.durable(followed.save(size=300_000))
+
+    said = followed.said()[before:]
+    assert said.count("uploading checkpoint") == 1
+    note("slow server", f"{attempts(said)}; uploaded", followed.damage())
+
+
+def test_an_upload_that_stands_still_is_ended_and_tried_again(followed: Followed, note: Note) -> None:
+    before = len(followed.said())
+    followed.server.faults([rule(FILES, 1, delay=120)])
+
+    followed.durable(followed.save())
+
+    said = wait_for(lambda: (text := followed.said()[before:]) and "works again" in text and text, what="the recovery")
+    assert f"no progress for {STALL:.0f} s" in said
+    note("server that stops answering", f"ended after {STALL:.0f} s; {attempts(said)}; uploaded", followed.damage())
+
+
+def test_a_server_that_is_gone_for_longer_than_the_client_tries_is_waited_for(followed: Followed, note: Note) -> None:
+    before = len(followed.said())
+    followed.server.kill()
+
+    name = followed.save()
+    wait_for(lambda: "failed, trying again" in followed.said()[before:], what="the first failure")
+    time.sleep(LONGER_THAN_THE_CLIENT_TRIES)
+    followed.server.start()
+    followed.durable(name)
+
+    said = wait_for(lambda: (text := followed.said()[before:]) and "works again" in text and text, what="the recovery")
+    note("server gone for longer than all of wandb's retries", f"{attempts(said)}; uploaded", followed.damage())
+
+
+def test_a_server_that_is_killed_in_the_middle_of_an_upload_is_waited_for(followed: Followed, note: Note) -> None:
+    before = len(followed.said())
+    followed.server.faults([rule(FILES, None, throttle=50_000)])
+
+    name = followed.save(size=400_000)
+    wait_for(lambda: any(followed.server.fault_hits()), what="an upload under way")
+    followed.server.kill()
+    time.sleep(LONGER_THAN_THE_CLIENT_TRIES)
+    followed.server.start()
+    followed.durable(name)
+
+    said = wait_for(lambda: (text := followed.said()[before:]) and "works again" in text and text, what="the recovery")
+    note("server killed in the middle of an upload", f"{attempts(said)}; uploaded", followed.damage())
+
+
+def test_what_a_quota_stopped_is_parked_and_follows_at_the_next_start(followed: Followed, note: Note) -> None:
+    followed.server.faults([rule({"operation": "CreateArtifact"}, 1, graphql_errors="injected: storage quota exceeded")])
+
+    parked = followed.save()
+    wait_for(followed.spool.parked, what="the parked one")
+    newer = followed.save()
+    followed.durable(newer)
+    followed.kill()
+    followed.start()
+    followed.durable(parked)
+
+    latest = [each.step for each in followed.kept() if "latest" in each.aliases]
+    assert [f"checkpoint-{step}" for step in latest] == [newer]
+    note("quota", "parked; the next went on; uploaded at the next start; latest stayed with the newer", followed.damage())
