@@ -1,0 +1,146 @@
+"""The child's side: one answer to each job, whatever the store does."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptsync.checkpoint import Run, Snapshot, Version
+from ckptsync.errors import CkptsyncError, PermanentStoreError, SnapshotChangedError, TransientStoreError
+from ckptsync.publish import Publisher
+from ckptsync.spool import Spool
+from ckptsync.store import Progress, Upload
+from tests.checkpoints import checkpoint_at, make_checkpoint
+
+VERSION = Version("me/p/checkpoint-a:v0", "checkpoint-a", "v0", ("latest",), 1, 1, "d", 0.0)
+
+
+class FakeStore:
+    """Does what is scripted: `faults` has the error to raise by the method's name."""
+
+    def __init__(self, **faults: Exception) -> None:
+        self.faults = faults
+        self.calls: list[str] = []
+        self.attached: Run | None = None
+        self.measured: Mapping[str, float] = {}
+        self.seconds = 0.0
+
+    def check(self, run: Run) -> Run:
+        self._scripted("check")
+        return Run(run.run_id, run.project, "me")
+
+    def put(self, snapshot: Snapshot, upload: Upload, *, progress: Progress) -> Version:
+        self._scripted("put")
+        progress(1, 10)
+        time.sleep(self.seconds)
+        return VERSION
+
+    def attach(self, version: Version, run: Run) -> bool:
+        self._scripted("attach")
+        self.attached = run
+        return True
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        self._scripted("measure")
+        self.measured = values
+
+    def _scripted(self, method: str) -> None:
+        self.calls.append(method)
+        if method in self.faults:
+            raise self.faults[method]
+
+
+@pytest.fixture
+def pinned(tmp_path: Path) -> Snapshot:
+    spool = Spool(tmp_path)
+    spool.prepare()
+    return spool.pin(checkpoint_at(make_checkpoint(tmp_path, 5)))
+
+
+def job(pinned: Snapshot) -> dict[str, Any]:
+    upload = Upload("checkpoint-a", ("step-5",), {"global_step": 5})
+    return {
+        "op": "upload",
+        "run": asdict(Run("a", "p")),
+        "snapshot": str(pinned.directory),
+        "upload": json.loads(json.dumps(asdict(upload))),
+    }
+
+
+def answers(store: FakeStore, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    told = io.StringIO()
+    Publisher(store, told).serve(asked)
+    return [json.loads(line) for line in told.getvalue().splitlines()]
+
+
+def test_a_log_in_is_answered_with_the_entity() -> None:
+    found = answers(FakeStore(), {"op": "check", "run": asdict(Run("a", "p"))})
+
+    assert found == [{"event": "done", "run": {"run_id": "a", "project": "p", "entity": "me"}}]
+
+
+def test_an_upload_is_put_attached_and_measured_in_this_order(pinned: Snapshot) -> None:
+    store = FakeStore()
+
+    (answer,) = answers(store, job(pinned))
+
+    assert store.calls == ["check", "put", "attach", "measure"]
+    assert answer["event"] == "done"
+    assert answer["version"]["qualified"] == "me/p/checkpoint-a:v0"
+    assert answer["attached"]
+    assert store.attached == Run("a", "p", "me")
+    assert (store.measured["step"], store.measured["bytes"]) == (5, pinned.bytes)
+
+
+@pytest.mark.parametrize("method", ["check", "put", "attach"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransientStoreError("injected: away"),
+        PermanentStoreError("injected: quota", hint="Buy more."),
+        SnapshotChangedError("injected: rewritten"),
+    ],
+)
+def test_an_error_of_ours_is_reported_as_what_it_is(pinned: Snapshot, method: str, error: CkptsyncError) -> None:
+    (answer,) = answers(FakeStore(**{method: error}), job(pinned))
+
+    assert answer == {"event": "failed", "error": type(error).__name__, "message": str(error), "hint": error.hint}
+
+
+def test_a_bug_is_an_answer_too(pinned: Snapshot) -> None:
+    (answer,) = answers(FakeStore(put=ZeroDivisionError("injected: bug")), job(pinned))
+
+    assert (answer["event"], answer["error"]) == ("failed", "CkptsyncError")
+    assert answer["message"] == "ZeroDivisionError: injected: bug"
+
+
+def test_metrics_that_cannot_be_logged_do_not_undo_an_upload(pinned: Snapshot) -> None:
+    (answer,) = answers(FakeStore(measure=TransientStoreError("injected: away")), job(pinned))
+
+    assert answer["event"] == "done"
+
+
+def test_a_snapshot_that_is_gone_is_told(pinned: Snapshot, tmp_path: Path) -> None:
+    (answer,) = answers(FakeStore(), job(pinned) | {"snapshot": str(tmp_path / "missing")})
+
+    assert (answer["event"], answer["error"]) == ("failed", "IntegrityError")
+
+
+def test_a_long_upload_gives_signs_of_life_and_none_after_its_answer(pinned: Snapshot) -> None:
+    store = FakeStore()
+    store.seconds = 1.3
+
+    *lines, answer = answers(store, job(pinned))
+
+    assert answer["event"] == "done"
+    assert [line["event"] for line in lines] == ["progress"]
+    assert lines[0].keys() == {"event", "stage", "done", "total", "moved"}
+    assert (lines[0]["stage"], lines[0]["total"]) == ("upload", 10)
+    assert 1 <= lines[0]["done"] <= 10
