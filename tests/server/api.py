@@ -64,7 +64,8 @@ def put(server: ServerProcess, url: str, content: bytes, md5: str | None = None)
 
 
 def put_manifest(server: ServerProcess, artifact_id: str, contents: Mapping[str, Mapping[str, Any]]) -> int:
-    text = json.dumps({"version": 1, "contents": contents}).encode()
+    policy = {"storagePolicy": "wandb-storage-policy-v1", "storagePolicyConfig": {"storageLayout": "V2"}}
+    text = json.dumps({"version": 1, **policy, "contents": contents}).encode()
     file = data(server.graphql(MANIFEST, id=artifact_id, digest=b64md5(text)))["artifactManifest"]["file"]
     return put(server, file["uploadUrl"], text, b64md5(text))
 

@@ -131,6 +131,11 @@ def test_there_is_no_listing_and_no_way_out(server: ServerProcess, path: str) ->
     connection.close()
 
 
+@pytest.mark.parametrize("rest", ["nonsense/b/0/n", "QXJ0aWZhY3Q6OTk5/b/0/n", "QXJ0aWZhY3Q6OTk5/", "../../../../api-key"])
+def test_a_file_that_no_version_has_is_not_found(server: ServerProcess, rest: str) -> None:
+    assert server.request("GET", f"/artifactsV2/default/local/p/c/{rest}")[0] == 404
+
+
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a/../../b", "..", "nul\x00byte"])
 def test_names_of_files_never_reach_the_file_system(server: ServerProcess, name: str) -> None:
     before = {path for path in server.data_dir.rglob("*") if "content" not in path.parts}

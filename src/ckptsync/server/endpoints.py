@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from graphql import GraphQLError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -58,7 +59,7 @@ class Service:
             Route("/storage/content/{key}", signed(self.get_content), methods=["GET"]),
             Route("/storage/run-file/{id:int}", signed(self.put_run_file), methods=["PUT"]),
             Route(
-                "/artifactsV2/{region}/{entity}/{project}/{collection}/{artifact}/{birth}/{digest}/{name:path}",
+                "/artifactsV2/{region}/{entity}/{project}/{collection}/{artifact}/{file:path}",
                 keyed(self.get_artifact_file),
                 methods=["GET"],
             ),
@@ -156,14 +157,15 @@ class Service:
         return await self._download(request, lambda _call: request.path_params["key"])
 
     async def get_artifact_file(self, request: Request) -> ASGIApp:
+        # The rest of the path is the id of the version that first had the file, which may be empty, its digest, its name.
+        digest = [*request.path_params["file"].split("/", 2), ""][1]
+
         def find(call: Call) -> str | None:
-            where = request.path_params
-            artifact = find_artifact(call, row_id_of("Artifact", where["artifact"]))
+            artifact = find_artifact(call, row_id_of("Artifact", request.path_params["artifact"]))
             if artifact is None or artifact["state"] != "COMMITTED":
                 return None
             rows = call.rows("SELECT digest, content FROM artifact_files WHERE artifact_id = ?", artifact["id"])
-            found = (row["content"] for row in rows if row["content"] and hex_of(row["digest"]) == where["digest"])
-            return next(found, None)
+            return next((row["content"] for row in rows if row["content"] and hex_of(row["digest"]) == digest), None)
 
         return await self._download(request, find)
 
@@ -179,7 +181,10 @@ class Service:
         """The content that `find` names and the (key, size) of what it consists of; None unless all of it is here."""
         with self.database.read() as connection:
             call = self.call(connection, "")
-            key = find(call)
+            try:
+                key = find(call)
+            except GraphQLError:
+                key = None
             if key is None or not (KEY.fullmatch(key) or key.startswith("parts-")):
                 return None
             parts = parts_of(call, key) if key.startswith("parts-") else [key]
