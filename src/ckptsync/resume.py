@@ -99,9 +99,11 @@ def pick(versions: Sequence[Version], alias: str, run: Run) -> Version:
 
 
 class Resume:
-    """Brings the newest valid checkpoint of a run into an output folder."""
+    """Brings the newest valid checkpoint of a run into an output folder. Without a store, only what is there already counts."""
 
-    def __init__(self, store: Store, run: Run, output_dir: Path, *, progress: Progress, patience: Patience = INTERACTIVE) -> None:
+    def __init__(
+        self, store: Store | None, run: Run, output_dir: Path, *, progress: Progress, patience: Patience = INTERACTIVE
+    ) -> None:
         self.run = run
         self._store = store
         self._spool = Spool(output_dir)
@@ -111,7 +113,8 @@ class Resume:
 
     def sources(self, alias: str | None) -> list[Source]:
         """What could be resumed from, best first. With an alias, that version alone."""
-        versions = self._ask("the list of versions", lambda: find_versions(self._store, self.run))
+        store = self._store
+        versions = self._ask("the list of versions", lambda: find_versions(store, self.run)) if store else []
         if alias and alias != "latest":
             return order([], [pick(versions, alias, self.run)])
         whole, torn = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
@@ -147,12 +150,14 @@ class Resume:
         return self._download(source, source.version)
 
     def _download(self, source: Source, version: Version) -> Placed:
+        store = self._store
+        assert store is not None  # noqa: S101 - versions come from one
         incoming = durable.make_folder(self._spool.root / "incoming") / f"{version.name}.{version.version}"
         self._require_space(version, incoming)
         incoming.mkdir(exist_ok=True)
         self._ask(
             f"the download of {version.name}:{version.version}",
-            lambda: self._store.fetch(version, incoming, progress=self._progress),
+            lambda: store.fetch(version, incoming, progress=self._progress),
         )
         try:
             state = check_download(incoming, version)

@@ -183,6 +183,12 @@ class WandbStore:
                     raise
         raise NotFoundError(f"there is no run {run}", hint=self._near_misses(run))
 
+    def logged_step(self, run: Run) -> int | None:
+        """The global step of the last row that the training logged, as WandbCallback calls it; None where there is none."""
+        with self._translated(f"the look-up of run {run}"):
+            value = self._client().run(f"{run.entity}/{run.project}/{run.run_id}").summary.get("train/global_step")
+        return int(value) if isinstance(value, int | float) else None
+
     def versions(self, name: str) -> list[Version]:
         """See Store."""
         run = self._require_entity()

@@ -15,7 +15,9 @@ import click
 
 from ckptsync import config, record
 from ckptsync.checkpoint import Run
+from ckptsync.cli.quantities import Duration
 from ckptsync.config import Connection
+from ckptsync.preemption import CHOICES
 
 if TYPE_CHECKING:
     from ckptsync.wandb_store import WandbStore
@@ -46,6 +48,41 @@ def common(function: Command) -> Command:
     ):
         function = option(function)
     return function
+
+
+def preemptible(function: Command) -> Command:
+    """Add --notice and --grace."""
+    notice = click.option(
+        "--notice",
+        type=click.Choice(CHOICES),
+        default="auto",
+        show_default=True,
+        envvar="CKPTSYNC_NOTICE",
+        help="Whose word to follow that this machine is about to be taken away.",
+    )
+    grace = click.option(
+        "--grace", type=Duration(), envvar="CKPTSYNC_GRACE", help="Time between that word and the end, where it is not the usual."
+    )
+    return notice(grace(function))
+
+
+def restartable(function: Command) -> Command:
+    """Add --max-restarts and --retry-for."""
+    restarts = click.option(
+        "--max-restarts",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        envvar="CKPTSYNC_MAX_RESTARTS",
+        help="Start the training again after so many failures; never after 3 in a row without a new checkpoint.",
+    )
+    patience = click.option(
+        "--retry-for",
+        type=Duration(),
+        envvar="CKPTSYNC_RETRY_FOR",
+        help="Wait so long for a store that is away [default: 20s; 15m to `run` where no valid checkpoint is here].",
+    )
+    return restarts(patience(function))
 
 
 def as_json(function: Command) -> Command:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from ckptsync import artifact, config, daemon, record, resume
+from ckptsync import artifact, config, daemon, launch, preemption, processes, record, resume, supervise
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options, progress
 from ckptsync.config import Connection
-from ckptsync.errors import NotFoundError, UsageError
+from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError, UsageError
 from ckptsync.launch import Training, environment, fill
 from ckptsync.resume import Placed, Resume
-from ckptsync.retrying import INTERACTIVE, retry
+from ckptsync.retrying import INTERACTIVE, Patience, retry
+from ckptsync.spool import Spool
 from ckptsync.store import Store
-from ckptsync.supervise import Supervisor
+from ckptsync.wandb_store import WandbStore
 
 log = logging.getLogger(__name__)
+
+SHORTLY, AT_LENGTH = 20.0, 900.0
+"""Seconds to wait for a store that is away: where a checkpoint is here to go on from, and where the store alone may have one.
+
+To start fresh instead would be a second beginning of the same run. On a spot machine the network may come up after us.
+"""
 
 
 @click.command(
@@ -42,6 +51,8 @@ log = logging.getLogger(__name__)
 @click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Hand the checkpoint to Trainer.train().")
 @click.option("--extend", is_flag=True, help="Go on although the training reached its last step.")
 @click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@options.restartable
+@options.preemptible
 @options.common
 @click.argument("run_text", metavar="RUN")
 @click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
@@ -54,6 +65,10 @@ def resume_command(
     hook: bool,
     extend: bool,
     allow_restart: bool,
+    max_restarts: int,
+    retry_for: float | None,
+    notice: str,
+    grace: float | None,
     project: str | None,
     entity: str | None,
     local: bool,
@@ -70,23 +85,22 @@ def resume_command(
         project=project or os.environ.get("WANDB_PROJECT") or known.text("project"),
         entity=entity or (None if local else os.environ.get("WANDB_ENTITY") or known.text("entity")),
     )
+    if launch.left_running(output_dir):
+        raise LockedError(
+            f"a training is running in {output_dir}", hint="Stop it first, or follow it with `ckptsync watch` or `ckptsync run`."
+        )
     with options.connected(local=local) as connection:
-        with options.opened_store(connection, run) as store:
-            run = retry(lambda: store.check(run), what="the log-in", patience=INTERACTIVE)
-            retry(lambda: store.run_state(run), what="the look-up of the run", patience=INTERACTIVE)
-            with progress.shown(f"checkpoint of {run.run_id}") as shown:
-                placed = Resume(store, run, output_dir, progress=shown).place(alias)
-        _tell_differences(placed)
+        start = Start(run, connection, output_dir, hook=hook, extend=extend, allow_restart=allow_restart)
+        start.patience = _patience(retry_for, SHORTLY)
+        placed = start.pull(alias)
         if download_only:
             click.echo(str(placed.path))
             return
-        if placed.state.finished and not extend:
-            _tell_finished(placed)
+        if start.finished(placed):
             return
-        chosen, cwd = _command(command, output_dir, placed, yes=yes)
-        raise click.exceptions.Exit(
-            _train(run, connection, output_dir, placed, chosen, cwd, exists=True, hook=hook, allow_restart=allow_restart)
-        )
+        start.command = lambda placed: _command(command, output_dir, placed, yes=yes)
+        code = start.see_through(supervise.Terms(preemption.sources(notice), grace, max_restarts), placed)
+        raise click.exceptions.Exit(code)
 
 
 def _output_dir(given: Path | None) -> Path:
@@ -97,14 +111,14 @@ def _output_dir(given: Path | None) -> Path:
     raise UsageError("which output folder?", hint="Give --output-dir, the Trainer's output_dir; it is made where it is missing.")
 
 
-def _command(given: tuple[str, ...], output_dir: Path, placed: Placed, *, yes: bool) -> tuple[list[str], Path | None]:
+def _command(given: tuple[str, ...], output_dir: Path, placed: Placed | None, *, yes: bool) -> tuple[list[str], Path | None]:
     """The training's command and the folder to start it in; what only the network told needs a yes."""
     if given:
         return list(given), None
     known = record.read(output_dir)
     if known.command:
         return known.command, _folder(known.text("cwd"))
-    version = placed.source.version
+    version = placed.source.version if placed else None
     remote = artifact.recorded_command(version) if version else None
     if version is None or remote is None:
         raise UsageError(
@@ -122,67 +136,148 @@ def _folder(text: object) -> Path | None:
     return Path(text) if isinstance(text, str) and Path(text).is_dir() else None
 
 
-def _train(
-    run: Run,
-    connection: Connection,
-    output_dir: Path,
-    placed: Placed | None,
-    command: list[str],
-    cwd: Path | None,
-    *,
-    exists: bool,
-    hook: bool,
-    allow_restart: bool,
-) -> int:
-    """Start the command as this run, from this checkpoint, and stay beside it to the end."""
-    recordable = record.recordable(command)
-    if not recordable:
-        log.warning("the command is not recorded: an argument looks like a secret; give it again for the next resume")
-    resumed = {"resumed_step": placed.step, "resumed_at": time.time()} if placed else {"resumed_step": None, "resumed_at": None}
-    record.update(
-        output_dir,
-        run_id=run.run_id,
-        project=run.project,
-        entity=run.entity,
-        command=command if recordable else None,
-        cwd=str(cwd or Path.cwd()),
-        **resumed,
-    )
-    checkpoint = placed.path if placed else None
-    environ = environment(run, connection, output_dir, checkpoint=checkpoint, exists=exists, hook=hook)
-    words = fill(command, checkpoint)
-    watched = daemon.Daemon(
-        daemon.Watch(
-            output_dir=output_dir,
-            run=run,
-            environment={**os.environ, **connection.environment()},
-            stem=run.run_id,
-            allow_restart=allow_restart,
-        ),
-        daemon.Stop(),
-    )
-    if placed:
-        watched.spool.record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))
-    return Supervisor(watched).run(Training(words, environ, cwd=cwd))
+class Start:
+    """What `run` and `resume` start, again and again: how its checkpoint is found, and what it is started with."""
+
+    def __init__(
+        self, run: Run, connection: Connection, output_dir: Path, *, hook: bool, extend: bool, allow_restart: bool
+    ) -> None:
+        self.run = run
+        self.patience = INTERACTIVE
+        self.command: Callable[[Placed | None], tuple[list[str], Path | None]]
+        self._connection = connection
+        self._output_dir = output_dir
+        self._hook = hook
+        self._extend = extend
+        self._allow_restart = allow_restart
+        self._exists = False
+
+    def see_through(self, terms: supervise.Terms, placed: Placed | None = None) -> int:
+        """Start, and stay beside the training until it has ended for good. `placed` is what the first start goes on from."""
+        waiting = [placed] if placed else []
+        watch = daemon.Watch(
+            output_dir=self._output_dir,
+            run=self.run,
+            environment={**os.environ, **self._connection.environment()},
+            stem=self.run.run_id,
+            allow_restart=self._allow_restart,
+        )
+        watched = daemon.Daemon(watch, daemon.Stop())
+        begin = lambda: self._begin(waiting.pop()) if waiting else self._begin_again()  # noqa: E731
+        return supervise.Supervisor(watched, begin, terms).run()
+
+    def pull(self, alias: str | None = None) -> Placed:
+        """The newest valid checkpoint of a run that must exist, in its place."""
+        with options.opened_store(self._connection, self.run) as store:
+            self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self.patience)
+            retry(lambda: store.run_state(self.run), what="the look-up of the run", patience=self.patience)
+            self._exists = True
+            return self._place(store, alias)
+
+    def finished(self, placed: Placed) -> bool:
+        """Whether nothing is left to train; then that is told."""
+        if placed.state.finished and not self._extend:
+            _tell_finished(placed)
+            return True
+        return False
+
+    def _begin_again(self) -> supervise.Start | None:
+        left = launch.left_running(self._output_dir)
+        if left:
+            whole, _ = resume.local_checkpoints(self._output_dir)
+            log.warning("the training still runs (pid %d): following it, no other one is started", left.members()[0])
+            return supervise.Start(lambda: left, max((each.step for each in whole), default=0))
+        placed = self._find()
+        return None if placed and self.finished(placed) else self._begin(placed)
+
+    def _find(self) -> Placed | None:
+        """The newest valid checkpoint in its place, None where the run has none yet.
+
+        A store that is away is waited for. But where a valid checkpoint is here, not for long: the training goes on from that.
+        """
+        try:
+            with options.opened_store(self._connection, self.run) as store:
+                self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self.patience)
+                self._exists = _exists(store, self.run, self.patience)
+                return self._place(store, None)
+        except NotFoundError as error:
+            log.info("starting fresh: %s", error)
+            return None
+        except TransientStoreError as error:
+            placed = self._find_here()
+            if placed is None:
+                raise
+            log.warning("%s; going on from %s, which is here; whether the store has a newer one is not known", error, placed.path)
+            return placed
+
+    def _find_here(self) -> Placed | None:
+        try:
+            return Resume(None, self.run, self._output_dir, progress=lambda *_: None).place()
+        except (NotFoundError, IntegrityError):
+            return None
+
+    def _place(self, store: WandbStore, alias: str | None) -> Placed:
+        with progress.shown(f"checkpoint of {self.run.run_id}") as shown:
+            resuming = Resume(store, self.run, self._output_dir, progress=shown, patience=self.patience)
+            placed = resuming.place(alias)
+        _tell_differences(placed)
+        if self._exists:
+            _tell_replay(store, self.run, placed)
+        return placed
+
+    def _begin(self, placed: Placed | None) -> supervise.Start:
+        """Write down who the training is from now on, and say how to start it."""
+        command, cwd = self.command(placed)
+        recordable = record.recordable(command)
+        if not recordable:
+            log.warning("the command is not recorded: an argument looks like a secret; give it again for the next resume")
+        checkpoint = placed.path if placed else None
+        words = fill(command, checkpoint)
+        record.update(
+            self._output_dir,
+            run_id=self.run.run_id,
+            project=self.run.project,
+            entity=self.run.entity,
+            command=command if recordable else None,
+            cwd=str(cwd or Path.cwd()),
+            resumed_step=placed.step if placed else None,
+            resumed_at=time.time() if placed else None,
+            training=None,
+            processes=None,
+        )
+        if placed:
+            Spool(self._output_dir).record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))
+        environ = environment(
+            self.run, self._connection, self._output_dir, checkpoint=checkpoint, exists=self._exists, hook=self._hook
+        )
+
+        def start() -> Training:
+            training = Training(words, environ, cwd=cwd)
+            record.update(self._output_dir, training=processes.name(training.pid))
+            return training
+
+        return supervise.Start(start, placed.step if placed else 0)
 
 
-def _exists(store: Store, run: Run) -> bool:
+def _patience(seconds: float | None, usual: float) -> Patience:
+    return Patience(first=0.5, longest=15.0, give_up_after=usual if seconds is None else seconds)
+
+
+def _exists(store: Store, run: Run, patience: Patience) -> bool:
     """Whether the run is on the server."""
     try:
-        retry(lambda: store.run_state(run), what="the look-up of the run", patience=INTERACTIVE)
+        retry(lambda: store.run_state(run), what="the look-up of the run", patience=patience)
     except NotFoundError:
         return False
     return True
 
 
-def _place_if_any(store: Store, run: Run, output_dir: Path) -> Placed | None:
-    """The newest valid checkpoint in its place, or None where the run has none yet."""
-    try:
-        with progress.shown(f"checkpoint of {run.run_id}") as shown:
-            return Resume(store, run, output_dir, progress=shown).place()
-    except NotFoundError as error:
-        log.info("starting fresh: %s", error)
-        return None
+def _tell_replay(store: WandbStore, run: Run, placed: Placed) -> None:
+    """Say which steps the run has logged already and will log again."""
+    with contextlib.suppress(StoreError, NotFoundError):
+        logged = store.logged_step(run)
+        if logged is not None and logged > placed.step:
+            log.warning("steps %d to %d will be logged again: the run had come to step %d", placed.step + 1, logged, logged)
 
 
 def _tell_differences(placed: Placed) -> None:
@@ -210,6 +305,8 @@ def _tell_finished(placed: Placed) -> None:
 @click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Hand the checkpoint to Trainer.train().")
 @click.option("--extend", is_flag=True, help="Go on although the training reached its last step.")
 @click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@options.restartable
+@options.preemptible
 @options.common
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_command(
@@ -219,6 +316,10 @@ def run_command(
     hook: bool,
     extend: bool,
     allow_restart: bool,
+    max_restarts: int,
+    retry_for: float | None,
+    notice: str,
+    grace: float | None,
     project: str | None,
     entity: str | None,
     local: bool,
@@ -237,17 +338,12 @@ def run_command(
     )
     record.update(output_dir, run_id=run.run_id, project=run.project)
     with options.connected(local=local) as connection:
-        with options.opened_store(connection, run) as store:
-            run = retry(lambda: store.check(run), what="the log-in", patience=INTERACTIVE)
-            exists = _exists(store, run)
-            placed = _place_if_any(store, run, output_dir)
-        if placed:
-            _tell_differences(placed)
-        if placed and placed.state.finished and not extend:
-            _tell_finished(placed)
-            return
-        raise click.exceptions.Exit(
-            _train(
-                run, connection, output_dir, placed, list(command), None, exists=exists, hook=hook, allow_restart=allow_restart
-            )
-        )
+        start = Start(run, connection, output_dir, hook=hook, extend=extend, allow_restart=allow_restart)
+        start.patience = _patience(retry_for, SHORTLY if _resumable_here(output_dir) else AT_LENGTH)
+        start.command = lambda _: (list(command), None)
+        raise click.exceptions.Exit(start.see_through(supervise.Terms(preemption.sources(notice), grace, max_restarts)))
+
+
+def _resumable_here(output_dir: Path) -> bool:
+    whole, _ = resume.local_checkpoints(output_dir, record.read(output_dir).world_size)
+    return any(each.verdict.resumable for each in whole)

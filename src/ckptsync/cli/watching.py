@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from ckptsync import daemon, resume
+from ckptsync import daemon, preemption, resume, supervise
 from ckptsync.cli import options
 from ckptsync.cli.quantities import Duration, Size
+from ckptsync.errors import PreemptedError
 from ckptsync.retrying import FOR_EVER, Patience
 from ckptsync.uploader import Policy
 
@@ -63,6 +64,7 @@ from ckptsync.uploader import Policy
     help="Call the artifact checkpoint-<run_id> or checkpoint-<run_name> (WANDB_NAME).",
 )
 @click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@options.preemptible
 @options.common
 def watch_command(
     output_dir: Path,
@@ -77,6 +79,8 @@ def watch_command(
     world_size: int | None,
     name_by: str,
     allow_restart: bool,
+    notice: str,
+    grace: float | None,
     project: str | None,
     entity: str | None,
     local: bool,
@@ -115,8 +119,12 @@ def watch_command(
             if once:
                 watched.once()
             else:
-                watched.follow(ended=daemon.process_ended(pid) if pid else lambda: False)
-                watched.raise_outcome()
+                gone = daemon.process_ended(pid) if pid else lambda: False
+                with supervise.Lookout(watched, supervise.Terms(preemption.sources(notice), grace)).kept() as lookout:
+                    watched.follow(ended=lambda: gone() or lookout.ended())
+                    watched.raise_outcome()
+                    if lookout.preempted():
+                        raise click.exceptions.Exit(PreemptedError.exit_code)
 
 
 def _stem(run_id: str, name_by: str) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ckptsync import record
+from ckptsync import processes, record
 from ckptsync.errors import PreemptedError
 from ckptsync.trainer import history, marker, workers
 from ckptsync.trainer.ranks import Ranks
@@ -66,9 +65,9 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             theirs = {signal.SIGTERM} if getattr(args, "enable_jit_checkpoint", False) else set()
             self._signals.install(PREEMPTING - theirs)
             workers.shield()
-        processes = self._ranks.gather({"host": socket.gethostname(), "pid": os.getpid()})
+        members = self._ranks.gather(processes.name(os.getpid()))
         if state.is_world_process_zero and not state.is_hyper_param_search:
-            self._record(args, state, processes)
+            self._record(args, state, members)
             self._complete_history(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -142,14 +141,14 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             )
 
     @_harmless
-    def _record(self, args: Any, state: Any, processes: list[Any]) -> None:
+    def _record(self, args: Any, state: Any, members: list[Any]) -> None:
         """Complete run.json: the run as wandb knows it, how many steps, and the process of each rank.
 
         torchrun gives each rank a session of its own, so whoever has to signal a rank can't reach it through a group.
         """
         run = _active_run()
         values: dict[str, Any] = {"world_size": self._ranks.world_size, "max_steps": state.max_steps}
-        values["processes"] = processes
+        values["processes"] = members
         for key, active in (("run_id", "id"), ("project", "project"), ("entity", "entity")):
             value = getattr(run, active, None) or os.environ.get(f"WANDB_{key.upper()}")
             if value:
