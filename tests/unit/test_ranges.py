@@ -29,6 +29,9 @@ class Server(ThreadingHTTPServer):
         self.behaviour = "well"
         self.asked: list[str | None] = []
 
+    def handle_error(self, *arguments: Any) -> None:
+        """A client that hangs up in the middle is what some tests are about."""
+
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/file?X-Signature=hidden"
 
