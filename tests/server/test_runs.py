@@ -190,13 +190,15 @@ def test_a_wrong_key_is_an_authentication_error(client: Client) -> None:
     told = client(
         """
 tell(login=error_of(wandb.login, key="0" * 40, verify=True, relogin=True))
+tell(api=error_of(lambda: wandb.Api().run("local/trials/first")))
 tell(init=error_of(wandb.init, project="trials", settings=quiet))
 """,
         WANDB_API_KEY="1" * 40,
     )
 
     assert told["login"][0] == "AuthenticationError"
-    assert told["init"][0] in ("AuthenticationError", "CommError")
+    assert told["api"][0] == "AuthenticationError"
+    assert told["init"] == ["CommError", "the API key is not valid for this server"]
 
 
 def test_the_right_key_logs_in(client: Client) -> None:
