@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ckptsync import durable, guard, layouts, record
-from ckptsync.checkpoint import Checkpoint, Run, Verdict
-from ckptsync.errors import CkptsyncError, RestartedError, SnapshotChangedError, TransientStoreError
+from ckptsync import durable, guard, layouts, notify, record
+from ckptsync.checkpoint import Checkpoint, Run, Verdict, step_of
+from ckptsync.errors import CkptsyncError, PermanentStoreError, RestartedError, SnapshotChangedError, TransientStoreError
 from ckptsync.settling import Rested, Settling
 from ckptsync.spool import Spool
+from ckptsync.standing import Standing
 from ckptsync.uploader import Policy, Uploader
 from ckptsync.watcher import Hints
 
@@ -39,6 +40,11 @@ ROOM_PATIENCE = 10.0
 """Seconds until a pin that the file system refused (full, read-only) is tried again."""
 
 PIN_HINT = "Make room below .ckptsync and let it be written to; --spool-limit bounds what waits there."
+
+STATUS_INTERVAL = 2.0
+"""Seconds between two looks at how things stand, for the line that `systemctl status` shows."""
+
+FLUSH_BEAT = 0.5
 
 NAMES_PATIENCE = 30.0
 """Seconds that a whole checkpoint waits for files that the one before had. Then it counts: the program may have changed."""
@@ -58,18 +64,40 @@ class Watch:
     allow_restart: bool = False
 
 
+Reread = Callable[[Watch], Watch]
+"""Gives the same watch with the settings that hold now. Raises CkptsyncError when they can't be read."""
+
+
 class Stop:
     """One event for all that waits, and how it came to be set. The second signal means: now."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.wake = threading.Event()
+        self.hung_up = threading.Event()
         self.on_second: Callable[[], None] = lambda: None
 
     def request(self) -> None:
         """End the watching: what is whole is pinned, the upload in hand is finished."""
         self.event.set()
         self.wake.set()
+
+    @contextlib.contextmanager
+    def on_hangup(self) -> Iterator[None]:
+        """While the block lasts, SIGHUP asks for the settings to be read again; but on a terminal it says that this is gone."""
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            self.hung_up.set()
+            self.wake.set()
+
+        if os.isatty(0):
+            yield
+            return
+        before = signal.signal(signal.SIGHUP, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     @contextlib.contextmanager
     def on_signals(self, *numbers: signal.Signals) -> Iterator[None]:
@@ -92,8 +120,11 @@ class Stop:
 class Daemon:
     """Follows one output folder while it holds that folder's lock."""
 
-    def __init__(self, watch: Watch, stop: Stop) -> None:
+    def __init__(
+        self, watch: Watch, stop: Stop, *, manager: notify.Manager = notify.NOBODY, reread: Reread | None = None
+    ) -> None:
         self.watch = watch
+        self.manager = manager
         self.spool = Spool(watch.output_dir)
         self.restarted: RestartedError | None = None
         self.stop = stop
@@ -103,6 +134,7 @@ class Daemon:
         self._names: frozenset[str] = frozenset()
         self._before: guard.Progress | None = None
         self._refused: OSError | None = None
+        self._reread = reread
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
@@ -116,11 +148,15 @@ class Daemon:
                 log.info("trying again what was parked: %s", name)
             run = self.watch.run
             record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, entity=run.entity)
-            self._before = guard.progress(record.read(self.watch.output_dir), list(self.spool.receipts()))
+            self.resumed()
             yield self
         finally:
             self.uploader.close()
             self._lock.release()
+
+    def resumed(self) -> None:
+        """Look anew from where the training has to go on: run.json says when it was resumed, and from which step."""
+        self._before = guard.progress(record.read(self.watch.output_dir), list(self.spool.receipts()))
 
     def check_store(self) -> None:
         """Find out now, not in an hour, whether the key is accepted. A store that is away is no reason not to start."""
@@ -141,11 +177,14 @@ class Daemon:
             self.stop.wake.wait(SOON)
         self.uploader.drain()
         self.raise_outcome()
+        for pinned, reason in self.spool.parked():
+            raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
 
     def follow(self, *, ended: Callable[[], bool] = lambda: False) -> None:
         """Watch until `stop` is requested or `ended` says so, then take what is whole, and let the uploader finish.
 
-        After a stop, an upload that fails is not tried again: the snapshot waits in the spool for the next start.
+        After a stop, an upload that fails is not tried again: the snapshot waits in the spool for the next start. The service
+        manager hears that the service is ready once all of this is in place, that it stops, and that the loop lives.
         """
         hints = Hints([self.watch.output_dir, self.spool.complete_markers], self.stop.wake)
         self.stop.on_second = self.uploader.kill
@@ -153,15 +192,18 @@ class Daemon:
         hints.start()
         uploads.start()
         try:
+            self.look()
+            self.manager.ready(str(self._standing()))
             while not self.stop.event.is_set() and not ended():
+                self._rest(self._pause())
+                self._reread_if_asked()
                 self.look()
-                self.stop.wake.wait(self._pause())
-                self.stop.wake.clear()
+            self.manager.stopping()
             self._settle()
         finally:
             hints.stop()
             self.uploader.finish()
-            uploads.join()
+            self._flush(uploads)
 
     def raise_outcome(self) -> None:
         """Raise what a user has to know at the end: a training that started over, or something that is not durable."""
@@ -179,6 +221,7 @@ class Daemon:
                 self._settling.accept(rested)
             elif checkpoint := self._judge(rested):
                 whole.append((rested, checkpoint))
+            self.manager.alive()
         for rested, checkpoint in reversed(whole):
             self._take(rested, checkpoint)
 
@@ -219,7 +262,7 @@ class Daemon:
             self._tell_restart(checkpoint)
             return
         try:
-            pinned = self.spool.pin(checkpoint)
+            pinned = self.spool.pin(checkpoint, alive=self.manager.alive)
             self.uploader.trim()
         except SnapshotChangedError as error:
             log.info("%s; it is looked at again", error)
@@ -266,9 +309,56 @@ class Daemon:
         deadline = time.monotonic() + self.watch.quiet + 2 * SOON
         self.look()
         while self._settling.unsettled and time.monotonic() < deadline:
-            self.stop.wake.clear()
-            self.stop.wake.wait(SOON)
+            self._rest(SOON)
             self.look()
+
+    def _flush(self, uploads: threading.Thread) -> None:
+        """Wait for the uploads to end. The manager gives them more time for as long as bytes move, and no longer."""
+        while uploads.is_alive():
+            self._tell_manager()
+            if self.uploader.progress:
+                self.manager.moving(self.uploader.progress.moved)
+            uploads.join(FLUSH_BEAT)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait for a hint, but not longer than that, while the manager hears that the loop lives and how things stand."""
+        deadline = time.monotonic() + seconds
+        slice_ = min(self.manager.beat or STATUS_INTERVAL, STATUS_INTERVAL)
+        while (left := deadline - time.monotonic()) > 0 and not self.stop.wake.wait(min(left, slice_)):
+            self._tell_manager()
+        self._tell_manager()
+        self.stop.wake.clear()
+
+    def _tell_manager(self) -> None:
+        self.manager.alive()
+        self.manager.status(str(self._standing()))
+
+    def _standing(self) -> Standing:
+        names = self.spool.waiting()
+        durable_, progress = self.uploader.durable, self.uploader.progress
+        return Standing(
+            durable=durable_.step if durable_ else None,
+            newest=max((step for name in names if (step := step_of(name.partition(".")[0])) is not None), default=None),
+            waiting=len(names),
+            uploading=progress.snapshot.checkpoint if progress else None,
+            percent=100 * progress.done // progress.total if progress and progress.total else None,
+            rate=self.uploader.rate,
+        )
+
+    def _reread_if_asked(self) -> None:
+        """After SIGHUP: take the settings that can change under way. Those that are wrong change nothing."""
+        if not self.stop.hung_up.is_set() or not self._reread:
+            return
+        self.stop.hung_up.clear()
+        self.manager.reloading()
+        try:
+            self.watch = self._reread(self.watch)
+        except CkptsyncError as error:
+            log.error("settings not changed: %s. %s", error, error.hint)
+        else:
+            self._settling.quiet, self.uploader.policy = self.watch.quiet, self.watch.policy
+            log.info("settings read again: quiet period %.1f s, %s", self.watch.quiet, self.watch.policy)
+        self.manager.ready(str(self._standing()))
 
     def _pause(self) -> float:
         if self._settling.unsettled:
@@ -281,7 +371,7 @@ def process_ended(pid: int) -> Callable[[], bool]:
     born = _birth(pid)
 
     def ended() -> bool:
-        return _birth(pid) != born
+        return born is None or _birth(pid) != born
 
     return ended
 

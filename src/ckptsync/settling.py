@@ -55,7 +55,7 @@ class Settling:
     def __init__(self, output_dir: Path, markers: Path, *, quiet: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._output_dir = output_dir
         self._markers = markers
-        self._quiet = quiet
+        self.quiet = quiet
         self._clock = clock
         self._done: dict[str, _Sign] = {}
         self._refused: dict[str, tuple[File, ...]] = {}
@@ -85,7 +85,7 @@ class Settling:
 
     def postpone(self, rested: Rested, seconds: float) -> None:
         """Offer it again after that time, if nothing changes in it before."""
-        self._candidates[rested.path.name].since = self._clock() + seconds - self._quiet
+        self._candidates[rested.path.name].since = self._clock() + seconds - self.quiet
 
     @property
     def unsettled(self) -> bool:
@@ -123,7 +123,7 @@ class Settling:
 
     def _rests(self, name: str) -> bool:
         candidate = self._candidates[name]
-        if self._clock() - candidate.since >= self._quiet:
+        if self._clock() - candidate.since >= self.quiet:
             return True
         marker = durable.read_json(self._markers / name)
         return marker is not None and marker.get("print") == fingerprint(candidate.files)

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,24 @@ from ckptsync.errors import IntegrityError, SnapshotChangedError
 _FICLONE = 0x40049409
 """ioctl that shares the blocks of another file (linux/fs.h): btrfs, XFS with reflink, bcachefs. ext4 answers EOPNOTSUPP."""
 
+_PIECE = 8 * 2**20
+"""Bytes that are copied between two signs of life."""
+
 _NO_LINK_HERE = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
-def pin(checkpoint: Checkpoint, folder: Path, *, sequence: int) -> Snapshot:
+def pin(checkpoint: Checkpoint, folder: Path, *, sequence: int, alive: Callable[[], None] = lambda: None) -> Snapshot:
     """Pin every file of a checkpoint below `folder`, which must not exist, and write snapshot.json beside them.
 
     The folder appears under its name in one step, when all is in it and durable. Raises SnapshotChangedError when a file
-    vanished or changed meanwhile: a normal event where the Trainer rotates or saves the same step again.
+    vanished or changed meanwhile: a normal event where the Trainer rotates or saves the same step again. `alive` is called again
+    and again while files have to be copied, which can take long.
     """
     staging = durable.temporary_for(folder)
     content = staging / "files"
     content.mkdir(parents=True)
     try:
-        pinned_by = _pin_files(checkpoint, content)
+        pinned_by = _pin_files(checkpoint, content, alive)
         snapshot = Snapshot(
             directory=folder,
             checkpoint=checkpoint.name,
@@ -67,9 +72,13 @@ def unchanged(snapshot: Snapshot) -> bool:
         return False
 
 
-def _pin_files(checkpoint: Checkpoint, content: Path) -> str:
+def _pin_files(checkpoint: Checkpoint, content: Path, alive: Callable[[], None]) -> str:
     """Pin file by file with the cheapest way that works here, and return its name. A way that failed once is not tried again."""
-    ways: list[tuple[str, Callable[[Path, Path], None]]] = [("reflink", _reflink), ("link", _link), ("copy", _copy)]
+    ways: list[tuple[str, Callable[[Path, Path], None]]] = [
+        ("reflink", _reflink),
+        ("link", _link),
+        ("copy", partial(_copy, alive=alive)),
+    ]
     for folder in sorted({Path(file.path).parent for file in checkpoint.files}):
         (content / folder).mkdir(parents=True, exist_ok=True)
     for file in checkpoint.files:
@@ -101,9 +110,12 @@ def _link(source: Path, target: Path) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target, follow_symlinks=False)
-    status = source.stat()
+def _copy(source: Path, target: Path, *, alive: Callable[[], None]) -> None:
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while piece := reader.read(_PIECE):
+            writer.write(piece)
+            alive()
+        status = os.fstat(reader.fileno())
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

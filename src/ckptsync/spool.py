@@ -30,18 +30,18 @@ from ckptsync.record import FOLDER
 log = logging.getLogger(__name__)
 
 
-def choose(pending: Sequence[Snapshot], *, keep_all: bool) -> tuple[Snapshot | None, list[Snapshot]]:
+def choose(pending: Sequence[Snapshot], *, keep_all: bool, hurry: bool = False) -> tuple[Snapshot | None, list[Snapshot]]:
     """What to upload next, and what it supersedes. Decides only.
 
     With `keep_all`, the oldest. Otherwise the newest supersedes every older one, but for those that the Trainer called its best
-    when it saved them: these go first, in their order, since no later upload brings them.
+    when it saved them: these go first, in their order, since no later upload brings them. In a hurry, when the machine is about
+    to go, the newest is first in any case, and the others that are wanted come after it.
     """
     queue = sorted(pending, key=lambda each: each.sequence)
-    if not queue or keep_all:
-        return (queue[0] if queue else None), []
     best = next((each for each in reversed(queue) if is_best(each)), None)
-    wanted = [each for each in queue if each in (best, queue[-1])]
-    return wanted[0], [each for each in queue if each not in wanted]
+    wanted = [each for each in queue if keep_all or each in (best, queue[-1])]
+    first = wanted[-1 if hurry else 0] if wanted else None
+    return first, [each for each in queue if each not in wanted]
 
 
 def over_limit(pending: Sequence[Snapshot], limit: int | None, *, in_hand: Snapshot | None = None) -> list[Snapshot]:
@@ -93,10 +93,10 @@ class Spool:
                 swept.append(directory.name)
         return swept
 
-    def pin(self, checkpoint: Checkpoint) -> Snapshot:
-        """Put a checkpoint into the queue. Raises SnapshotChangedError when the Trainer changed it meanwhile."""
+    def pin(self, checkpoint: Checkpoint, *, alive: Callable[[], None] = lambda: None) -> Snapshot:
+        """Put a checkpoint into the queue, as snapshot.pin does. Raises SnapshotChangedError when it changed meanwhile."""
         folder = self.root / "spool" / f"{checkpoint.name}.{checkpoint.fingerprint}"
-        pinned = snapshot.pin(checkpoint, folder, sequence=self._next_sequence())
+        pinned = snapshot.pin(checkpoint, folder, sequence=self._next_sequence(), alive=alive)
         self.record("pinned", pinned, bytes=pinned.bytes, files=len(pinned.files), by=pinned.pinned_by)
         return pinned
 
@@ -107,6 +107,10 @@ class Spool:
             with contextlib.suppress(IntegrityError):
                 found.append(snapshot.load(directory))
         return sorted(found, key=lambda each: each.sequence)
+
+    def waiting(self) -> list[str]:
+        """The names of what waits to be uploaded, without a look inside."""
+        return [directory.name for directory in self._directories("spool")]
 
     def parked(self) -> list[tuple[Snapshot, str]]:
         """What a permanent error stopped, with its reason."""
@@ -140,6 +144,11 @@ class Spool:
     def knows(self, name: str) -> bool:
         """Whether this very save of a checkpoint is queued, parked or durable already."""
         return self.receipt_path(name).exists() or (self.root / "spool" / name).exists() or (self.root / "parked" / name).exists()
+
+    def preempted(self, checkpoint: str, fingerprint: str) -> bool:
+        """Whether the training said that it saved this very checkpoint because it had to leave."""
+        marker = durable.read_json(self.complete_markers / checkpoint) or {}
+        return bool(marker.get("preempted")) and marker.get("print") == fingerprint
 
     def commit(self, pinned: Snapshot, receipt: Receipt) -> None:
         """UPLOADED: the receipt first, so that a crash in between never uploads twice."""

@@ -47,12 +47,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the upload in hand is, in bytes."""
+    """How far the upload in hand is, in bytes. `moved` grows by anything that shows life, also while files are hashed."""
 
     snapshot: Snapshot
     stage: str
     done: int
     total: int
+    moved: int
 
 
 class Child:
@@ -160,6 +161,8 @@ class Uploader:
         self.run = run
         self.policy = policy
         self.progress: Progress | None = None
+        self.rate: float | None = None
+        self.durable = store.newest_receipt()
         self.last_error: CkptsyncError | None = None
         self._wake = threading.Event()
         self._finishing = False
@@ -168,9 +171,12 @@ class Uploader:
         self._stop = stop
         self._stem = stem
         self._command = command
+        self._deadline: float | None = None
+        self._hurried_at: float | None = None
         self._child: Child | None = None
         self._choosing = threading.Lock()
         self._in_hand: Snapshot | None = None
+        self._begun = 0.0
 
     def check(self) -> Run:
         """The run with its entity, once the store accepted the key. One attempt."""
@@ -188,13 +194,21 @@ class Uploader:
             if not self._woken(self.policy.linger):
                 self.close()
                 self._woken(None)
-        if not (self._stop.is_set() and self.policy.keep_all):
+        if not (self._stop.is_set() and self.policy.keep_all and self._hurried_at is None):
             self.drain()
         self.close()
 
     def wake(self) -> None:
         """Say that something was pinned."""
+        if self._gives_way():
+            log.warning("the upload in hand gives way: the newest checkpoint would come too late behind it")
+            self.kill()
         self._wake.set()
+
+    def hurry(self, seconds: float | None) -> None:
+        """Say that the machine goes away in so many seconds, None where nobody knows: from now on the newest goes first."""
+        self._hurried_at = time.time()
+        self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def finish(self) -> None:
         """Say that nothing will be pinned any more."""
@@ -244,6 +258,19 @@ class Uploader:
             self._spool.park(pinned, error)
             log.error("parked %s: %s. %s", pinned.name, error, error.hint)
 
+    def _gives_way(self) -> bool:
+        """Whether the upload in hand has to go, because the newest fits in the time that is left, but not behind it.
+
+        Without a measured rate nothing is known, and what is under way goes on: something durable is better than nothing.
+        """
+        in_hand, progress, rate = self._in_hand, self.progress, self.rate
+        if in_hand is None or self._deadline is None or not rate:
+            return False
+        newest = max(self._spool.pending(), key=lambda each: each.sequence, default=in_hand)
+        left = self._deadline - time.monotonic()
+        rest = progress.total - progress.done if progress and progress.total else in_hand.bytes
+        return newest.name != in_hand.name and newest.bytes / rate <= left < (newest.bytes + rest) / rate
+
     def _woken(self, seconds: float | None) -> bool:
         woken = self._wake.wait(seconds)
         # Not after a time-out: a wake-up, or the word to finish, that came just then would be lost.
@@ -256,7 +283,7 @@ class Uploader:
         self.trim()
         with self._choosing:
             pending = self._spool.pending()
-            chosen, superseded = spool.choose(pending, keep_all=self.policy.keep_all)
+            chosen, superseded = spool.choose(pending, keep_all=self.policy.keep_all, hurry=self._hurried_at is not None)
             self._in_hand = chosen
         if superseded:
             self._spool.supersede(superseded, pending[-1], "behind")
@@ -289,17 +316,24 @@ class Uploader:
             self._child.kill()
 
     def _attempt(self, pinned: Snapshot) -> None:
-        upload = artifact.describe(pinned, self.run, record.read(self._spool.output_dir), stem=self._stem)
+        preempted = self._spool.preempted(pinned.checkpoint, pinned.fingerprint)
+        preempted |= self._hurried_at is not None and pinned.saved_at >= self._hurried_at
+        known = record.read(self._spool.output_dir)
+        upload = artifact.describe(pinned, self.run, known, stem=self._stem, preempted=preempted)
         newest = self._spool.newest_receipt()
         if newest and newest.sequence > pinned.sequence:
             upload = replace(upload, latest=newest.version)
         job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
         log.info("uploading %s: %d files, %d bytes", pinned.name, len(pinned.files), pinned.bytes)
+        self._begun = time.monotonic()
         try:
             answer = self._ask(job, told=lambda line: self._note(pinned, line))
         finally:
             self.progress = None
-        self._spool.commit(pinned, _receipt(pinned, answer))
+        receipt = _receipt(pinned, answer)
+        self._spool.commit(pinned, receipt)
+        self.durable = self._spool.newest_receipt()
+        self.rate = receipt.bytes / receipt.seconds if receipt.seconds else None
         self.last_error = None
         log.info("durable %s as %s:%s in %.1f s", pinned.name, upload.name, answer["version"]["version"], answer["seconds"])
         if not answer["attached"]:
@@ -321,7 +355,9 @@ class Uploader:
             raise
 
     def _note(self, pinned: Snapshot, line: Mapping[str, Any]) -> None:
-        self.progress = Progress(pinned, str(line["stage"]), int(line["done"]), int(line["total"]))
+        self.progress = Progress(pinned, str(line["stage"]), int(line["done"]), int(line["total"]), int(line["moved"]))
+        if self.progress.done:
+            self.rate = self.progress.done / (time.monotonic() - self._begun)
 
 
 def _receipt(pinned: Snapshot, answer: Mapping[str, Any]) -> Receipt:
