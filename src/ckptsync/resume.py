@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -63,11 +63,22 @@ def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Sour
     """
     here = [Source(each.saved_at, each.step, local=each) for each in local if each.verdict.resumable]
     there = [
-        Source(each.saved_at, each.step if each.step is not None else -1, version=each)
-        for each in versions
+        Source(saved_at, each.step if each.step is not None else -1, version=each)
+        for each, saved_at in _dated(versions)
         if each.ours.get("resumable", True) is not False and "final_model" not in each.aliases
     ]
     return sorted(here + there, key=lambda each: (round(each.saved_at, 3), each.step, each.local is not None), reverse=True)
+
+
+def _dated(versions: Iterable[Version]) -> Iterator[tuple[Version, float]]:
+    """Each version with the time of its save, but none with an earlier one than the version before it.
+
+    Versions come in the order of saving. A clock that was set back between two saves must not make the older one win.
+    """
+    latest: dict[str, float] = {}
+    for version in sorted(versions, key=lambda each: each.number):
+        latest[version.name] = max(version.saved_at, latest.get(version.name, 0.0))
+        yield version, latest[version.name]
 
 
 def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
@@ -138,6 +149,7 @@ class Resume:
                 failed.append(str(source))
             else:
                 log.info("resuming from %s, step %d, saved %s", source, placed.step, _ago(source.saved_at))
+                self._sweep_incoming()
                 return placed
         raise IntegrityError(f"no valid checkpoint of run {self.run}: tried {', '.join(failed)}")
 
@@ -181,8 +193,15 @@ class Resume:
             durable.rename(path, aside)
             log.warning("moved out of the way: %s, now %s", path.name, aside)
 
+    def _sweep_incoming(self) -> None:
+        """Downloads that were interrupted, or of versions that did not hold: nobody will go on with them now."""
+        incoming = self._spool.root / "incoming"
+        for folder in incoming.iterdir() if incoming.is_dir() else ():
+            durable.remove_tree(folder)
+
     def _require_space(self, version: Version, incoming: Path) -> None:
-        there = sum(file.size for file in layouts.list_files(incoming)) if incoming.is_dir() else 0
+        # Blocks, not sizes: a file that was begun has its full length at once, and holes where nothing has arrived.
+        there = sum(path.stat().st_blocks * 512 for path in incoming.rglob("*") if path.is_file())
         free = shutil.disk_usage(self._output_dir).free
         if version.bytes - there + RESERVE > free:
             raise CkptsyncError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import os
 import re
@@ -47,6 +48,13 @@ INHERITED = (
 
 READERS = 8
 
+NO_ROOM_HINT = "Free some space or give another folder; what is complete already is kept for the next try."
+
+DOWNLOADS = 2
+"""How often a file may arrive with other bytes than its digest says: once on the way is an accident, twice means the store."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
 _DENIED = re.compile(r"(?i)\b(401|unauthorized|unauthenticated|invalid api key|user is not logged in)\b")
 _FINAL = re.compile(
     r"(?i)quota|storage limit|limit exceeded|permission|forbidden|\b403\b.*graphql|not allowed|already exists with type"
@@ -58,7 +66,9 @@ _GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable 
 _AWAY = re.compile(
     r"(?i)giving up after|connection (refused|reset|aborted)|no such host|name resolution|timed? ?out|deadline exceeded"
     r"|\bEOF\b|broken pipe|unreachable|\b(429|50[0-9])\b|most remaining uploads|failed to connect"
+    r"|\b403 client error\b(?!.*/graphql)"
 )
+"""The last one is a signed address that expired on the way to it."""
 
 
 class WandbStore:
@@ -213,7 +223,7 @@ class WandbStore:
             nonlocal done
             with lock:
                 done += count
-                progress(done, total)
+                progress(min(done, total), total)
 
         import requests
 
@@ -224,14 +234,14 @@ class WandbStore:
                 if entry.proved(into):
                     arrived(entry.size)
                     return
-                with self._translated(f"the download of {entry.path}"):
-                    ranges.download(
-                        session, lambda: urls.of(entry.path), into / entry.path, entry.size, pool=readers, arrived=arrived
-                    )
-                if not entry.proved(into):
-                    raise IntegrityError(
-                        f"{version.name}:{version.version}: {entry.path} does not have the digest of its manifest"
-                    )
+                for _ in range(DOWNLOADS):
+                    with self._translated(f"the download of {entry.path}"), _local(f"the download of {entry.path}"):
+                        ranges.download(
+                            session, lambda: urls.of(entry.path), into / entry.path, entry.size, pool=readers, arrived=arrived
+                        )
+                    if entry.proved(into):
+                        return
+                raise IntegrityError(f"{version.name}:{version.version}: {entry.path} does not have the digest of its manifest")
 
             for outcome in [files.submit(bring, entry) for entry in entries.values()]:
                 outcome.result()
@@ -302,7 +312,8 @@ def translate(error: Exception, what: str) -> CkptsyncError:
     """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31)."""
     import wandb
 
-    text = " ".join(str(error).split()) or type(error).__name__
+    # Without what follows the question mark: a signed address is good for whoever reads it.
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(error).split())) or type(error).__name__
     shown = text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
     message = f"{what} failed: {shown}"
     # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
@@ -327,6 +338,17 @@ def _entries(artifact: Any, version: Version) -> dict[str, _Entry]:
         # Anything else may be an error page in the manifest's place: the client doesn't look at the status (wandb 0.31).
         raise IntegrityError(f"the manifest of {version.name}:{version.version} makes no sense") from error
     return {path: _Entry.of(path, entry) for path, entry in manifest.entries.items()}
+
+
+@contextlib.contextmanager
+def _local(what: str) -> Iterator[None]:
+    """Tell a full or read-only disk of this machine from a failing store: trying again would not help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise CkptsyncError(f"{what} failed: {error.strerror}", hint=NO_ROOM_HINT) from error
 
 
 def _contents(artifact: Any) -> dict[str, tuple[int, str]]:
