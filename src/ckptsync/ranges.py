@@ -7,8 +7,8 @@ while 32 threads use it; hence ours. `requests` is wandb's own HTTP client, so n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,18 +49,31 @@ def download(
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
     try:
         os.truncate(descriptor, size)
-        parts = [pool.submit(_range, session, url, descriptor, span, size, arrived) for span in spans(size)]
         try:
-            for part in parts:
-                part.result()
-        finally:
-            for part in parts:
-                part.cancel()
-            for part in parts:
-                if not part.cancelled():
-                    part.exception()
+            _all(pool.submit(_range, session, url, descriptor, span, size, arrived) for span in spans(size))
+        except _RangesIgnoredError:
+            # A proxy that strips the Range header would do so for ever.
+            _all([pool.submit(_range, session, url, descriptor, (0, size), size, arrived)])
     finally:
         os.close(descriptor)
+
+
+class _RangesIgnoredError(TransientStoreError):
+    """The whole file came as the answer to a range."""
+
+
+def _all(parts: Iterable[Future[None]]) -> None:
+    """Wait for every part, also when one failed: none may write into the file after it is closed."""
+    parts = list(parts)
+    try:
+        for part in parts:
+            part.result()
+    finally:
+        for part in parts:
+            part.cancel()
+        for part in parts:
+            if not part.cancelled():
+                part.exception()
 
 
 def _range(
@@ -81,7 +94,7 @@ def _range(
         with session.get(url(), headers=headers, stream=True, timeout=TIMEOUT) as answer:
             _require_success(answer)
             if "Range" in headers and answer.status_code != 206:
-                raise TransientStoreError("the server answered a range with the whole file")
+                raise _RangesIgnoredError("the server answered a range with the whole file")
             written = start
             for chunk in answer.iter_content(CHUNK):
                 if written + len(chunk) > end:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -155,7 +156,7 @@ class Resume:
 
     def _bring(self, source: Source) -> Placed:
         if source.local:
-            state = source.local.verdict.state or layouts.read_state(source.local.path)
+            state = check_local(source.local)
             self._clear(source.step, source.local.path)
             return Placed(source.local.path, source.step, state, source)
         assert source.version is not None  # noqa: S101 - a source has one of the two
@@ -189,7 +190,7 @@ class Resume:
         for path in [*higher, *(path for path, _ in torn)]:
             if path == keep:
                 continue
-            aside = durable.make_folder(self._spool.root / "torn") / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}"
+            aside = _unused(durable.make_folder(self._spool.root / "torn") / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}")
             durable.rename(path, aside)
             log.warning("moved out of the way: %s, now %s", path.name, aside)
 
@@ -239,7 +240,7 @@ def check_download(folder: Path, version: Version) -> TrainingState:
 
     Raises IntegrityError with the reason.
     """
-    verdict = layouts.inspect(folder, step=version.step, ordered=False)
+    verdict = layouts.inspect(folder, step=version.step, ordered=False, deep=True)
     if not verdict.complete or verdict.state is None:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3]) or "no trainer_state.json"
         raise IntegrityError(f"{version.name}:{version.version} is not a whole checkpoint: {reasons}")
@@ -250,6 +251,14 @@ def check_download(folder: Path, version: Version) -> TrainingState:
         with path.open("rb") as opened:
             os.fsync(opened.fileno())
         os.utime(path, (version.saved_at, version.saved_at))
+    return verdict.state
+
+
+def check_local(checkpoint: Checkpoint) -> TrainingState:
+    """Read every byte that has a checksum before a checkpoint that is here already is handed over. Raises IntegrityError."""
+    verdict = layouts.inspect(checkpoint.path, deep=True)
+    if not verdict.complete or verdict.state is None:
+        raise IntegrityError(f"{checkpoint.name} is not whole: {'; '.join(str(problem) for problem in verdict.problems[:3])}")
     return verdict.state
 
 
@@ -280,6 +289,11 @@ def require_output_dir(output_dir: Path, *, create: bool) -> Path:
         return durable.make_folder(path)
     except OSError as error:
         raise UsageError(f"{output_dir} cannot be made: {error.strerror}", hint="Give a folder that you may write to.") from error
+
+
+def _unused(path: Path) -> Path:
+    """The path, or where something has that name already the same with a number."""
+    return next(each for number in count() if not (each := path.with_name(f"{path.name}.{number}") if number else path).exists())
 
 
 def _ago(moment: float) -> str:

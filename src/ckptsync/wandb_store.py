@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -217,6 +217,7 @@ class WandbStore:
             artifact = self._client().artifact(version.qualified)
             entries = _entries(artifact, version)
             urls = _Urls(artifact)
+        _remove_others(into, entries)
         done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
 
         def arrived(count: int) -> None:
@@ -349,6 +350,15 @@ def _local(what: str) -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         raise CkptsyncError(f"{what} failed: {error.strerror}", hint=NO_ROOM_HINT) from error
+
+
+def _remove_others(folder: Path, wanted: Collection[str]) -> None:
+    """Delete what an earlier download of something else left in a folder; links are removed, never followed."""
+    for parent, folders, files in os.walk(folder):
+        for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]:
+            path = Path(parent, name)
+            if path.is_symlink() or path.relative_to(folder).as_posix() not in wanted:
+                path.unlink()
 
 
 def _contents(artifact: Any) -> dict[str, tuple[int, str]]:

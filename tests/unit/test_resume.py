@@ -180,6 +180,30 @@ def test_a_torn_local_checkpoint_is_moved_away_never_deleted(resumed: Resume, st
     assert torn(output_dir) == ["checkpoint-10"]
 
 
+def test_two_that_are_moved_away_within_a_second_are_both_kept(resumed: Resume, store: FolderStore, output_dir: Path) -> None:
+    store.keep(10, saved_at=2000.0)
+    for _ in range(2):
+        make_checkpoint(output_dir, 20, saved_at=1000.0)
+        resumed.place()
+
+    assert len(Spool(output_dir).torn()) == 2
+
+
+def test_a_local_checkpoint_with_a_flipped_bit_is_found_before_it_is_handed_over(
+    resumed: Resume, store: FolderStore, output_dir: Path
+) -> None:
+    store.keep(10, saved_at=1000.0)
+    optimizer = make_checkpoint(output_dir, 20, size=300_000, saved_at=2000.0) / "optimizer.pt"
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    os.utime(optimizer, (2000.0, 2000.0))
+
+    placed = resumed.place()
+
+    assert placed.step == 10
+
+
 def test_a_higher_checkpoint_of_an_older_training_is_moved_away_and_a_lower_one_stays(
     resumed: Resume, store: FolderStore, output_dir: Path
 ) -> None:
