@@ -18,6 +18,9 @@ from ckptsync.store import Upload
 NAME_LENGTH = 128
 """The longest artifact name that W&B accepts (wandb 0.31, measured)."""
 
+OWN_ALIAS = re.compile(r"latest|best|final|preempted|step-\d+|epoch_[\d.]+|checkpoint_global_step_\d+|final_model")
+"""Aliases that ckptsync, the wandb client or HF's WandbCallback gives. Any other one is a user's."""
+
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "trl", "safetensors", "wandb")
 
 
@@ -50,6 +53,11 @@ def is_best(snapshot: Snapshot) -> bool:
     """Whether the Trainer calls this very checkpoint its best so far."""
     best = snapshot.state.best_checkpoint if snapshot.state else None
     return best is not None and PurePath(best).name == snapshot.checkpoint
+
+
+def users_aliases(version: Version) -> list[str]:
+    """The aliases of a version that a person gave it."""
+    return [alias for alias in version.aliases if not OWN_ALIAS.fullmatch(alias)]
 
 
 def recorded_command(version: Version) -> list[str] | None:

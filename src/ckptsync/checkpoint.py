@@ -175,7 +175,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A committed version of an artifact: `qualified` is ENTITY/PROJECT/NAME:vN, `saved_at` seconds since the epoch."""
+    """A committed version of an artifact: `qualified` is ENTITY/PROJECT/NAME:vN, times are seconds since the epoch.
+
+    `expires_at` is when the store deletes it by itself (its TTL), None where it doesn't.
+    """
 
     qualified: str
     name: str
@@ -186,6 +189,7 @@ class Version:
     digest: str
     created_at: float
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    expires_at: float | None = None
 
     @property
     def ours(self) -> Mapping[str, Any]:
@@ -215,6 +219,14 @@ class Version:
     def number(self) -> int:
         """N of `vN`."""
         return int(self.version.removeprefix("v"))
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a final model, which nothing can be resumed from: ours, or HF's WandbCallback's (transformers 5.24)."""
+        return self.ours.get("kind") == "model" or "final_model" in self.aliases
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}"
 
 
 @dataclass(frozen=True, slots=True)

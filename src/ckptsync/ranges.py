@@ -76,6 +76,26 @@ def _all(parts: Iterable[Future[None]]) -> None:
                 part.exception()
 
 
+def read(session: requests.Session, url: str, size: int, *, arrived: Callable[[int], None]) -> Iterator[bytes]:
+    """The `size` bytes behind a URL, piece by piece and kept nowhere. Raises as `download` does."""
+    import requests
+
+    seen = 0
+    try:
+        with session.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT) as answer:
+            _require_success(answer)
+            for chunk in answer.iter_content(CHUNK):
+                seen += len(chunk)
+                if seen > size:
+                    raise IntegrityError(f"the server sent more than the {size} bytes that the manifest says")
+                arrived(len(chunk))
+                yield chunk
+    except requests.RequestException as error:
+        raise TransientStoreError(f"download failed: {type(error).__name__}") from error
+    if seen != size:
+        raise TransientStoreError(f"the connection ended after {seen} of {size} bytes")
+
+
 def _range(
     session: requests.Session,
     url: Callable[[], str],

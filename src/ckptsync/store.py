@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ckptsync.checkpoint import Run, Snapshot, Version
+from ckptsync.checkpoint import File, Problem, Run, Snapshot, Version
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), from any thread, as often as the store likes."""
@@ -57,10 +57,51 @@ class Store(Protocol):
         """The committed versions of an artifact, newest first; empty when there is none."""
         ...
 
+    def outputs(self, run: Run) -> list[Version]:
+        """The models in a run's list of outputs, whatever they are called. Raises NotFoundError where the run isn't there."""
+        ...
+
+    def put_model(self, folder: Path, files: Sequence[File], upload: Upload) -> Version:
+        """Keep some files of a folder as a version. Atomic and idempotent like `put`; bytes that the store has are not sent.
+
+        Raises SnapshotChangedError when one of them is not (or no longer) the one that is listed; no version is left then.
+        """
+        ...
+
+    def linked(self, version: Version) -> tuple[str, ...]:
+        """Where a version is linked to, as PROJECT/COLLECTION: registries and portfolios."""
+        ...
+
+    def link(self, version: Version, target: str, aliases: Sequence[str] = ()) -> str:
+        """Link a version into a collection, REGISTRY/COLLECTION with an optional organization before it; return its name there.
+
+        Linking it again changes nothing but the aliases, which are added.
+        """
+        ...
+
+    def delete(self, version: Version) -> bool:
+        """Delete a version with its aliases for good; False, and nothing happens, where somebody wants it by now.
+
+        That is: it has an alias that it didn't have when it was listed, or is linked. Done also when it is gone already.
+        """
+        ...
+
+    def expire(self, version: Version, at: float) -> bool:
+        """Have the store delete a version by itself at a time (seconds since the epoch); False as in `delete`."""
+        ...
+
+    def prove(self, version: Version, proved: set[str], *, progress: Progress) -> list[Problem]:
+        """Read every byte of a version, keep none, and return the files that don't prove against the manifest's digest.
+
+        Adds the names of those that do to `proved`; what is in it is not read again, so that another try goes on.
+        """
+        ...
+
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
         """Bring every file of a version into a folder and prove each against the manifest's digest.
 
-        Files that are there already and prove right are kept. Raises IntegrityError for bytes that differ and for names that
+        The folder is the caller's to lose: files that are there already and prove right are kept, and whatever else is in it
+        is removed, so that it holds the version and nothing else. Raises IntegrityError for bytes that differ and for names that
         would leave the folder.
         """
         ...

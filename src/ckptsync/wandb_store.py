@@ -15,14 +15,14 @@ import os
 import re
 import threading
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ckptsync import ranges, snapshot
-from ckptsync.checkpoint import Run, Snapshot, Version
+from ckptsync.checkpoint import File, Problem, Run, Snapshot, Version
 from ckptsync.config import Connection
 from ckptsync.errors import (
     CkptsyncError,
@@ -45,6 +45,9 @@ INHERITED = (
     *("WANDB_SWEEP_ID", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
 )
 """What a training's environment says about its own run; in our process it would make us that run."""
+
+REGISTRY = "wandb-registry-"
+"""How the projects are named that are registries."""
 
 READERS = 8
 
@@ -211,13 +214,94 @@ class WandbStore:
             return []
         return sorted(found, key=lambda each: each.number, reverse=True)
 
+    def outputs(self, run: Run) -> list[Version]:
+        """See Store."""
+        api = self._client()
+        with self._translated(f"the outputs of run {run}"):
+            try:
+                logged = list(api.run(f"{run.entity}/{run.project}/{run.run_id}").logged_artifacts(per_page=200))
+            except ValueError as error:
+                if not _GONE.search(str(error)):
+                    raise
+                raise NotFoundError(f"there is no run {run}") from error
+        return [_version(each) for each in logged if each.type == TYPE and each.state == "COMMITTED"]
+
+    def put_model(self, folder: Path, files: Sequence[File], upload: Upload) -> Version:
+        """See Store. Logged by the sync run, like a checkpoint."""
+        run = self._require_entity()
+        what = f"the upload of {upload.name}"
+        with self._translated(what):
+            artifact = self._wandb.Artifact(upload.name, type=TYPE, metadata=dict(upload.metadata))
+            for file in files:
+                artifact.add_file(str(folder / file.path), name=file.path, policy="immutable", skip_cache=True)
+            expected = _contents(artifact)
+            if not _unchanged(folder, files) or {path: size for path, (size, _) in expected.items()} != {
+                file.path: file.size for file in files
+            }:
+                raise SnapshotChangedError(f"{folder} was rewritten while it was hashed")
+            logged = self._open_sync_run(run).log_artifact(artifact, aliases=["latest", *upload.aliases])
+            logged.wait()
+            committed = self._client().artifact(f"{run.entity}/{run.project}/{upload.name}:{logged.version}")
+        if _contents(committed) != expected:
+            raise TransientStoreError(f"the manifest of {committed.name} does not agree with {folder}")
+        if not _unchanged(folder, files):
+            with self._translated(f"the removal of {committed.name}"):
+                committed.delete(delete_aliases=True)
+            raise SnapshotChangedError(f"{folder} was rewritten while it was uploaded; its version was removed")
+        return _version(committed)
+
+    def linked(self, version: Version) -> tuple[str, ...]:
+        """See Store."""
+        with self._translated(f"the links of {version}"):
+            return _links(self._client().artifact(version.qualified))
+
+    def link(self, version: Version, target: str, aliases: Sequence[str] = ()) -> str:
+        """See Store."""
+        *organization, registry, collection = target.split("/")
+        if not registry.startswith(REGISTRY):
+            registry = REGISTRY + registry
+        with self._translated(f"the link of {version} to {target}"):
+            linked = (
+                self._client().artifact(version.qualified).link("/".join([*organization, registry, collection]), list(aliases))
+            )
+            return str(linked.qualified_name)
+
+    def delete(self, version: Version) -> bool:
+        """See Store."""
+        with self._translated(f"the deletion of {version}"):
+            artifact = self._unwanted(version)
+            if artifact is None:
+                return False
+            with contextlib.suppress(NotFoundError), self._translated(f"the deletion of {version}"):
+                artifact.delete(delete_aliases=True)
+        return True
+
+    def expire(self, version: Version, at: float) -> bool:
+        """See Store. The client counts a TTL from the creation."""
+        with self._translated(f"the TTL of {version}"):
+            artifact = self._unwanted(version)
+            if artifact is None:
+                return False
+            artifact.ttl = timedelta(seconds=max(1, round(at - version.created_at)))
+            artifact.save()
+        return True
+
+    def _unwanted(self, version: Version) -> Any:
+        """The version as it is now; None where it has got an alias since it was listed, is linked, or is gone."""
+        try:
+            with self._translated(f"the look-up of {version}"):
+                artifact = self._client().artifact(version.qualified)
+        except NotFoundError:
+            return None
+        wanted = set(artifact.aliases) - set(version.aliases) or _links(artifact)
+        return None if wanted else artifact
+
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
         """See Store."""
         with self._translated(f"the download of {version.name}:{version.version}"):
             artifact = self._client().artifact(version.qualified)
             entries = _entries(artifact, version)
             urls = _Urls(artifact)
-        _remove_others(into, entries)
         done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
 
         def arrived(count: int) -> None:
@@ -246,6 +330,42 @@ class WandbStore:
 
             for outcome in [files.submit(bring, entry) for entry in entries.values()]:
                 outcome.result()
+
+    def prove(self, version: Version, proved: set[str], *, progress: Progress) -> list[Problem]:
+        """See Store."""
+        what = f"the reading of {version}"
+        with self._translated(what):
+            artifact = self._client().artifact(version.qualified)
+            entries = _entries(artifact, version)
+            urls = _Urls(artifact)
+        done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
+
+        def arrived(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                progress(min(done, total), total)
+
+        import requests
+
+        def read(session: requests.Session, entry: _Entry) -> Problem | None:
+            if entry.path in proved:
+                arrived(entry.size)
+                return None
+            try:
+                with self._translated(f"the reading of {entry.path}"):
+                    found = entry.digest_of(ranges.read(session, urls.of(entry.path), entry.size, arrived=arrived))
+            except (NotFoundError, IntegrityError) as error:
+                return Problem(entry.path, str(error))
+            if found != entry.digest:
+                return Problem(entry.path, "does not have the digest of its manifest")
+            proved.add(entry.path)
+            return None
+
+        with requests.Session() as session, ThreadPoolExecutor(READERS) as files:
+            session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=READERS))
+            outcomes = [files.submit(read, session, entry) for entry in entries.values()]
+            return [problem for outcome in outcomes if (problem := outcome.result())]
 
     def _client(self) -> Any:
         if self._api is None:
@@ -366,7 +486,21 @@ def _contents(artifact: Any) -> dict[str, tuple[int, str]]:
     return {path: (int(entry.size or 0), str(entry.digest)) for path, entry in artifact.manifest.entries.items()}
 
 
+def _unchanged(folder: Path, files: Sequence[File]) -> bool:
+    """Whether every file still has the size and mtime that it is listed with."""
+    try:
+        found = [(folder / file.path).stat(follow_symlinks=False) for file in files]
+    except OSError:
+        return False
+    return all((at.st_size, at.st_mtime_ns) == (file.size, file.mtime_ns) for at, file in zip(found, files, strict=True))
+
+
+def _links(artifact: Any) -> tuple[str, ...]:
+    return tuple(f"{each.project}/{each.name.partition(':')[0]}" for each in artifact.linked_artifacts)
+
+
 def _version(artifact: Any) -> Version:
+    created_at = datetime.fromisoformat(artifact.created_at).timestamp()
     return Version(
         qualified=artifact.source_qualified_name,
         name=artifact.source_name.split(":")[0],
@@ -375,8 +509,9 @@ def _version(artifact: Any) -> Version:
         bytes=int(artifact.size),
         files=int(artifact.file_count),
         digest=str(artifact.digest),
-        created_at=datetime.fromisoformat(artifact.created_at).timestamp(),
+        created_at=created_at,
         metadata=dict(artifact.metadata or {}),
+        expires_at=created_at + artifact.ttl.total_seconds() if artifact.ttl else None,
     )
 
 
@@ -411,19 +546,23 @@ class _Entry:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def _digest(self, target: Path) -> str:
+    def digest_of(self, pieces: Iterable[bytes | memoryview]) -> str:
+        """The digest of these bytes, as the manifest writes it."""
         if "XXH128" in self.algorithm.upper():
             import xxhash
 
             digest: Any = xxhash.xxh3_128()
         else:
             digest = hashlib.md5(usedforsecurity=False)
+        for piece in pieces:
+            digest.update(piece)
+        return b64encode(digest.digest()).decode()
+
+    def _digest(self, target: Path) -> str:
         buffer = bytearray(4 * 2**20)
         view = memoryview(buffer)
         with target.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(view[:count])
-        return b64encode(digest.digest()).decode()
+            return self.digest_of(view[:count] for count in iter(lambda: file.readinto(buffer), 0))
 
 
 class _Urls:
