@@ -19,7 +19,14 @@ from types import FrameType
 
 from ckptsync import durable, guard, layouts, notify, record
 from ckptsync.checkpoint import Checkpoint, Run, Verdict, step_of
-from ckptsync.errors import CkptsyncError, PermanentStoreError, RestartedError, SnapshotChangedError, TransientStoreError
+from ckptsync.errors import (
+    CkptsyncError,
+    ConfigurationError,
+    PermanentStoreError,
+    RestartedError,
+    SnapshotChangedError,
+    TransientStoreError,
+)
 from ckptsync.settling import Rested, Settling
 from ckptsync.spool import Spool
 from ckptsync.standing import Standing
@@ -36,7 +43,7 @@ SCAN_SHARE = 1000
 
 SCAN_LEAST = 2.0
 
-ROOM_PATIENCE = 10.0
+ROOM_PATIENCE = 5.0
 """Seconds until a pin that the file system refused (full, read-only) is tried again."""
 
 PIN_HINT = "Make room below .ckptsync and let it be written to; --spool-limit bounds what waits there."
@@ -139,20 +146,33 @@ class Daemon:
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
         """Hold the lock, with the folders made and swept. Raises LockedError, naming the holder."""
-        durable.make_folder(self.spool.root)
-        self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self.watch.run}")
+        with self._writing():
+            durable.make_folder(self.spool.root)
+            self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self.watch.run}")
         try:
-            for name in self.spool.prepare():
-                log.info("swept what a crash left: %s", name)
-            for name in self.spool.unpark():
-                log.info("trying again what was parked: %s", name)
-            run = self.watch.run
-            record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, entity=run.entity)
+            with self._writing():
+                self._prepare()
             self.resumed()
             yield self
         finally:
             self.uploader.close()
             self._lock.release()
+
+    def _prepare(self) -> None:
+        for name in self.spool.prepare():
+            log.info("swept what a crash left: %s", name)
+        for name in self.spool.unpark():
+            log.info("trying again what was parked: %s", name)
+        run = self.watch.run
+        record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, entity=run.entity)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell a folder that can't be written to from a failure of ours."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigurationError(f"{self.spool.root} cannot be written to: {error.strerror}", hint=PIN_HINT) from error
 
     def resumed(self) -> None:
         """Look anew from where the training has to go on: run.json says when it was resumed, and from which step."""

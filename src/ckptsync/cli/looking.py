@@ -36,7 +36,7 @@ def status_command(
     """Tell the last durable step, its age, and what waits, for each OUTPUT_DIR (default: this folder).
 
     JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, last_durable_version,
-    newest_local_step, finished, at_risk_seconds, pending, parked, torn (counts), and the names in pending_names,
+    newest_local_step, finished, at_risk_seconds, pending, parked, torn, copied (counts), and the names in pending_names,
     parked_reasons, torn_names.
     """
     del project, entity, local
@@ -74,6 +74,7 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "pending": len(pending),
         "parked": len(parked),
         "torn": len(torn),
+        "copied": sum(each.pinned_by == "copy" for each in (*pending, *(each for each, _ in parked))),
         "pending_names": [each.name for each in pending],
         "parked_reasons": {each.name: reason for each, reason in parked},
         "torn_names": torn,
@@ -107,6 +108,8 @@ def _words(report: dict[str, Any]) -> str:
     lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
     lines.append(f"  waiting   {report['pending']}, parked {report['parked']}, torn {report['torn']}")
     lines.append(f"  watcher   {report['watcher'] or 'none: start `ckptsync watch`'}")
+    if report["copied"]:
+        lines.append(f"  copied    {report['copied']} of these: the file system allows neither reflinks nor hard links here")
     lines += [f"  parked    {name}: {reason}" for name, reason in report["parked_reasons"].items()]
     return "\n".join(lines)
 
