@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import signal
 import threading
 import time
@@ -83,6 +84,7 @@ class Stop:
         self.wake = threading.Event()
         self.hung_up = threading.Event()
         self.on_second: Callable[[], None] = lambda: None
+        self._signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def request(self) -> None:
         """End the watching: what is whole is pinned, the upload in hand is finished."""
@@ -90,38 +92,37 @@ class Stop:
         self.wake.set()
 
     @contextlib.contextmanager
-    def on_hangup(self) -> Iterator[None]:
-        """While the block lasts, SIGHUP asks for the settings to be read again; but on a terminal it says that this is gone."""
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            self.hung_up.set()
-            self.wake.set()
-
-        if os.isatty(0):
-            yield
-            return
-        before = signal.signal(signal.SIGHUP, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGHUP, before)
-
-    @contextlib.contextmanager
     def on_signals(self, *numbers: signal.Signals) -> Iterator[None]:
-        """While the block lasts, the first of these signals requests the end and the second one quits."""
+        """While the block lasts, the first of these signals requests the end and the second one quits.
 
-        def handle(number: int, _frame: FrameType | None) -> None:
-            if self.event.is_set():
-                self.on_second()
-                os._exit(128 + number)
-            self.request()
-
-        before = {number: signal.signal(number, handle) for number in numbers}
+        SIGHUP asks for the settings to be read again; but on a terminal it says that this is gone.
+        """
+        watched = numbers if os.isatty(0) else (*numbers, signal.SIGHUP)
+        thread = threading.Thread(target=self._deal, name="signals", daemon=True)
+        thread.start()
+        before = {number: signal.signal(number, self._note) for number in watched}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._signals.put(None)
+            thread.join()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        # It runs in the middle of anything: setting an event here would wait for ever if the loop just held the event's lock.
+        self._signals.put(number)
+
+    def _deal(self) -> None:
+        while (number := self._signals.get()) is not None:
+            if number == signal.SIGHUP:
+                self.hung_up.set()
+                self.wake.set()
+            elif self.event.is_set():
+                self.on_second()
+                os._exit(128 + number)
+            else:
+                self.request()
 
 
 class Daemon:
@@ -139,9 +140,12 @@ class Daemon:
         self._lock = durable.Lock(self.spool.lock_path)
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.policy, stop.event, stem=watch.stem)
         self._names: frozenset[str] = frozenset()
+        self._seen: dict[str, str] = {}
         self._before: guard.Progress | None = None
         self._refused: OSError | None = None
         self._reread = reread
+        self.begun = True
+        self._ready = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
@@ -192,10 +196,10 @@ class Daemon:
         """Pin what is there, upload it, and return. Raises what kept something from becoming durable."""
         while not self.stop.event.is_set():
             self.look()
-            if self._refused or not self._settling.unsettled:
+            if self._settling.unsettled and not self._refused:
+                self.stop.wake.wait(SOON)
+            elif not self.uploader.drain() or self.uploader.changed.empty():
                 break
-            self.stop.wake.wait(SOON)
-        self.uploader.drain()
         self.raise_outcome()
         for pinned, reason in self.spool.parked():
             raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
@@ -213,11 +217,13 @@ class Daemon:
         uploads.start()
         try:
             self.look()
-            self.manager.ready(str(self._standing()))
+            self._tell_manager()
             while not self.stop.event.is_set() and not ended():
                 self._rest(self._pause())
                 self._reread_if_asked()
                 self.look()
+                if not uploads.is_alive():
+                    raise CkptsyncError("the uploads ended unexpectedly", hint="Start again: everything is still in the queue.")
             self.manager.stopping()
             self._settle()
         finally:
@@ -236,6 +242,8 @@ class Daemon:
     def look(self) -> None:
         """One look at the folder: whatever rests is judged, and pinned when it is whole."""
         whole: list[tuple[Rested, Checkpoint]] = []
+        while not self.uploader.changed.empty():
+            self._settling.forget(self.uploader.changed.get())
         for rested in reversed(self._settling.look()):
             if self._dealt_with(rested) or (whole and not self._wanted_beside(rested, whole[0][1])):
                 self._settling.accept(rested)
@@ -262,6 +270,7 @@ class Daemon:
         verdict = layouts.inspect(rested.path, world_size=size)
         if verdict.files != rested.files:
             return None
+        self._tell_seen(rested)
         if not verdict.complete:
             self._settling.refuse(rested)
             self._tell_why_not(rested, verdict)
@@ -303,6 +312,12 @@ class Daemon:
             log.warning("%s was copied: this file system allows neither reflinks nor hard links here", checkpoint.name)
         log.info("pinned %s: %d files, %d bytes, by %s", pinned.name, len(pinned.files), pinned.bytes, pinned.pinned_by)
         self.uploader.wake()
+
+    def _tell_seen(self, rested: Rested) -> None:
+        """Once for each save that is new."""
+        if self._seen.get(rested.path.name) != rested.fingerprint:
+            self._seen[rested.path.name] = rested.fingerprint
+            self.spool.record("seen", checkpoint=rested.path.name, print=rested.fingerprint, step=rested.step)
 
     def _tell_why_not(self, rested: Rested, verdict: Verdict) -> None:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
@@ -350,6 +365,10 @@ class Daemon:
         self.stop.wake.clear()
 
     def _tell_manager(self) -> None:
+        """Say that the loop lives and how things stand. The first time, once all has begun, that makes the service ready."""
+        if self.begun and not self._ready:
+            self._ready = True
+            self.manager.ready(str(self._standing()))
         self.manager.alive()
         self.manager.status(str(self._standing()))
 

@@ -111,8 +111,11 @@ def update(output_dir: Path, **values: Any) -> Record:
     """Set these keys, keep all others, and drop those given as None. Readable by the owner alone: it holds a command line."""
     path = path_of(output_dir)
     durable.make_folder(path.parent)
-    merged = {"version": 1, **(durable.read_json(path) or {}), **values}
-    merged = {key: value for key, value in merged.items() if value is not None}
-    if merged != durable.read_json(path):
-        durable.write_json(path, merged, mode=0o600)
+    # The watcher and the training both complete it, and neither may lose what the other wrote.
+    with durable.exclusive(path.with_name("run.lock")):
+        before = durable.read_json(path)
+        merged = {"version": 1, **(before or {}), **values}
+        merged = {key: value for key, value in merged.items() if value is not None}
+        if merged != before:
+            durable.write_json(path, merged, mode=0o600)
     return Record(merged)

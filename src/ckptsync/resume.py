@@ -6,6 +6,7 @@ the newest fails, the one before is tried, and what failed and why is told.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -95,9 +96,16 @@ def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[
     return whole, torn
 
 
-def find_versions(store: Store, run: Run, run_name: str | None = None) -> list[Version]:
-    """All versions that may hold checkpoints of a run, under our name and those of HF's WandbCallback."""
-    return [each for name in artifact.candidate_names(run, run_name) for each in store.versions(name)]
+def find_versions(store: Store, run: Run) -> list[Version]:
+    """All versions that may hold checkpoints of a run: under our names, and those that stand in the run's list of outputs.
+
+    The latter are named after the run's name where the user or HF's WandbCallback wanted that.
+    """
+    found = [each for name in artifact.candidate_names(run) for each in store.versions(name)]
+    known = {each.qualified for each in found}
+    with contextlib.suppress(NotFoundError):
+        found += [each for each in store.outputs(run) if each.qualified not in known and artifact.is_candidate(each.name)]
+    return found
 
 
 def pick(versions: Sequence[Version], alias: str, run: Run) -> Version:
@@ -215,12 +223,11 @@ class Resume:
         files = layouts.list_files(target)
         name = f"{target.name}.{fingerprint(files)}"
         durable.make_folder(self._spool.root / "receipts")
-        newest = self._spool.newest_receipt()
         receipt = Receipt(
             snapshot=name,
             step=step,
             saved_at=version.saved_at,
-            sequence=newest.sequence + 1 if newest else 1,
+            sequence=self._spool.next_sequence(),
             artifact=version.qualified.rpartition(":")[0],
             version=version.version,
             digest=version.digest,

@@ -83,6 +83,10 @@ class Settling:
         del self._candidates[rested.path.name]
         self._refused[rested.path.name] = rested.files
 
+    def forget(self, name: str) -> None:
+        """Look at it again as if it were new: what was accepted of it no longer holds."""
+        self._done.pop(name, None)
+
     def postpone(self, rested: Rested, seconds: float) -> None:
         """Offer it again after that time, if nothing changes in it before."""
         self._candidates[rested.path.name].since = self._clock() + seconds - self.quiet

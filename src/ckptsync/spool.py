@@ -59,6 +59,14 @@ def over_limit(pending: Sequence[Snapshot], limit: int | None, *, in_hand: Snaps
     return dropped
 
 
+def _readable(directory: Path) -> bool:
+    try:
+        snapshot.load(directory)
+    except IntegrityError:
+        return False
+    return True
+
+
 class Spool:
     """The folder `.ckptsync` of one output folder."""
 
@@ -85,18 +93,21 @@ class Spool:
         swept = [name for folder in ("", "spool", "receipts", "parked", "incoming") for name in durable.sweep(self.root / folder)]
         for directory in (*self._directories("spool"), *self._directories("parked")):
             swept += durable.sweep(directory)
-        for directory in [*self._directories("spool"), *self._directories("parked")]:
-            swept += durable.sweep(directory)
         for directory in self._directories("spool"):
             if self.receipt_path(directory.name).exists():
                 durable.remove_tree(directory)
+                swept.append(directory.name)
+            elif not _readable(directory):
+                # It would wait for ever, and keep its checkpoint from being pinned again.
+                durable.rename(directory, durable.make_folder(self.root / "torn") / f"{directory.name}-{self._clock():.0f}")
+                self.record("unreadable", name=directory.name)
                 swept.append(directory.name)
         return swept
 
     def pin(self, checkpoint: Checkpoint, *, alive: Callable[[], None] = lambda: None) -> Snapshot:
         """Put a checkpoint into the queue, as snapshot.pin does. Raises SnapshotChangedError when it changed meanwhile."""
         folder = self.root / "spool" / f"{checkpoint.name}.{checkpoint.fingerprint}"
-        pinned = snapshot.pin(checkpoint, folder, sequence=self._next_sequence(), alive=alive)
+        pinned = snapshot.pin(checkpoint, folder, sequence=self.next_sequence(), alive=alive)
         self.record("pinned", pinned, bytes=pinned.bytes, files=len(pinned.files), by=pinned.pinned_by)
         return pinned
 
@@ -213,7 +224,7 @@ class Spool:
             return []
         return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(durable.TEMPORARY)]
 
-    def _next_sequence(self) -> int:
+    def next_sequence(self) -> int:
         """One more than every pin before. Receipts hold theirs, so that a restart goes on counting."""
         if self._sequence is None:
             known = [each.sequence for each in self.pending()]

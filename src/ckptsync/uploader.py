@@ -164,6 +164,8 @@ class Uploader:
         self.rate: float | None = None
         self.durable = store.newest_receipt()
         self.last_error: CkptsyncError | None = None
+        self.changed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """Names of checkpoints whose pins no longer held what was accepted: whoever watches has to look at them again."""
         self._wake = threading.Event()
         self._finishing = False
         self._spool = store
@@ -253,6 +255,7 @@ class Uploader:
         except SnapshotChangedError as error:
             log.warning("%s; it is taken again", error)
             self._spool.discard(pinned)
+            self.changed.put(pinned.checkpoint)
         except CkptsyncError as error:
             self.last_error = error
             self._spool.park(pinned, error)
