@@ -22,6 +22,8 @@ from tests.server_process import ServerProcess
 TRAINING = (sys.executable, "-m", "ckptsync.trainer.tiny")
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ ")
 UPSERT = "mutation UpsertBucket($input: UpsertBucketInput!) { upsertBucket(input: $input) { bucket { name } } }"
+VERSIONS = """query Versions($name: String!) { project(name: "tests", entityName: "local") { artifactCollection(name: $name) {
+    artifacts { edges { version node { state metadata aliases { alias } } } } } } }"""
 POLICY = {"storagePolicy": "wandb-storage-policy-v1", "storagePolicyConfig": {"storageLayout": "V2"}}
 
 
@@ -70,9 +72,15 @@ class Tool:
         """Upload what is there and exit."""
         return self("watch", output_dir, "--run-id", run_id, "--once", "--quiet-period", "0.1", *words)
 
-    def versions(self, run_id: str) -> list[tuple[str, int, list[str]]]:
-        """(version, step, aliases) of a run's versions, oldest first."""
-        return [(row["version"], row["step"], row["aliases"]) for row in reversed(self.json("list", run_id))]
+    def pulled(self, run_id: str, output_dir: Path) -> dict[str, bytes]:
+        """Every file of what `resume --download-only` brings into a folder."""
+        done = self("resume", run_id, "--output-dir", output_dir, "--download-only")
+        assert done.returncode == 0, done.stderr
+        return contents(Path(done.stdout.strip()))
+
+    def run_program(self, command: Sequence[str], *, timeout: float = 120) -> int:
+        """Run something else to its end, in the same environment."""
+        return subprocess.run(command, env=self.environment, cwd=self.home, timeout=timeout).returncode
 
     @staticmethod
     def command(*words: str | Path) -> list[str]:
@@ -86,14 +94,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def no_faults(server: ServerProcess) -> Iterator[None]:
+    """What one test injects is gone before the next."""
+    yield
+    server.faults([])
+
+
 @pytest.fixture
 def tool(tmp_path: Path, server: ServerProcess) -> Tool:
     """The command, connected to the server."""
     return Tool(tmp_path / "home", server)
 
 
+Ended = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
+
+
 @pytest.fixture
-def ended() -> Iterator[Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]]:
+def ended() -> Iterator[Ended]:
     """Registers a process that must not outlive its test."""
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -171,21 +189,20 @@ def publish(
     aliases: Sequence[str] = (),
     ours: Mapping[str, Any] | None = None,
     extra: Mapping[str, bytes] | None = None,
-    unstored: Sequence[str] = (),
+    unannounced: Sequence[str] = (),
     policy: Mapping[str, Any] = POLICY,
     as_hf_does: bool = False,
 ) -> bytes:
     """Make a checkpoint folder a version as ckptsync would, or as HF's WandbCallback does: in milliseconds, without the client.
 
-    Returns its manifest. `ours` changes the metadata that ckptsync writes, `extra` adds files, `unstored` are not sent, and
-    `policy` is what the manifest says beside its contents.
+    Returns its manifest. `ours` changes the metadata that ckptsync writes, `extra` adds files, `unannounced` ones stand in the
+    manifest alone, and `policy` is what that says beside its contents.
     """
     kind = "model" if as_hf_does else "checkpoint"
     collection = name or f"{kind}-{run_id}"
     step = step_of(folder.name)
     assert step is not None
-    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    contents |= extra or {}
+    files = contents(folder) | dict(extra or {})
     saved_at = max(path.stat().st_mtime for path in folder.rglob("*"))
     metadata: dict[str, Any] = {
         "global_step": step,
@@ -195,20 +212,56 @@ def publish(
     made = api.create(
         server,
         collection,
-        api.hexmd5(repr(sorted(contents.items())).encode()),
+        api.hexmd5(repr(sorted(files.items())).encode()),
         projectName="tests",
         aliases=[{"artifactCollectionName": collection, "alias": alias} for alias in named],
         metadata=json.dumps({} if as_hf_does else metadata),
     )
-    for path, content in contents.items():
-        if path not in unstored and (url := api.announce(server, made, path, content)["uploadUrl"]):
-            assert api.put(server, url, content, api.b64md5(content)) == 200
-    entries = {path: {"digest": api.b64md5(content), "size": len(content)} for path, content in contents.items()}
+    for path, content in files.items():
+        announced = api.announce(server, made, "config.json" if path in unannounced else path, content)
+        if announced["uploadUrl"]:
+            assert api.put(server, announced["uploadUrl"], content, api.b64md5(content)) == 200
+    entries = {path: {"digest": api.b64md5(content), "size": len(content)} for path, content in files.items()}
     text = json.dumps({"version": 1, **policy, "contents": entries}).encode()
     file = api.data(server.graphql(api.MANIFEST, id=made, digest=api.b64md5(text)))["artifactManifest"]["file"]
     assert api.put(server, file["uploadUrl"], text, api.b64md5(text)) == 200
     assert api.data(server.graphql(api.COMMIT, id=made))["artifact"]["state"] == "COMMITTED"
     return text
+
+
+def kept(server: ServerProcess, run_id: str) -> list[tuple[int, list[str]]]:
+    """(step, aliases) of what the server keeps of a run, oldest first."""
+    collection = api.data(server.graphql(VERSIONS, name=f"checkpoint-{run_id}"))["artifactCollection"]
+    edges = reversed(collection["artifacts"]["edges"]) if collection else []
+    nodes = [edge["node"] for edge in edges if edge["node"]["state"] == "COMMITTED"]
+    return [(json.loads(node["metadata"])["global_step"], sorted(each["alias"] for each in node["aliases"])) for node in nodes]
+
+
+def events(output_dir: Path, *kinds: str) -> list[tuple[str, int]]:
+    """(event, step) of what history.jsonl says, of these kinds alone."""
+    path = output_dir / ".ckptsync" / "history.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [(line["event"], line["step"]) for line in lines if line["event"] in kinds]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for_event(output_dir: Path, kind: str, step: int) -> None:
+    """Wait until history.jsonl tells it."""
+    wait_for(lambda: (kind, step) in events(output_dir, kind), what=f"{kind} {step}")
+
+
+def program(*lines: str) -> list[str]:
+    """The command of a program of these lines, which has `make_checkpoint` and some modules at hand."""
+    prelude = (
+        "import os, pathlib, signal, sys, time",
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})",
+        "from tests.checkpoints import make_checkpoint",
+    )
+    return [sys.executable, "-c", "\n".join([*prelude, *lines])]
 
 
 def address(content: bytes | Path) -> str:
