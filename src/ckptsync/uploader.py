@@ -196,15 +196,11 @@ class Uploader:
             if not self._woken(self.policy.linger):
                 self.close()
                 self._woken(None)
-        if not (self._stop.is_set() and self.policy.keep_all and self._hurried_at is None):
-            self.drain()
+        self.drain()
         self.close()
 
     def wake(self) -> None:
         """Say that something was pinned."""
-        if self._gives_way():
-            log.warning("the upload in hand gives way: the newest checkpoint would come too late behind it")
-            self.kill()
         self._wake.set()
 
     def hurry(self, seconds: float | None) -> None:
@@ -212,20 +208,41 @@ class Uploader:
         self._hurried_at = time.time()
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
+    def give_way(self) -> bool:
+        """In a hurry: end the upload in hand where the newest checkpoint fits in the time that is left, but not behind it.
+
+        Without a measured rate nothing is known, and what is under way goes on: something durable is better than nothing.
+        """
+        in_hand, known = self._in_hand, self.durable
+        if in_hand is None or self._deadline is None or known is None or known.seconds <= 0:
+            return False
+        newest = max(self._spool.pending(), key=lambda each: each.sequence, default=in_hand)
+        rate, now = known.bytes / known.seconds, time.monotonic()
+        rest = spool.rest_of_upload(in_hand.bytes / rate, now - self._begun)
+        if newest.name == in_hand.name or not newest.bytes / rate <= self._deadline - now < newest.bytes / rate + rest:
+            return False
+        log.warning("the upload of %s gives way: behind it %s would come too late", in_hand.checkpoint, newest.checkpoint)
+        self.kill()
+        return True
+
     def finish(self) -> None:
         """Say that nothing will be pinned any more."""
         self._finishing = True
         self._wake.set()
 
     def drain(self) -> bool:
-        """Upload until nothing waits. False when the store stayed away for longer than the patience allows."""
+        """Upload until nothing waits, or a stop ends it. False when the store stayed away for longer than the patience allows."""
         try:
-            while retry(self.upload_next, what="upload", patience=self.policy.patience, stop=self._stop):
+            while not self._over() and retry(self.upload_next, what="upload", patience=self.policy.patience, stop=self._stop):
                 pass
         except TransientStoreError as error:
             self.last_error = error
             return False
         return True
+
+    def _over(self) -> bool:
+        """Whether a stop leaves the rest for the next start. Without `keep_all` at most the best and the newest are left, and go."""
+        return self._stop.is_set() and self.policy.keep_all and self._hurried_at is None
 
     def upload_next(self) -> bool:
         """Make the next snapshot durable, or get it out of the way for good; False when none waits.
@@ -260,19 +277,6 @@ class Uploader:
             self.last_error = error
             self._spool.park(pinned, error)
             log.error("parked %s: %s. %s", pinned.name, error, error.hint)
-
-    def _gives_way(self) -> bool:
-        """Whether the upload in hand has to go, because the newest fits in the time that is left, but not behind it.
-
-        Without a measured rate nothing is known, and what is under way goes on: something durable is better than nothing.
-        """
-        in_hand, progress, rate = self._in_hand, self.progress, self.rate
-        if in_hand is None or self._deadline is None or not rate:
-            return False
-        newest = max(self._spool.pending(), key=lambda each: each.sequence, default=in_hand)
-        left = self._deadline - time.monotonic()
-        rest = progress.total - progress.done if progress and progress.total else in_hand.bytes
-        return newest.name != in_hand.name and newest.bytes / rate <= left < (newest.bytes + rest) / rate
 
     def _woken(self, seconds: float | None) -> bool:
         woken = self._wake.wait(seconds)

@@ -98,6 +98,24 @@ def test_a_sigterm_in_the_middle_of_an_upload_finishes_it(server: ServerProcess,
     assert not Spool(output_dir).pending()
 
 
+def test_a_sigterm_with_a_backlog_of_all_leaves_the_rest_for_the_next_start(
+    tool: Tool, server: ServerProcess, output_dir: Path, watching: Watching
+) -> None:
+    server.faults([slow_put(3.0)])
+    watcher = watching("leaves", "--backlog", "all")
+    for step in (4, 8, 12):
+        make_checkpoint(output_dir, step, content="leaves")
+        wait_for_event(output_dir, "pinned", step)
+
+    code = stopped(watcher)
+    left = [each.step for each in Spool(output_dir).pending()]
+    again = tool.watch_once(output_dir, "leaves")
+
+    assert (code, again.returncode) == (0, 0)
+    assert left == [8, 12]
+    assert [step for step, _ in kept(server, "leaves")] == [4, 8, 12]
+
+
 def test_a_second_sigterm_quits_at_once_and_the_snapshot_stays_in_the_queue(
     server: ServerProcess, output_dir: Path, watching: Watching
 ) -> None:
