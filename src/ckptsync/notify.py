@@ -66,6 +66,12 @@ class Manager:
             self._alive_at = now
             self._send("WATCHDOG=1")
 
+    def unwatched(self) -> None:
+        """No working loop is left that could give signs of life, and the service goes on without: expect none any more."""
+        if self.watchdog:
+            self.watchdog = None
+            self._send("WATCHDOG_USEC=0")
+
     def stopping(self) -> None:
         """The end has begun. From here on the manager's time for a stop runs, which `moving` extends."""
         self._send("STOPPING=1")

@@ -83,6 +83,8 @@ class Supervisor:
         self._daemon = daemon
         self._begin = begin
         self._terms = terms
+        # The service is not ready before the training was started.
+        daemon.begun = False
         self._restarts = Restarts(terms.restarts)
         self._fit = Fit()
         self._inbox: queue.SimpleQueue[tuple[Notice, int] | None] = queue.SimpleQueue()
@@ -104,6 +106,7 @@ class Supervisor:
         with self._listening():
             first = self._begin()
             if first is None:
+                self._daemon.manager.ready("the training is finished")
                 self._take_the_rest()
                 return 0
             with self._watched():
@@ -113,7 +116,8 @@ class Supervisor:
     def _take_the_rest(self) -> None:
         """Nothing is left to train, but a watcher that was killed may have left something that is not durable."""
         with contextlib.suppress(LockedError), self._daemon.held():
-            self._daemon.once()
+            self._daemon.follow(ended=lambda: True)
+            self._daemon.raise_outcome()
 
     def _see_through(self, start: Start | None) -> int | None:
         """Start after start, until one ends for good. Returns its exit code."""
@@ -124,6 +128,8 @@ class Supervisor:
                 if self._asked.is_set():
                     return None
                 training = self._training = start.training()
+            self._daemon.begun = True
+            self._daemon.stop.wake.set()
             code = training.wait()
             if self._ends(code, start):
                 return code
@@ -196,6 +202,8 @@ class Supervisor:
             except LockedError as error:
                 log.warning("%s; its uploads count", error)
                 self._elsewhere = True
+                self._daemon.manager.ready(f"training; {error}")
+                self._daemon.manager.unwatched()
                 yield
                 return
             self._watching = True
@@ -217,6 +225,7 @@ class Supervisor:
             self._daemon.follow(ended=self._is_over)
         except BaseException as error:
             log.error("the watcher failed, the training goes on: %s: %s", type(error).__name__, error)
+            self._daemon.manager.unwatched()
             failed.append(error)
 
     def _is_over(self) -> bool:
@@ -243,7 +252,8 @@ class Supervisor:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
-            yield
+            with self._daemon.stop.on_signals():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -288,6 +298,7 @@ class Supervisor:
             self._deadline = end if self._deadline is None else min(end, self._deadline)
         if not first:
             return
+        self._daemon.manager.stopping()
         log.warning("this machine goes away: notice of %s; asking the training to save", notice)
         self._daemon.spool.record("notice", source=notice.source, seconds=notice.seconds)
         self._daemon.uploader.hurry(notice.seconds)

@@ -10,6 +10,7 @@ import traceback
 import click
 
 from ckptsync import __version__
+from ckptsync.cli import journal
 from ckptsync.errors import CkptsyncError
 
 COMMANDS = {
@@ -19,6 +20,8 @@ COMMANDS = {
     "list": "versions",
     "status": "looking",
     "verify": "looking",
+    "install-units": "units",
+    "uninstall-units": "units",
     "server": "serving",
     "demo": "demo",
 }
@@ -80,5 +83,6 @@ def _tell(text: str, code: int) -> int:
     """The one line on stderr; with -v the traceback comes first."""
     if logging.getLogger().isEnabledFor(logging.DEBUG) and sys.exc_info()[0]:
         traceback.print_exc()
-    click.echo(f"ckptsync: {' '.join(text.split())}", err=True)
+    line = " ".join(text.split())
+    click.echo(f"<3>{line}" if journal.reads(sys.stderr) else f"ckptsync: {line}", err=True)
     return code

@@ -15,12 +15,15 @@ import click
 
 from ckptsync import config, record
 from ckptsync.checkpoint import Run
+from ckptsync.cli import journal
 from ckptsync.cli.quantities import Duration
 from ckptsync.config import Connection
 from ckptsync.preemption import CHOICES
 
 if TYPE_CHECKING:
     from ckptsync.wandb_store import WandbStore
+
+_SETTINGS = "ckptsync.settings"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -90,14 +93,25 @@ def as_json(function: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, with keys that stay.")(function)
 
 
+def settings_file(context: click.Context) -> tuple[Path, bool]:
+    """Where the settings of a command come from, and whether a file has to be there since somebody named it."""
+    named: Path | None = context.meta[_SETTINGS]
+    return named or config.default_file(), named is not None
+
+
 def _load_settings(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
     """Put the settings file below the flags and CKPTSYNC_* variables, which is click's own order."""
-    settings = config.load_file(value or config.default_file(), required=value is not None)
+    context.meta[_SETTINGS] = value
+    path, named = settings_file(context)
+    settings = config.load_file(path, required=named)
     context.default_map = {**settings, **(context.default_map or {})}
 
 
 def _set_up_log(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S", force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    handler.setFormatter(journal.Formatter() if journal.reads(sys.stderr) else plain)
+    logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("ckptsync").setLevel(logging.DEBUG if value else logging.INFO)
     if value:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import click
 
-from ckptsync import artifact, config, daemon, launch, preemption, processes, record, resume, supervise
+from ckptsync import artifact, config, daemon, launch, notify, preemption, processes, record, resume, supervise
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options, progress
+from ckptsync.cli.following import Following, followed, reread
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError, UsageError
 from ckptsync.launch import Training, environment, fill
@@ -51,6 +52,7 @@ To start fresh instead would be a second beginning of the same run. On a spot ma
 @click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Hand the checkpoint to Trainer.train().")
 @click.option("--extend", is_flag=True, help="Go on although the training reached its last step.")
 @click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@followed
 @options.restartable
 @options.preemptible
 @options.common
@@ -65,6 +67,7 @@ def resume_command(
     hook: bool,
     extend: bool,
     allow_restart: bool,
+    following: Following,
     max_restarts: int,
     retry_for: float | None,
     notice: str,
@@ -78,6 +81,7 @@ def resume_command(
     The command is the one after --, else the one that run.json recorded, else the version's own, which runs only after a yes.
     {checkpoint} in it becomes the path; without it a hook hands the checkpoint to Trainer.train().
     """
+    manager = notify.claim()
     output_dir = resume.require_output_dir(_output_dir(output_dir), create=True)
     known = record.read(output_dir)
     run, alias = config.parse_run(
@@ -91,6 +95,7 @@ def resume_command(
         )
     with options.connected(local=local) as connection:
         start = Start(run, connection, output_dir, hook=hook, extend=extend, allow_restart=allow_restart)
+        start.manager, start.following = manager, following
         start.patience = _patience(retry_for, SHORTLY)
         placed = start.pull(alias)
         if download_only:
@@ -144,6 +149,8 @@ class Start:
     ) -> None:
         self.run = run
         self.patience = INTERACTIVE
+        self.manager = notify.NOBODY
+        self.following: Following
         self.command: Callable[[Placed | None], tuple[list[str], Path | None]]
         self._connection = connection
         self._output_dir = output_dir
@@ -160,9 +167,12 @@ class Start:
             run=self.run,
             environment={**os.environ, **self._connection.environment()},
             stem=self.run.run_id,
+            policy=self.following.policy(),
+            quiet=self.following.quiet_period,
             allow_restart=self._allow_restart,
         )
-        watched = daemon.Daemon(watch, daemon.Stop())
+        again = reread(lambda following, _: following.policy())
+        watched = daemon.Daemon(watch, daemon.Stop(), manager=self.manager, reread=again)
         begin = lambda: self._begin(waiting.pop()) if waiting else self._begin_again()  # noqa: E731
         return supervise.Supervisor(watched, begin, terms).run()
 
@@ -218,7 +228,12 @@ class Start:
 
     def _place(self, store: WandbStore, alias: str | None) -> Placed:
         with progress.shown(f"checkpoint of {self.run.run_id}") as shown:
-            resuming = Resume(store, self.run, self._output_dir, progress=shown, patience=self.patience)
+
+            def moved(done: int, total: int) -> None:
+                shown(done, total)
+                self.manager.moving(done)
+
+            resuming = Resume(store, self.run, self._output_dir, progress=moved, patience=self.patience)
             placed = resuming.place(alias)
         _tell_differences(placed)
         if self._exists:
@@ -305,6 +320,7 @@ def _tell_finished(placed: Placed) -> None:
 @click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Hand the checkpoint to Trainer.train().")
 @click.option("--extend", is_flag=True, help="Go on although the training reached its last step.")
 @click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@followed
 @options.restartable
 @options.preemptible
 @options.common
@@ -316,6 +332,7 @@ def run_command(
     hook: bool,
     extend: bool,
     allow_restart: bool,
+    following: Following,
     max_restarts: int,
     retry_for: float | None,
     notice: str,
@@ -327,8 +344,9 @@ def run_command(
     """Run COMMAND as one W&B run, however often the machine is taken away: start the same line again and it goes on.
 
     Resumes the newest valid checkpoint, here or in the store; starts fresh when there is none. A finished training is not
-    started again.
+    started again. OUTPUT_DIR, run id and COMMAND may stand in the settings file: output-dir, run-id, command = ["python", …].
     """
+    manager = notify.claim()
     output_dir = resume.require_output_dir(output_dir, create=True)
     known = record.read(output_dir)
     run = config.make_run(
@@ -339,8 +357,9 @@ def run_command(
     record.update(output_dir, run_id=run.run_id, project=run.project)
     with options.connected(local=local) as connection:
         start = Start(run, connection, output_dir, hook=hook, extend=extend, allow_restart=allow_restart)
+        start.manager, start.following = manager, following
         start.patience = _patience(retry_for, SHORTLY if _resumable_here(output_dir) else AT_LENGTH)
-        start.command = lambda _: (list(command), None)
+        start.command = lambda _: ([str(word) for word in command], None)
         raise click.exceptions.Exit(start.see_through(supervise.Terms(preemption.sources(notice), grace, max_restarts)))
 
 

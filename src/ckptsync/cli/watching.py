@@ -8,12 +8,11 @@ from pathlib import Path
 
 import click
 
-from ckptsync import daemon, preemption, resume, supervise
+from ckptsync import daemon, notify, preemption, resume, supervise
 from ckptsync.cli import options
-from ckptsync.cli.quantities import Duration, Size
+from ckptsync.cli.following import Following, followed, reread
+from ckptsync.cli.quantities import Duration
 from ckptsync.errors import PreemptedError
-from ckptsync.retrying import FOR_EVER, Patience
-from ckptsync.uploader import Policy
 
 
 @click.command(
@@ -21,33 +20,13 @@ from ckptsync.uploader import Policy
     epilog="Example: ckptsync watch runs/llama --run-id 4kx81b2q --project llama",
     short_help="Follow an output folder and upload each checkpoint.",
 )
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.argument(
+    "output_dir", metavar="[OUTPUT_DIR]", required=False, type=click.Path(path_type=Path), envvar="CKPTSYNC_OUTPUT_DIR"
+)
 @click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
 @click.option("--once", is_flag=True, help="Upload what is there, then exit.")
 @click.option("--pid", type=int, help="Watch until this process ends, then upload the rest and exit.")
-@click.option(
-    "--backlog",
-    type=click.Choice(["newest", "all"]),
-    envvar="CKPTSYNC_BACKLOG",
-    help="When behind: the newest next and drop what it supersedes, or all in order [default: newest; all with --once].",
-)
-@click.option("--spool-limit", type=Size(), envvar="CKPTSYNC_SPOOL_LIMIT", help="Let the oldest go when more waits: 200G.")
-@click.option(
-    "--quiet-period",
-    type=Duration(),
-    default="3s",
-    show_default=True,
-    envvar="CKPTSYNC_QUIET_PERIOD",
-    help="How long nothing may change before a save counts as over.",
-)
-@click.option(
-    "--stall-timeout",
-    type=Duration(),
-    default="5m",
-    show_default=True,
-    envvar="CKPTSYNC_STALL_TIMEOUT",
-    help="How long an upload may make no progress before it is ended and tried again.",
-)
+@followed
 @click.option(
     "--retry-for",
     type=Duration(),
@@ -67,14 +46,11 @@ from ckptsync.uploader import Policy
 @options.preemptible
 @options.common
 def watch_command(
-    output_dir: Path,
+    output_dir: Path | None,
     run_id: str | None,
     once: bool,
     pid: int | None,
-    backlog: str | None,
-    spool_limit: int | None,
-    quiet_period: float,
-    stall_timeout: float,
+    following: Following,
     retry_for: float | None,
     world_size: int | None,
     name_by: str,
@@ -87,18 +63,16 @@ def watch_command(
 ) -> None:
     """Follow the Trainer's OUTPUT_DIR and upload each new checkpoint as a version of checkpoint-<run_id>.
 
-    Runs beside the training and changes nothing in it. SIGTERM finishes the upload in hand; a second one quits.
+    Runs beside the training and changes nothing in it. SIGTERM finishes the upload in hand; a second one quits. SIGHUP reads
+    the settings file again: backlog, spool-limit, quiet-period, stall-timeout and retry-for change under way.
     """
+    manager = notify.claim()
+    if output_dir is None:
+        raise click.UsageError("which output folder? Give OUTPUT_DIR, or output-dir in the settings file")
     output_dir = resume.require_output_dir(output_dir, create=False)
     run = options.run_of(output_dir, run_id=run_id, project=project, entity=entity, local=local)
     if retry_for is None and once:
         retry_for = 60.0
-    policy = Policy(
-        keep_all=backlog == "all" or (once and backlog is None),
-        limit=spool_limit,
-        stall=stall_timeout,
-        patience=FOR_EVER if retry_for is None else Patience(first=0.5, longest=15.0, give_up_after=retry_for),
-    )
     with options.connected(local=local) as connection:
         stop = daemon.Stop()
         watched = daemon.Daemon(
@@ -107,12 +81,14 @@ def watch_command(
                 run=run,
                 environment={**os.environ, **connection.environment()},
                 stem=_stem(run.run_id, name_by),
-                policy=policy,
-                quiet=quiet_period,
+                policy=following.policy(retry_for=retry_for, once=once),
+                quiet=following.quiet_period,
                 world_size=world_size,
                 allow_restart=allow_restart,
             ),
             stop,
+            manager=manager,
+            reread=reread(lambda again, values: again.policy(retry_for=values["retry_for"])),
         )
         with stop.on_signals(signal.SIGTERM, signal.SIGINT), watched.held():
             watched.check_store()
