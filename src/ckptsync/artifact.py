@@ -29,11 +29,18 @@ def artifact_name(stem: str, *, kind: str = "checkpoint") -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{kind}-{stem}")[:NAME_LENGTH]
 
 
-def candidate_names(run: Run, run_name: str | None = None) -> tuple[str, ...]:
-    """The names under which a run's checkpoints may lie: ours first, then those of HF's WandbCallback."""
-    stems = [run.run_id, *([run_name] if run_name else [])]
-    names = [artifact_name(stem, kind=kind) for kind in ("checkpoint", "model") for stem in stems]
-    return tuple(dict.fromkeys(names))
+KINDS = ("checkpoint", "model")
+"""What the artifacts' names begin with: ours, and those of HF's WandbCallback, which calls checkpoints `model-` as well."""
+
+
+def candidate_names(run: Run) -> tuple[str, ...]:
+    """The names under which a run's checkpoints and its final model lie, where they go by the run's id."""
+    return tuple(artifact_name(run.run_id, kind=kind) for kind in KINDS)
+
+
+def is_candidate(name: str) -> bool:
+    """Whether an artifact among a run's outputs may hold a checkpoint or the final model."""
+    return name.startswith(tuple(f"{kind}-" for kind in KINDS))
 
 
 def describe(snapshot: Snapshot, run: Run, record: Record, *, stem: str, preempted: bool = False) -> Upload:

@@ -174,7 +174,7 @@ class Resume:
         store = self._store
         assert store is not None  # noqa: S101 - versions come from one
         incoming = durable.make_folder(self._spool.root / "incoming") / f"{version.name}.{version.version}"
-        self._require_space(version, incoming)
+        require_space(version, incoming)
         incoming.mkdir(exist_ok=True)
         self._ask(
             f"the download of {version.name}:{version.version}",
@@ -208,16 +208,6 @@ class Resume:
         for folder in incoming.iterdir() if incoming.is_dir() else ():
             durable.remove_tree(folder)
 
-    def _require_space(self, version: Version, incoming: Path) -> None:
-        # Blocks, not sizes: a file that was begun has its full length at once, and holes where nothing has arrived.
-        there = sum(path.stat().st_blocks * 512 for path in incoming.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self._output_dir).free
-        if version.bytes - there + RESERVE > free:
-            raise CkptsyncError(
-                f"{version.name}:{version.version} needs {version.bytes} bytes, and {self._output_dir} has {free} free",
-                hint="Free some space or give another --output-dir.",
-            )
-
     def _keep_receipt(self, target: Path, version: Version, step: int) -> None:
         """What came from the store and was proved is durable there: the watcher must not upload it again."""
         files = layouts.list_files(target)
@@ -240,6 +230,18 @@ class Resume:
 
     def _ask(self, what: str, unit: Callable[[], Result]) -> Result:
         return retry(unit, what=what, patience=self._patience)
+
+
+def require_space(version: Version, incoming: Path) -> None:
+    """Raise CkptsyncError where what is still missing of a version doesn't fit beside what is in `incoming` already."""
+    # Blocks, not sizes: a file that was begun has its full length at once, and holes where nothing has arrived.
+    there = sum(path.stat().st_blocks * 512 for path in incoming.rglob("*") if path.is_file())
+    free = shutil.disk_usage(incoming.parent).free
+    if version.bytes - there + RESERVE > free:
+        raise CkptsyncError(
+            f"{version} needs {version.bytes} bytes, and {incoming.parent} has {free} free",
+            hint="Free some space or give another folder.",
+        )
 
 
 def check_download(folder: Path, version: Version) -> TrainingState:

@@ -6,6 +6,7 @@ upload, no final model, not what `latest` names, and never one of the newest two
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,12 @@ def plan(store: Store, versions: Sequence[Version], policy: Retention, now: floa
     return choose(versions, policy, now, linked=linked) if linked else choices
 
 
-def sweep(store: Store, choices: Iterable[Choice]) -> list[Version]:
-    """Delete what isn't kept, and return what is gone. What somebody came to want since the plan stays."""
-    return [each.version for each in choices if not each.kept and store.delete(each.version)]
+def sweep(store: Store, choices: Iterable[Choice], *, at: float | None = None) -> list[Version]:
+    """Let go what isn't kept, and return it. What somebody came to want since the plan stays.
+
+    With `at`, in seconds since the epoch, the store deletes it then; what goes earlier by itself is left as it is.
+    """
+    going = [each.version for each in choices if not each.kept]
+    if at is None:
+        return [each for each in going if store.delete(each)]
+    return [each for each in going if (each.expires_at or math.inf) <= at or store.expire(each, at)]

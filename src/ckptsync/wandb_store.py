@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from base64 import b64encode
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -269,32 +269,30 @@ class WandbStore:
     def delete(self, version: Version) -> bool:
         """See Store."""
         with self._translated(f"the deletion of {version}"):
-            artifact = self._unwanted(version)
-            if artifact is None:
-                return False
-            with contextlib.suppress(NotFoundError), self._translated(f"the deletion of {version}"):
-                artifact.delete(delete_aliases=True)
-        return True
+            return self._change(version, lambda artifact: artifact.delete(delete_aliases=True))
 
     def expire(self, version: Version, at: float) -> bool:
         """See Store. The client counts a TTL from the creation."""
-        with self._translated(f"the TTL of {version}"):
-            artifact = self._unwanted(version)
-            if artifact is None:
-                return False
+
+        def change(artifact: Any) -> None:
             artifact.ttl = timedelta(seconds=max(1, round(at - version.created_at)))
             artifact.save()
-        return True
 
-    def _unwanted(self, version: Version) -> Any:
-        """The version as it is now; None where it has got an alias since it was listed, is linked, or is gone."""
+        with self._translated(f"the TTL of {version}"):
+            return self._change(version, change)
+
+    def _change(self, version: Version, change: Callable[[Any], None]) -> bool:
+        """Do it to the version as it is now; not where it has got an alias since it was listed, or is linked."""
         try:
             with self._translated(f"the look-up of {version}"):
                 artifact = self._client().artifact(version.qualified)
+            if set(artifact.aliases) - set(version.aliases) or _links(artifact):
+                return False
+            with self._translated(f"the change of {version}"):
+                change(artifact)
         except NotFoundError:
-            return None
-        wanted = set(artifact.aliases) - set(version.aliases) or _links(artifact)
-        return None if wanted else artifact
+            pass
+        return True
 
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
         """See Store."""

@@ -53,6 +53,9 @@ class FolderStore:
     def versions(self, name: str) -> list[Version]:
         return self.kept if name == "checkpoint-abc" else []
 
+    def outputs(self, run: Run) -> list[Version]:
+        raise NotFoundError(f"there is no run {run}")
+
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
         self.fetched.append(version.version)
         source = next((self.root / version.version).iterdir())

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from ckptsync import durable, layouts, record, resume
+from ckptsync import durable, layouts, pull, record, resume
 from ckptsync.checkpoint import Checkpoint, Verdict, step_of
-from ckptsync.cli import options
+from ckptsync.cli import options, progress
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import IntegrityError, UsageError
+from ckptsync.retrying import INTERACTIVE, retry
 from ckptsync.spool import Spool
 
 
@@ -115,22 +116,62 @@ def _words(report: dict[str, Any]) -> str:
 
 
 @click.command(
-    "verify", epilog="Example: ckptsync verify runs/llama/checkpoint-500", short_help="Is a folder whole, and if not, why."
+    "verify", epilog="Example: ckptsync verify runs/llama/checkpoint-500", short_help="Is a checkpoint whole, and if not, why."
 )
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("subject", metavar="DIR|RUN[:ALIAS]")
+@click.option("--remote", is_flag=True, help="RUN[:ALIAS] is a version in the store: read every byte of it, keep none.")
 @click.option("--world-size", type=click.IntRange(min=1), envvar="CKPTSYNC_WORLD_SIZE", help="Training processes.")
 @options.as_json
 @options.common
 def verify_command(
-    directory: Path, world_size: int | None, as_json: bool, project: str | None, entity: str | None, local: bool
+    subject: str,
+    remote: bool,
+    world_size: int | None,
+    as_json: bool,
+    project: str | None,
+    entity: str | None,
+    local: bool,
 ) -> None:
     """Tell whether DIR is a whole checkpoint that a training can resume from; exit 5 with the reasons when not.
 
-    JSON keys: path, complete, resumable, layout, step, world_size, files, bytes, problems (file, reason), notes.
+    JSON keys: path, complete, resumable, layout, step, world_size, files, bytes, problems (file, reason), notes. With --remote:
+    name, version, complete, step, files, bytes, problems.
     """
-    del project, entity, local
+    if remote:
+        _verify_version(subject, as_json=as_json, project=project, entity=entity, local=local)
+    else:
+        _verify_folder(Path(subject), world_size, as_json=as_json)
+
+
+def _verify_version(run_text: str, *, as_json: bool, project: str | None, entity: str | None, local: bool) -> None:
+    from ckptsync.cli import asking
+
+    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
+        version = pull.select(asked.versions, asked.run, asked.alias)[0] if not asked.alias else None
+        version = version or resume.pick(asked.versions, asked.alias or "latest", asked.run)
+        proved: set[str] = set()
+        with progress.shown(f"reading {version}") as shown:
+            problems = retry(
+                lambda: asked.store.prove(version, proved, progress=shown), what=f"reading {version}", patience=INTERACTIVE
+            )
+    if as_json:
+        report = {"name": version.name, "version": version.version, "complete": not problems, "step": version.step}
+        report |= {"files": version.files, "bytes": version.bytes}
+        report |= {"problems": [{"file": problem.file, "reason": problem.reason} for problem in problems]}
+        click.echo(json.dumps(report, indent=1))
+        if problems:
+            raise click.exceptions.Exit(IntegrityError.exit_code)
+        return
+    for problem in problems:
+        click.echo(str(problem))
+    if problems:
+        raise IntegrityError(f"{version} does not hold: {problems[0]}", hint="Resume from another version: `ckptsync list`.")
+    click.echo(f"{version}: all {version.bytes} bytes of {version.files} files have the digests of the manifest")
+
+
+def _verify_folder(directory: Path, world_size: int | None, *, as_json: bool) -> None:
     if not directory.is_dir():
-        raise UsageError(f"{directory} is not a folder", hint="Give a checkpoint-N folder.")
+        raise UsageError(f"{directory} is not a folder", hint="Give a checkpoint-N folder, or --remote with a run.")
     path = directory.absolute()
     verdict = layouts.inspect(path, world_size=world_size or record.read(path.parent).world_size, deep=True)
     if as_json:

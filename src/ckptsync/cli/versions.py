@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from ckptsync import config, resume
+from ckptsync import resume
 from ckptsync.checkpoint import Version
-from ckptsync.cli import options
-from ckptsync.errors import NotFoundError
-from ckptsync.retrying import INTERACTIVE, retry
+from ckptsync.cli import asking, options, tables
+from ckptsync.retention import newest_first
 
 
 @click.command("list", epilog="Example: ckptsync list 4kx81b2q --json", short_help="The versions of a run's checkpoints.")
@@ -20,27 +18,19 @@ from ckptsync.retrying import INTERACTIVE, retry
 @options.as_json
 @options.common
 def list_command(run_text: str, as_json: bool, project: str | None, entity: str | None, local: bool) -> None:
-    """List the versions that the store keeps of RUN, newest first.
+    """List the versions that the store keeps of RUN, the newest save first, with the final model.
 
-    JSON keys: name, version, aliases, step, bytes, files, saved_at (ISO 8601, UTC), state.
+    JSON keys: name, version, aliases, step, bytes, files, saved_at (ISO 8601, UTC), state, resumable (null where another
+    program uploaded it), kind (checkpoint or model), expires_at (null without a TTL), metrics.
     """
-    with options.connected(local=local) as connection:
-        run, alias = config.parse_run(run_text, project=project, entity=entity)
-        with options.opened_store(connection, run) as store:
-            run = retry(lambda: store.check(run), what="the log-in", patience=INTERACTIVE)
-            found = retry(lambda: resume.find_versions(store, run), what="the list of versions", patience=INTERACTIVE)
-            if not found:
-                # Tell a run without checkpoints from one that isn't there.
-                retry(lambda: store.run_state(run), what="the look-up of the run", patience=INTERACTIVE)
-        if alias and found:
-            found = [resume.pick(found, alias, run)]
-    rows = [_row(each) for each in found]
+    with asking.asked(run_text, project=project, entity=entity, local=local, empty=as_json) as asked:
+        found = newest_first(asked.versions)
+        if asked.alias and found:
+            found = [resume.pick(found, asked.alias, asked.run)]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
-    elif rows:
-        _print_table(rows)
+        click.echo(json.dumps([_row(each) for each in found], indent=1))
     else:
-        raise NotFoundError(f"run {run} has no checkpoint yet", hint="`ckptsync watch` uploads them as they are saved.")
+        _print_table(found)
 
 
 def _row(version: Version) -> dict[str, Any]:
@@ -51,22 +41,43 @@ def _row(version: Version) -> dict[str, Any]:
         "step": version.step,
         "bytes": version.bytes,
         "files": version.files,
-        "saved_at": datetime.fromtimestamp(version.saved_at, UTC).isoformat(timespec="seconds"),
+        "saved_at": tables.iso(version.saved_at),
         "state": "COMMITTED",
         "resumable": version.ours.get("resumable"),
+        "kind": "model" if version.is_model else "checkpoint",
+        "expires_at": tables.iso(version.expires_at) if version.expires_at else None,
+        "metrics": _metrics(version),
     }
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.table import Table
+def _metrics(version: Version) -> dict[str, float]:
+    """What the Trainer had logged by then."""
+    return {
+        key: value
+        for key, value in version.metadata.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("global_step", "epoch")
+    }
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, side in (("VERSION", "left"), ("STEP", "right"), ("SAVED", "left"), ("SIZE", "right"), ("ALIASES", "left")):
-        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=heading != "ALIASES")
-    for row in rows:
-        step = "" if row["step"] is None else str(row["step"])
-        name = f"{row['name']}:{row['version']}"
-        table.add_row(name, step, row["saved_at"], decimal(row["bytes"]), ", ".join(row["aliases"]))
-    Console(soft_wrap=True).print(table)
+
+def _print_table(versions: list[Version]) -> None:
+    rows = [
+        (
+            str(each),
+            "" if each.step is None else str(each.step),
+            tables.ago(each.saved_at) + " ago",
+            tables.size(each.bytes),
+            _loss(each),
+            ", ".join([*each.aliases, *([f"expires {tables.iso(each.expires_at)}"] if each.expires_at else [])]),
+        )
+        for each in versions
+    ]
+    tables.show(("VERSION", "STEP", "SAVED", "SIZE", "LOSS", "ALIASES"), rows, right=("STEP", "SIZE", "LOSS"))
+    total = sum(each.bytes for each in versions)
+    click.echo(f"{len(versions)} versions, {tables.size(total)}")
+
+
+def _loss(version: Version) -> str:
+    """The evaluation's loss where there is one, else the training's."""
+    metrics = _metrics(version)
+    value = metrics.get("eval_loss", metrics.get("loss"))
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,42 @@
+"""What the commands about a run in the store begin with: log in, find its versions, say what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ckptsync import config, resume
+from ckptsync.checkpoint import Run, Version
+from ckptsync.cli import options
+from ckptsync.errors import NotFoundError
+from ckptsync.retrying import INTERACTIVE, retry
+from ckptsync.wandb_store import WandbStore
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The run that a user named, its versions as far as there are any, and the store to ask for more."""
+
+    run: Run
+    alias: str | None
+    versions: list[Version]
+    store: WandbStore
+
+
+@contextlib.contextmanager
+def asked(run_text: str, *, project: str | None, entity: str | None, local: bool, empty: bool = False) -> Iterator[Asked]:
+    """Find a run's versions. Raises NotFoundError for an unknown run, and unless `empty` for one without a version."""
+    with options.connected(local=local) as connection:
+        run, alias = config.parse_run(run_text, project=project, entity=entity)
+        with options.opened_store(connection, run) as store:
+            run = retry(lambda: store.check(run), what="the log-in", patience=INTERACTIVE)
+            found = retry(lambda: resume.find_versions(store, run), what="the list of versions", patience=INTERACTIVE)
+            if not found:
+                # Tell a run without checkpoints from one that isn't there.
+                retry(lambda: store.run_state(run), what="the look-up of the run", patience=INTERACTIVE)
+                if not empty:
+                    raise NotFoundError(
+                        f"run {run} has no checkpoint yet", hint="`ckptsync watch` uploads them as they are saved."
+                    )
+            yield Asked(run, alias, found, store)

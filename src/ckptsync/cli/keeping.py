@@ -1,0 +1,181 @@
+"""`prune` and `promote`: what of a run goes, and what of it is shown to others."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ckptsync import pull, retention
+from ckptsync.checkpoint import Version
+from ckptsync.cli import asking, options, tables
+from ckptsync.cli.quantities import Duration
+from ckptsync.errors import UsageError
+from ckptsync.retention import Choice, Retention
+from ckptsync.retrying import INTERACTIVE, retry
+
+
+def retained(function: options.Command) -> options.Command:
+    """Add --keep-last, --keep-best and --keep-every."""
+    last = click.option(
+        "--keep-last", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_LAST", help="Keep the newest so many versions."
+    )
+    best = click.option("--keep-best", is_flag=True, envvar="CKPTSYNC_KEEP_BEST", help="Keep the Trainer's best checkpoint.")
+    every = click.option(
+        "--keep-every", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_EVERY", help="Keep those of every so many steps."
+    )
+    return last(best(every(function)))
+
+
+@click.command(
+    "prune",
+    epilog="Example: ckptsync prune 4kx81b2q --keep-last 3 --keep-best --keep-every 1000 --dry-run",
+    short_help="Delete versions that nothing asks to keep.",
+)
+@click.argument("run_text", metavar="RUN")
+@retained
+@click.option("--ttl", type=Duration(), envvar="CKPTSYNC_TTL", help="Don't delete now: have the store do it after so long.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
+@click.option("--yes", is_flag=True, envvar="CKPTSYNC_YES", help="Do it without asking.")
+@options.as_json
+@options.common
+def prune_command(
+    run_text: str,
+    keep_last: int | None,
+    keep_best: bool,
+    keep_every: int | None,
+    ttl: float | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    project: str | None,
+    entity: str | None,
+    local: bool,
+) -> None:
+    """Show which versions of RUN would go and why each other one stays, then delete after a yes.
+
+    Whatever is asked, these stay: the newest two that are verified, what `latest` names, every alias of yours, what is
+    linked to a registry, the final model, and what ckptsync didn't upload. JSON keys: run, policy, freed_bytes, and versions with
+    name, version, step, bytes, kept, reasons, deleted, expires_at.
+    """
+    policy = Retention(keep_last, keep_best, keep_every)
+    if not policy:
+        raise UsageError("what is to be kept?", hint="Give --keep-last N, --keep-best or --keep-every STEPS.")
+    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
+        now = time.time()
+        choices = retry(lambda: retention.plan(asked.store, asked.versions, policy, now), what="the plan", patience=INTERACTIVE)
+        going = [each for each in choices if not each.kept]
+        if not as_json:
+            _show_plan(choices, ttl)
+        agreed = bool(going) and not dry_run and _agreed(going, yes=yes, ask=not as_json)
+        at = None if ttl is None else now + ttl
+        gone = (
+            retry(lambda: retention.sweep(asked.store, choices, at=at), what="the deletion", patience=INTERACTIVE)
+            if agreed
+            else []
+        )
+    if as_json:
+        click.echo(json.dumps(_report(str(asked.run), policy, choices, gone, at), indent=1))
+    elif agreed:
+        what = "will be deleted by the store" if ttl else "deleted"
+        spared = f"; {len(going) - len(gone)} stayed, wanted by somebody since" if len(gone) < len(going) else ""
+        click.echo(f"{len(gone)} versions {what}, {tables.size(_bytes(gone))}{spared}")
+    elif going:
+        click.echo("nothing was deleted", err=True)
+
+
+def _agreed(going: list[Choice], *, yes: bool, ask: bool) -> bool:
+    if yes:
+        return True
+    if not (ask and sys.stdin.isatty()):
+        raise UsageError("versions are deleted only after a yes", hint="Add --yes, or --dry-run to see the plan alone.")
+    return click.confirm(f"Delete these {len(going)} versions?", err=True)
+
+
+def _show_plan(choices: list[Choice], ttl: float | None) -> None:
+    verb = f"delete in {tables.age(ttl)}" if ttl else "delete"
+    rows = [
+        (
+            str(each.version),
+            "" if each.version.step is None else str(each.version.step),
+            tables.size(each.version.bytes),
+            "keep" if each.kept else verb,
+            ", ".join(each.reasons),
+        )
+        for each in choices
+    ]
+    tables.show(("VERSION", "STEP", "SIZE", "PLAN", "BECAUSE"), rows, right=("STEP", "SIZE"))
+    going = [each.version for each in choices if not each.kept]
+    freed = tables.size(_bytes(going))
+    click.echo(f"{len(choices) - len(going)} stay, {len(going)} go: {freed}, less what they share with others")
+
+
+def _bytes(versions: Sequence[Version]) -> int:
+    return sum(each.bytes for each in versions)
+
+
+def _report(run: str, policy: Retention, choices: Sequence[Choice], gone: Sequence[Version], at: float | None) -> dict[str, Any]:
+    return {
+        "run": run,
+        "policy": {"keep_last": policy.last, "keep_best": policy.best, "keep_every": policy.every},
+        "freed_bytes": _bytes(gone) if at is None else 0,
+        "versions": [
+            {
+                "name": each.version.name,
+                "version": each.version.version,
+                "step": each.version.step,
+                "bytes": each.version.bytes,
+                "kept": each.kept,
+                "reasons": list(each.reasons),
+                "deleted": at is None and each.version in gone,
+                "expires_at": tables.iso(at) if at is not None and each.version in gone else None,
+            }
+            for each in choices
+        ],
+    }
+
+
+@click.command(
+    "promote",
+    epilog="Example: ckptsync promote 4kx81b2q:best model/llama-chat --alias staging",
+    short_help="Link a version to the registry.",
+)
+@click.argument("run_text", metavar="RUN[:ALIAS]")
+@click.argument("target", metavar="REGISTRY/COLLECTION")
+@click.option("--model", is_flag=True, help="The final model (model-<run_id>) rather than a checkpoint.")
+@click.option("--alias", "aliases", multiple=True, help="An alias for it there, such as production; may be given again.")
+@options.as_json
+@options.common
+def promote_command(
+    run_text: str,
+    target: str,
+    model: bool,
+    aliases: tuple[str, ...],
+    as_json: bool,
+    project: str | None,
+    entity: str | None,
+    local: bool,
+) -> None:
+    """Link a version of RUN into REGISTRY/COLLECTION, with ORGANIZATION/ before it where you are in several.
+
+    The version itself stays where it is, and `prune` never deletes it while it is linked. JSON keys: name, version, target,
+    linked_as, aliases.
+    """
+    parts = target.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UsageError(f"{target!r} is not REGISTRY/COLLECTION", hint="For example: model/llama-chat")
+    for alias in aliases:
+        if not alias or "/" in alias or ":" in alias:
+            raise UsageError(f"{alias!r} cannot be an alias", hint="Leave out / and :.")
+    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
+        version = pull.select(asked.versions, asked.run, asked.alias, model=model)[0]
+        linked = retry(lambda: asked.store.link(version, target, aliases), what="the link to the registry", patience=INTERACTIVE)
+    if as_json:
+        report = {"name": version.name, "version": version.version, "target": target}
+        click.echo(json.dumps(report | {"linked_as": linked, "aliases": list(aliases)}, indent=1))
+    else:
+        click.echo(f"{version} is now {linked}" + (f" ({', '.join(aliases)})" if aliases else ""))

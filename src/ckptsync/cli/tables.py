@@ -1,0 +1,49 @@
+"""How tables and times look: headings in bold on a terminal, plain columns elsewhere. rich is imported here only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+
+def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = "") -> None:
+    """Print a table. `right` are the headings whose column holds numbers. The last column may be long, and isn't cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading != headings[-1])
+    for row in rows:
+        table.add_row(*row)
+    console = Console(soft_wrap=True, highlight=False)
+    if title:
+        console.print(title, style="bold", markup=False)
+    console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    from rich.filesize import decimal
+
+    return decimal(round(count))
+
+
+def iso(moment: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+def ago(moment: float, now: float | None = None) -> str:
+    """How long ago that was, in the largest unit that tells enough: 40 s, 12 min, 5.2 h, 3.1 d."""
+    return age((time.time() if now is None else now) - moment)
+
+
+def age(seconds: float | None) -> str:
+    """A duration, likewise."""
+    seconds = max(0.0, seconds or 0.0)
+    for unit, length, limit in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}" if length < 3600 else f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 86400:.1f} d"

@@ -1,0 +1,142 @@
+"""`pull` and `push`: one version down, one checkpoint up."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckptsync import daemon, layouts, pull, record, resume
+from ckptsync.checkpoint import Checkpoint, Receipt, step_of
+from ckptsync.cli import asking, options, progress
+from ckptsync.errors import IntegrityError, UsageError
+from ckptsync.retrying import INTERACTIVE, Patience, retry
+from ckptsync.spool import Spool
+from ckptsync.uploader import Policy
+
+GIVE_UP_AFTER = 60.0
+"""Seconds that a push waits for a store that is away."""
+
+
+@click.command(
+    "pull",
+    epilog="Example: ckptsync pull 4kx81b2q:best models/best",
+    short_help="Bring one version here, every byte verified.",
+)
+@click.argument("run_text", metavar="RUN[:ALIAS]")
+@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.option("--model", is_flag=True, help="The final model (model-<run_id>) rather than a checkpoint.")
+@options.as_json
+@options.common
+def pull_command(
+    run_text: str, destination: Path, model: bool, as_json: bool, project: str | None, entity: str | None, local: bool
+) -> None:
+    """Download a version of RUN into the folder DEST, which is new or empty, and prove every byte.
+
+    Without ALIAS it is the newest that holds. An interrupted pull goes on where it broke. from_pretrained(DEST) loads it.
+    JSON keys: path, name, version, step, bytes, files.
+    """
+    pull.require_free(destination)
+    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
+        wanted = pull.select(asked.versions, asked.run, asked.alias, model=model)
+        with progress.shown(f"{wanted[0]}") as shown:
+            pulled = pull.pull(asked.store, wanted, destination, progress=shown, patience=INTERACTIVE)
+    version = pulled.version
+    if as_json:
+        report = {"path": str(pulled.path), "name": version.name, "version": version.version, "step": pulled.step}
+        click.echo(json.dumps(report | {"bytes": version.bytes, "files": version.files}, indent=1))
+    else:
+        click.echo(str(pulled.path))
+
+
+@click.command(
+    "push",
+    epilog="Example: ckptsync push runs/llama/checkpoint-500 --run-id 4kx81b2q",
+    short_help="Upload one checkpoint, or try the parked ones again.",
+)
+@click.argument("directory", metavar="CHECKPOINT_DIR", type=click.Path(path_type=Path))
+@click.option("--parked", is_flag=True, help="DIR is an output folder: try again what a permanent error had stopped there.")
+@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
+@options.as_json
+@options.common
+def push_command(
+    directory: Path,
+    parked: bool,
+    run_id: str | None,
+    as_json: bool,
+    project: str | None,
+    entity: str | None,
+    local: bool,
+) -> None:
+    """Upload the checkpoint in CHECKPOINT_DIR (…/checkpoint-N) as a version of its run, if it is whole.
+
+    Pushed twice it is one version. With --parked the folder is an output_dir, and what was parked there goes out.
+    JSON: a list of {checkpoint, step, artifact, version, bytes, files, seconds}.
+    """
+    folder = directory.expanduser().absolute()
+    output_dir = folder if parked else _require_checkpoint(folder).parent
+    output_dir = resume.require_output_dir(output_dir, create=False)
+    run = options.run_of(output_dir, run_id=run_id, project=project, entity=entity, local=local)
+    theirs = record.read(output_dir).text("run_id")
+    if theirs not in (None, run.run_id):
+        raise UsageError(f"{output_dir} belongs to run {theirs}, not {run.run_id}", hint="Leave out --run-id.")
+    patience = Patience(first=0.5, longest=15.0, give_up_after=GIVE_UP_AFTER)
+    with options.connected(local=local) as connection:
+        watch = daemon.Watch(
+            output_dir=output_dir,
+            run=run,
+            environment={**os.environ, **connection.environment()},
+            stem=run.run_id,
+            policy=Policy(keep_all=True, patience=patience),
+        )
+        watched = daemon.Daemon(watch, daemon.Stop())
+        with watched.held():
+            names = {each.name for each in watched.spool.pending()} if parked else {_pin(watched.spool, folder)}
+            retry(watched.uploader.check, what="the log-in", patience=patience)
+            watched.uploader.drain()
+            watched.raise_outcome()
+        receipts = [each for each in Spool(output_dir).receipts() if each.snapshot in names]
+    _tell(receipts, as_json=as_json)
+
+
+def _require_checkpoint(folder: Path) -> Path:
+    if not folder.is_dir() or step_of(folder.name) is None:
+        raise UsageError(f"{folder} is not a checkpoint-N folder", hint="Give one, or an output_dir with --parked.")
+    return folder
+
+
+def _pin(spool: Spool, folder: Path) -> str:
+    """Put the checkpoint into the queue unless it is there or durable, and return its snapshot's name."""
+    verdict = layouts.inspect(folder, world_size=record.read(folder.parent).world_size)
+    if not verdict.complete:
+        raise IntegrityError(f"{folder} is not whole: {verdict.problems[0]}", hint="See `ckptsync verify`.")
+    checkpoint = Checkpoint(folder, step_of(folder.name) or 0, verdict)
+    name = f"{checkpoint.name}.{checkpoint.fingerprint}"
+    if not spool.knows(name):
+        spool.pin(checkpoint)
+    return name
+
+
+def _tell(receipts: list[Receipt], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([_report(each) for each in receipts], indent=1))
+        return
+    for each in receipts:
+        click.echo(f"{each.snapshot.partition('.')[0]} is durable: {each.artifact}:{each.version}")
+    if not receipts:
+        click.echo("nothing was parked", err=True)
+
+
+def _report(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "checkpoint": receipt.snapshot.partition(".")[0],
+        "step": receipt.step,
+        "artifact": receipt.artifact,
+        "version": receipt.version,
+        "bytes": receipt.bytes,
+        "files": receipt.files,
+        "seconds": round(receipt.seconds, 3),
+    }
