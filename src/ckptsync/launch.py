@@ -140,7 +140,6 @@ class Training:
         """When the ranks are gone, end what started them: torchrun with --max-restarts would start them anew."""
         born = {pid: processes.birth(pid) for pid in asked}
         _outwait(lambda: [pid for pid in asked if born[pid] is not None and processes.birth(pid) == born[pid]], None)
-        _outwait(lambda: [] if self._over.is_set() else [self.pid], 1.0)
         if not self._over.is_set():
             self.signal(signal.SIGTERM)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +43,11 @@ def choose(pending: Sequence[Snapshot], *, keep_all: bool, hurry: bool = False) 
     wanted = [each for each in queue if keep_all or each in (best, queue[-1])]
     first = wanted[-1 if hurry else 0] if wanted else None
     return first, [each for each in queue if each not in wanted]
+
+
+def rest_of_upload(usual: float, elapsed: float) -> float:
+    """The seconds that an upload which usually takes `usual` may still need; for ever when it is long overdue."""
+    return max(0.0, usual - elapsed) if elapsed <= 1.5 * usual else math.inf
 
 
 def over_limit(pending: Sequence[Snapshot], limit: int | None, *, in_hand: Snapshot | None = None) -> list[Snapshot]:

@@ -97,6 +97,7 @@ class Supervisor:
         self._over = threading.Event()
         self._asked = threading.Event()
         self._deadline: float | None = None
+        self._noticed_at: float | None = None
 
     def run(self) -> int:
         """Start the training, see it to its end, and return the exit code for the whole.
@@ -161,8 +162,11 @@ class Supervisor:
 
     def _judge(self, code: int | None) -> int:
         """The exit code for the whole, once all is over. Raises what a user has to know of."""
-        self._daemon.raise_outcome()
         newest = self._newest()
+        if newest and self._noticed_at is not None and newest.saved_at >= self._noticed_at:
+            # It has left as asked. What started over after that is the doing of a launcher that starts ranks anew.
+            self._daemon.restarted = None
+        self._daemon.raise_outcome()
         if _finished(newest) or not self._left(newest) or signal.SIGINT in self._signals:
             return code or 0
         self._wait_for_others(newest)
@@ -179,8 +183,9 @@ class Supervisor:
         )
 
     def _newest(self) -> Checkpoint | None:
+        """The whole checkpoint that was saved last, but none of a training that started over."""
         whole, _ = resume.local_checkpoints(self._daemon.spool.output_dir)
-        return max(whole, key=lambda each: (each.saved_at, each.step), default=None)
+        return max(resume.going_on(whole, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None)
 
     def _durable(self, newest: Checkpoint | None) -> bool:
         spool = self._daemon.spool
@@ -292,6 +297,7 @@ class Supervisor:
             self._leave_early(notice)
         first = self.notice is None
         self.notice = self.notice or notice
+        self._noticed_at = self._noticed_at or time.time()
         self._asked.set()
         if notice.seconds is not None:
             end = time.monotonic() + notice.seconds
@@ -304,7 +310,7 @@ class Supervisor:
         self._daemon.uploader.hurry(notice.seconds)
         if self._training:
             self._training.ask(number)
-        threading.Thread(target=self._give_up, name="deadline", daemon=True).start()
+        threading.Thread(target=self._press, name="deadline", daemon=True).start()
 
     def _leave_early(self, notice: Notice) -> None:
         """Before the training was started there is nothing to save. What was downloaded so far is found again."""
@@ -312,12 +318,13 @@ class Supervisor:
         log.warning("this machine goes away: notice of %s, before the training was started", notice)
         os._exit(128 + signal.SIGTERM if waiting else PreemptedError.exit_code)
 
-    def _give_up(self) -> None:
-        """When the time is up and the training has ended, end the waiting for a store that is away: somebody has to be told."""
-        self._over.wait()
-        if self._deadline is not None:
-            threading.Event().wait(max(0.0, self._deadline - time.monotonic()) + MERCY)
-            self._daemon.stop.request()
+    def _press(self) -> None:
+        """See to it that the newest goes first. When the time is up and the training has ended, end the waiting for a store."""
+        pause = threading.Event()
+        while not (self._over.is_set() and self._deadline and time.monotonic() > self._deadline + MERCY):
+            self._daemon.uploader.give_way()
+            pause.wait(0.5)
+        self._daemon.stop.request()
 
 
 def _finished(newest: Checkpoint | None) -> bool:
