@@ -99,6 +99,7 @@ class Spool:
         swept = [name for folder in ("", "spool", "receipts", "parked", "incoming") for name in durable.sweep(self.root / folder)]
         for directory in (*self._directories("spool"), *self._directories("parked")):
             swept += durable.sweep(directory)
+        durable.remove_tree(self.root / "wandb")
         for directory in self._directories("spool"):
             if self.receipt_path(directory.name).exists():
                 durable.remove_tree(directory)

@@ -28,8 +28,9 @@ _PLACES = {  # for each event: which of its arguments are paths, and which a fol
 class Counter:
     """An audit hook that counts the file events below a folder, and kills this process with SIGKILL at the given one."""
 
-    def __init__(self, folder: Path, *, die_at: int | None = None) -> None:
+    def __init__(self, folder: Path, *, die_at: int | None = None, tally: Path | None = None) -> None:
         self.count = 0
+        self._tally = os.open(tally, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if tally else None
         self._folder = str(folder) + "/"
         self._die_at = die_at
         sys.addaudithook(self._see)
@@ -38,6 +39,8 @@ class Counter:
         if not self._is_ours(event, arguments):
             return
         self.count += 1
+        if self._tally is not None:
+            os.write(self._tally, b".")
         if self.count == self._die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -72,6 +75,13 @@ def count_events(deed: Callable[[], object], folder: Path) -> int:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def spread(events: int, most: int) -> list[int]:
+    """At most so many numbers from 1 to `events`, evenly apart, the first and the last among them."""
+    if events <= most:
+        return list(range(1, events + 1))
+    return sorted({1 + round(number * (events - 1) / (most - 1)) for number in range(most)})
 
 
 def die_doing(deed: Callable[[], object], folder: Path, n: int) -> bool:

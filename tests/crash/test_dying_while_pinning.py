@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ckptsync.spool import Spool
 from tests import evidence
 from tests.checkpoints import checkpoint_at, make_checkpoint
 from tests.crash import deaths
-from tests.figures import Table
+from tests.crash.conftest import Sweep
 
 
 def pin(output_dir: Path) -> None:
@@ -35,63 +36,46 @@ def park_and_try_again(output_dir: Path) -> None:
     spool.unpark()
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["by link", "by copy"])
-def test_a_pin_that_was_cut_short_is_made_whole_by_the_next_start(
-    tmp_path: Path, table: Table, other_file_system: Path, links: bool
-) -> None:
+def sweep(name: str, deed: Callable[[Path], None], fresh: Callable[[str], Path], tmp_path: Path) -> Sweep:
+    """Die at every event of a deed, do it again, and look at what is in the queue then."""
+    counted = fresh("counted")
+    events = deaths.count_events(partial(deed, counted), tmp_path)
+    found = Sweep(name, events)
+    for n in range(1, events + 1):
+        output_dir = fresh(f"death-{n}")
+        saved = evidence.digests(output_dir / "checkpoint-10")
+        before = evidence.look(output_dir)
+        assert deaths.die_doing(partial(deed, output_dir), tmp_path, n)
+
+        deed(output_dir)
+
+        spool = Spool(output_dir)
+        held = [evidence.Kept(each.name, frozenset(), each.step, evidence.digests(each.content)) for each in spool.pending()]
+        left = len(evidence.leftovers(output_dir)) - len(held) + len(spool.parked())
+        found.add(evidence.damage(held, {"checkpoint-10": saved}, wanted=["checkpoint-10"]), left)
+        assert evidence.look(output_dir) == before
+        shutil.rmtree(output_dir)
+    return found
+
+
+@pytest.mark.parametrize("by", ["link", "copy"])
+def test_a_pin_that_was_cut_short_is_made_whole_by_the_next_start(tmp_path: Path, other_file_system: Path, by: str) -> None:
     def fresh(name: str) -> Path:
         output_dir = tmp_path / name
         make_checkpoint(output_dir, 10)
-        if not links:
-            # The folder of ours lies on another file system.
+        if by == "copy":
             elsewhere = other_file_system / name
             elsewhere.mkdir()
             (output_dir / ".ckptsync").symlink_to(elsewhere)
         return output_dir
 
-    counted = fresh("counted")
-    events = deaths.count_events(partial(pin, counted), tmp_path)
-    lost = torn = twice = left = 0
-    for n in range(1, events + 1):
-        output_dir = fresh(f"death-{n}")
-        before = evidence.look(output_dir)
-        assert deaths.die_doing(partial(pin, output_dir), tmp_path, n)
-
-        pin(output_dir)
-
-        pending = Spool(output_dir).pending()
-        saved = evidence.digests(output_dir / "checkpoint-10")
-        lost += not pending
-        twice += len(pending) > 1
-        torn += any(evidence.digests(each.content) != saved for each in pending)
-        left += len(evidence.leftovers(output_dir)) - len(pending)
-        assert evidence.look(output_dir) == before
-        shutil.rmtree(output_dir)
-    table.add(f"pin {'by link' if links else 'by copy'}", events, events, lost, torn, twice, left)
-    assert (lost, torn, twice, left) == (0, 0, 0, 0)
+    sweep(f"pin by {by}", pin, fresh, tmp_path).tell()
 
 
-def test_a_snapshot_that_is_parked_and_brought_back_is_in_one_place_whenever_it_ends(tmp_path: Path, table: Table) -> None:
-    def pinned(name: str) -> Path:
+def test_a_snapshot_that_is_parked_and_brought_back_is_in_one_place_whenever_it_ends(tmp_path: Path) -> None:
+    def fresh(name: str) -> Path:
         make_checkpoint(tmp_path / name, 10)
         pin(tmp_path / name)
         return tmp_path / name
 
-    counted = pinned("counted")
-    events = deaths.count_events(partial(park_and_try_again, counted), tmp_path)
-    lost = torn = twice = left = 0
-    for n in range(1, events + 1):
-        output_dir = pinned(f"death-{n}")
-        saved = evidence.digests(output_dir / "checkpoint-10")
-        assert deaths.die_doing(partial(park_and_try_again, output_dir), tmp_path, n)
-
-        park_and_try_again(output_dir)
-
-        spool = Spool(output_dir)
-        pending = spool.pending()
-        lost += not pending
-        twice += len(pending) + len(spool.parked()) > 1
-        torn += any(evidence.digests(each.content) != saved for each in pending)
-        left += len(evidence.leftovers(output_dir)) - len(pending)
-    table.add("park, bring back", events, events, lost, torn, twice, left)
-    assert (lost, torn, twice, left) == (0, 0, 0, 0)
+    sweep("park and bring back", park_and_try_again, fresh, tmp_path).tell()
