@@ -168,7 +168,9 @@ class Daemon:
         for name in self.spool.unpark():
             log.info("trying again what was parked: %s", name)
         run = self.watch.run
-        record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, entity=run.entity)
+        # An entity that is still open says nothing against the one that the last start found out.
+        entity = {"entity": run.entity} if run.entity else {}
+        record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, **entity)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -285,6 +287,9 @@ class Daemon:
 
     def _take(self, rested: Rested, checkpoint: Checkpoint) -> None:
         """Pin a whole checkpoint, unless it shows that the training started over. What can't be pinned yet is offered again."""
+        if self.watch.policy.only_model and not (checkpoint.verdict.state and checkpoint.verdict.state.finished):
+            self._settling.accept(rested)
+            return
         over = guard.started_over(checkpoint.step, checkpoint.saved_at, self._before)
         if not self.watch.allow_restart and (self.restarted or over):
             self._settling.accept(rested)

@@ -12,12 +12,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from ckptsync import artifact, durable, layouts, record
+from ckptsync import artifact, durable, guard, layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, Run, TrainingState, Version, fingerprint, step_of
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
 from ckptsync.retrying import INTERACTIVE, Patience, retry
@@ -34,7 +34,10 @@ RESERVE = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place to resume from: a folder that is here already, or a version in the store."""
+    """One place to resume from: a folder that is here already, or a version in the store.
+
+    With both, the folder holds what the version was made of, or was brought from it.
+    """
 
     saved_at: float
     step: int
@@ -63,13 +66,20 @@ def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Sour
     A version that says of itself that it can't be resumed from (no optimizer, scheduler or rng state) is left out, and the
     final model that HF's WandbCallback logs under the same name (alias `final_model`, transformers 5.24) likewise.
     """
-    here = [Source(each.saved_at, each.step, local=each) for each in local if each.verdict.resumable]
     there = [
         Source(saved_at, each.step if each.step is not None else -1, version=each)
         for each, saved_at in _dated(versions)
         if each.ours.get("resumable", True) is not False and "final_model" not in each.aliases
     ]
-    return sorted(here + there, key=lambda each: (round(each.saved_at, 3), each.step, each.local is not None), reverse=True)
+    twins = {_moment(each): each.version for each in there}
+    found = [Source(each.saved_at, each.step, local=each) for each in local if each.verdict.resumable]
+    here = [replace(each, version=twins.get(_moment(each))) for each in found]
+    return sorted(here + there, key=lambda each: (*_moment(each), each.local is not None), reverse=True)
+
+
+def _moment(source: Source) -> tuple[float, int]:
+    """When it was saved, to the millisecond, and at which step: what a checkpoint and the version of it have in common."""
+    return round(source.saved_at, 3), source.step
 
 
 def _dated(versions: Iterable[Version]) -> Iterator[tuple[Version, float]]:
@@ -94,6 +104,12 @@ def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[
         else:
             torn.append((path, str(verdict.problems[0])))
     return whole, torn
+
+
+def going_on(whole: Iterable[Checkpoint], spool: Spool) -> list[Checkpoint]:
+    """Those of a training that went on; what one saved that started over must not take their place."""
+    before = guard.progress(record.read(spool.output_dir), list(spool.receipts()))
+    return [each for each in whole if not guard.started_over(each.step, each.saved_at, before)]
 
 
 def find_versions(store: Store, run: Run) -> list[Version]:
@@ -140,7 +156,11 @@ class Resume:
         whole, torn = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
         for path, reason in torn:
             log.warning("not resumed from, not whole: %s: %s", path.name, reason)
-        return order(whole, versions)
+        going = going_on(whole, self._spool)
+        for each in whole:
+            if each not in going:
+                log.warning("not resumed from, of a training that started over: %s", each.name)
+        return order(going, versions)
 
     def place(self, alias: str | None = None) -> Placed:
         """The newest valid checkpoint, in its place. Raises NotFoundError when there is none, IntegrityError when none holds."""

@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptsync import artifact, durable, errors, record, spool
+from ckptsync import artifact, durable, errors, model, record, spool
 from ckptsync.checkpoint import Receipt, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
+from ckptsync.retention import Retention
 from ckptsync.retrying import FOR_EVER, Patience, retry
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,18 @@ PUBLISH = (sys.executable, "-m", "ckptsync.publish")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How uploads go. `limit` is in bytes, `stall` in seconds without a sign of progress."""
+    """How uploads go. `limit` is in bytes, `stall` in seconds without a sign of progress.
+
+    `keep` says what stays in the store after each upload. With `only_model` no checkpoint goes out, only the final model.
+    """
 
     keep_all: bool = False
     limit: int | None = None
     stall: float = 300.0
     patience: Patience = FOR_EVER
     linger: float = 30.0
+    keep: Retention = Retention()  # noqa: RUF009 - frozen
+    only_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +247,7 @@ class Uploader:
         return True
 
     def _over(self) -> bool:
-        """Whether a stop leaves the rest for the next start. Without `keep_all` at most the best and the newest are left, and go."""
+        """Whether a stop leaves the rest for the next start. Without `keep_all` the newest still goes."""
         return self._stop.is_set() and self.policy.keep_all and self._hurried_at is None
 
     def upload_next(self) -> bool:
@@ -323,6 +329,29 @@ class Uploader:
             self._child.kill()
 
     def _attempt(self, pinned: Snapshot) -> None:
+        log.info("uploading %s: %d files, %d bytes", pinned.name, len(pinned.files), pinned.bytes)
+        self._begun = time.monotonic()
+        try:
+            if self.policy.only_model:
+                answer = self._put_model(pinned)
+            else:
+                answer = self._put(pinned)
+                # Before the pin is let go: it holds the files of the model too.
+                self._put_model_beside(pinned)
+        finally:
+            self.progress = None
+        receipt = _receipt(pinned, answer)
+        self._spool.commit(pinned, receipt)
+        self.durable = self._spool.newest_receipt()
+        self.rate = receipt.bytes / receipt.seconds if receipt.seconds else None
+        self.last_error = None
+        name = receipt.artifact.rpartition("/")[2]
+        log.info("durable %s as %s:%s in %.1f s", pinned.name, name, receipt.version, receipt.seconds)
+        if not answer["attached"]:
+            log.warning("run %s is not on the server yet: %s stays with the run ckptsync-%s", self.run, name, self.run.run_id)
+        self._prune(name)
+
+    def _put(self, pinned: Snapshot) -> dict[str, Any]:
         preempted = self._spool.preempted(pinned.checkpoint, pinned.fingerprint)
         preempted |= self._hurried_at is not None and pinned.saved_at >= self._hurried_at
         known = record.read(self._spool.output_dir)
@@ -331,22 +360,41 @@ class Uploader:
         if newest and newest.sequence > pinned.sequence:
             upload = replace(upload, latest=newest.version)
         job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
-        log.info("uploading %s: %d files, %d bytes", pinned.name, len(pinned.files), pinned.bytes)
-        self._begun = time.monotonic()
+        return self._ask(job, told=lambda line: self._note(pinned, line))
+
+    def _put_model_beside(self, pinned: Snapshot) -> None:
+        """When the training is finished, make its model a version. What stops that for good doesn't stop the checkpoint."""
+        if not (pinned.state and pinned.state.finished):
+            return
         try:
-            answer = self._ask(job, told=lambda line: self._note(pinned, line))
-        finally:
-            self.progress = None
-        receipt = _receipt(pinned, answer)
-        self._spool.commit(pinned, receipt)
-        self.durable = self._spool.newest_receipt()
-        self.rate = receipt.bytes / receipt.seconds if receipt.seconds else None
-        self.last_error = None
-        log.info("durable %s as %s:%s in %.1f s", pinned.name, upload.name, answer["version"]["version"], answer["seconds"])
-        if not answer["attached"]:
-            log.warning(
-                "run %s is not on the server yet: %s stays with the run ckptsync-%s", self.run, upload.name, self.run.run_id
-            )
+            version = self._put_model(pinned)["version"]
+        except TransientStoreError:
+            raise
+        except CkptsyncError as error:
+            log.warning("no final model in the store: %s", error)
+        else:
+            log.info("the final model is %s:%s", version["name"], version["version"])
+
+    def _put_model(self, pinned: Snapshot) -> dict[str, Any]:
+        found = model.final(pinned, self._spool.output_dir)
+        upload = artifact.describe_model(found, self.run, stem=self._stem)
+        job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "upload": asdict(upload)}
+        job["files"] = [asdict(file) for file in found.files]
+        return self._ask(job, told=lambda line: self._note(pinned, line))
+
+    def _prune(self, name: str) -> None:
+        """After a receipt: let go what the policy doesn't keep. A failure is told, and the next receipt tries again."""
+        if not self.policy.keep or self._hurried_at is not None:
+            return
+        job = {"op": "prune", "run": asdict(self.run), "name": name, "policy": asdict(self.policy.keep)}
+        try:
+            gone = self._ask(job, told=lambda _: None)["gone"]
+        except CkptsyncError as error:
+            log.warning("nothing was pruned: %s", error)
+            return
+        for each in gone:
+            self._spool.record("pruned", artifact=f"{name}:{each['version']}", step=each["step"])
+            log.info("pruned %s:%s, step %s", name, each["version"], each["step"])
 
     def _ask(self, job: Mapping[str, Any], *, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         if self._child is None:

@@ -231,7 +231,8 @@ def publish(
 
 def kept(server: ServerProcess, run_id: str) -> list[tuple[int, list[str]]]:
     """(step, aliases) of what the server keeps of a run, oldest first."""
-    collection = api.data(server.graphql(VERSIONS, name=f"checkpoint-{run_id}"))["artifactCollection"]
+    project = api.data(server.graphql(VERSIONS, name=f"checkpoint-{run_id}"))
+    collection = project["artifactCollection"] if project else None
     edges = reversed(collection["artifacts"]["edges"]) if collection else []
     nodes = [edge["node"] for edge in edges if edge["node"]["state"] == "COMMITTED"]
     return [(json.loads(node["metadata"])["global_step"], sorted(each["alias"] for each in node["aliases"])) for node in nodes]

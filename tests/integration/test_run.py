@@ -1,0 +1,191 @@
+"""`run` as a job script calls it: the same line again and again, whatever happened in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ckptsync import record
+from ckptsync.spool import Spool
+from tests.checkpoints import make_checkpoint
+from tests.integration.conftest import Ended, Tool, events, kept, make_run, program, publish, refusal, wait_for
+from tests.server_process import ServerProcess
+
+STEP = (
+    "found = sorted(int(path.name[11:]) for path in pathlib.Path(sys.argv[1]).glob('checkpoint-*'))",
+    "print('goes on from', os.environ.get('CKPTSYNC_RESUME_FROM', 'nothing'), 'as', os.environ['WANDB_RUN_ID'])",
+    "step = found[-1] + 4 if found else 4",
+    "make_checkpoint(pathlib.Path(sys.argv[1]), step, content=os.environ['WANDB_RUN_ID'], max_steps=8)",
+)
+"""A training of 8 steps that is cut short after each checkpoint, at every fourth step."""
+
+SAVES_AT_SIGTERM = (
+    "def leave(number, frame):",
+    "    make_checkpoint(pathlib.Path(sys.argv[1]), 8, content=os.environ['WANDB_RUN_ID'])",
+    "    sys.exit(0)",
+    "signal.signal(signal.SIGTERM, leave)",
+    "make_checkpoint(pathlib.Path(sys.argv[1]), 4, content=os.environ['WANDB_RUN_ID'])",
+    "print('training', flush=True)",
+    "time.sleep(600)",
+)
+
+
+@pytest.fixture
+def output_dir(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_the_same_line_starts_resumes_and_in_the_end_starts_nothing(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
+    line: list[str | Path] = ["run", "--output-dir", output_dir, "--", *program(*STEP), str(output_dir)]
+
+    first, second, third = tool(*line), tool(*line), tool(*line)
+
+    run_id = record.read(output_dir).text("run_id")
+    assert run_id is not None
+    assert (first.returncode, second.returncode, third.returncode) == (0, 0, 0), third.stderr
+    assert f"goes on from nothing as {run_id}" in first.stdout
+    assert f"goes on from {output_dir / 'checkpoint-4'} as {run_id}" in second.stdout
+    assert third.stdout == ""
+    assert "the training is finished" in third.stderr
+    assert kept(server, run_id) == [(4, ["step-4"]), (8, ["final", "latest", "step-8"])]
+
+
+def test_a_run_in_an_empty_folder_goes_on_from_the_store(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path
+) -> None:
+    make_run(server, "elsewhere")
+    publish(server, make_checkpoint(tmp_path / "old", 4, content="elsewhere", max_steps=8), "elsewhere")
+
+    done = tool("run", "--run-id", "elsewhere", "--output-dir", output_dir, "--", *program(*STEP), str(output_dir))
+
+    assert done.returncode == 0, done.stderr
+    assert f"goes on from {output_dir / 'checkpoint-4'} as elsewhere" in done.stdout
+
+
+def test_a_sigterm_reaches_the_whole_group_and_what_it_saves_is_durable_before_75(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path, ended: Ended
+) -> None:
+    # A shell that passes nothing on stands for `accelerate launch`.
+    trainer = [*program(*SAVES_AT_SIGTERM), str(output_dir)]
+    shell = ["sh", "-c", 'trap "" TERM; "$@" & wait $!; wait', "launcher", *trainer]
+    log = tmp_path / "log"
+    process = ended(tool.start("run", "--run-id", "preempted", "--output-dir", output_dir, "--", *shell, log=log))
+    wait_for(lambda: "training\n" in log.read_text(), what="the training")
+
+    process.terminate()
+    code = process.wait(60)
+
+    assert code == 75, log.read_text()
+    assert [step for step, _ in kept(server, "preempted")][-1] == 8
+    assert "latest" in kept(server, "preempted")[-1][1]
+    assert not Spool(output_dir).pending()
+    assert events(output_dir, "preempted") == [("preempted", 8)]
+
+
+def test_a_second_sigterm_kills_the_training_and_quits(tool: Tool, tmp_path: Path, output_dir: Path, ended: Ended) -> None:
+    stubborn = program(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)", "print('pid', os.getpid(), flush=True)", "time.sleep(600)"
+    )
+    log = tmp_path / "log"
+    process = ended(tool.start("run", "--run-id", "stubborn", "--output-dir", output_dir, "--", *stubborn, log=log))
+    wait_for(lambda: "pid " in log.read_text(), what="the training")
+    trainer = int(next(line for line in log.read_text().splitlines() if line.startswith("pid")).split()[1])
+    process.terminate()
+    time.sleep(0.7)
+    waits = process.poll() is None
+
+    process.terminate()
+    code = process.wait(20)
+
+    assert waits
+    assert code == 128 + signal.SIGTERM
+    wait_for(lambda: not _lives(trainer), seconds=10, what="the end of the training")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_training_s_own_failure_is_passed_on_and_what_it_saved_is_kept(
+    tool: Tool, server: ServerProcess, output_dir: Path
+) -> None:
+    fails = program("make_checkpoint(pathlib.Path(sys.argv[1]), 4, content='fails')", "sys.exit(9)")
+
+    done = tool("run", "--run-id", "fails", "--output-dir", output_dir, "--max-restarts", "0", "--", *fails, str(output_dir))
+
+    assert done.returncode == 9
+    assert [step for step, _ in kept(server, "fails")] == [4]
+
+
+def test_without_the_store_a_checkpoint_that_is_here_is_enough_and_none_is_an_error(
+    tool: Tool, tmp_path: Path, output_dir: Path, ended: Ended
+) -> None:
+    make_checkpoint(output_dir, 4, content="no-store")
+    tells = ["print('goes on from', os.environ.get('CKPTSYNC_RESUME_FROM'), flush=True)", "time.sleep(600)"]
+    away = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
+    log = tmp_path / "log"
+
+    empty = tool("run", "--run-id", "x", "--output-dir", tmp_path / "empty", "--retry-for", "1", "--", "true", timeout=60, **away)
+    line: list[str | Path] = [
+        "run",
+        "--run-id",
+        "no-store",
+        "--output-dir",
+        output_dir,
+        "--retry-for",
+        "1",
+        "--",
+        *program(*tells),
+    ]
+    process = ended(tool.start(*line, log=log, **away))
+    wait_for(lambda: "goes on from" in log.read_text(), what="the training")
+
+    assert empty.returncode == 6
+    refusal(empty)
+    assert f"goes on from {output_dir / 'checkpoint-4'}" in log.read_text()
+    assert process.poll() is None
+
+
+def test_the_placeholder_at_a_fresh_start_is_refused(tool: Tool, output_dir: Path) -> None:
+    done = tool("run", "--run-id", "fresh", "--output-dir", output_dir, "--", "true", "{checkpoint}")
+
+    assert done.returncode == 2
+    assert "nothing to resume from" in refusal(done)
+
+
+def test_beside_a_watcher_that_is_there_already_no_second_one_is_started(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path, ended: Ended
+) -> None:
+    output_dir.mkdir()
+    watcher = ended(tool.start("watch", output_dir, "--run-id", "beside", "--quiet-period", "0.2", log=tmp_path / "watch.log"))
+    wait_for(lambda: "watching" in (tmp_path / "watch.log").read_text(), what="the watcher")
+
+    done = tool("run", "--run-id", "beside", "--output-dir", output_dir, "--", *program(*STEP), str(output_dir))
+
+    assert done.returncode == 0, done.stderr
+    assert f"pid {watcher.pid}" in done.stderr
+    wait_for(lambda: kept(server, "beside"), what="the version")
+    assert watcher.poll() is None
+
+
+def test_run_json_says_who_it_is_and_only_its_owner_can_read_it(tool: Tool, output_dir: Path) -> None:
+    line: list[str | Path] = ["run", "--output-dir", output_dir, "--", "true"]
+
+    done = tool(*line, WANDB_RUN_ID="given")
+    path = output_dir / ".ckptsync" / "run.json"
+    values = json.loads(path.read_text())
+
+    assert done.returncode == 0, done.stderr
+    assert (values["version"], values["run_id"], values["project"], values["entity"]) == (1, "given", "tests", "local")
+    assert values["command"] == ["true"]
+    assert values["cwd"] == str(tool.home)
+    assert path.stat().st_mode & 0o077 == 0
