@@ -341,6 +341,7 @@ class Daemon:
             self.restarted = RestartedError(
                 f"{checkpoint.name} is not above step {before}, so the training started over; nothing of it is uploaded"
             )
+            record.update(self.watch.output_dir, restarted_at=checkpoint.saved_at)
             self.spool.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
             log.error("%s. %s", self.restarted, self.restarted.hint)
 

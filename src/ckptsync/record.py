@@ -79,6 +79,11 @@ class Record:
         return value if isinstance(value, list) and value and all(isinstance(word, str) for word in value) else None
 
     @property
+    def may_record_command(self) -> bool:
+        """Whether the command may stand in a version's metadata; --no-record-command says no."""
+        return self.values.get("record_command") is not False
+
+    @property
     def world_size(self) -> int | None:
         """How many processes train together."""
         value = self.values.get("world_size")
@@ -89,6 +94,12 @@ class Record:
         """The global step from which the last resume went on."""
         value = self.values.get("resumed_step")
         return value if isinstance(value, int) else None
+
+    @property
+    def restarted_at(self) -> float | None:
+        """When the first checkpoint was saved of a training that had started over, None when none has since the last resume."""
+        value = self.values.get("restarted_at")
+        return float(value) if isinstance(value, int | float) else None
 
     @property
     def resumed_at(self) -> float:

@@ -106,10 +106,17 @@ def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[
     return whole, torn
 
 
-def going_on(whole: Iterable[Checkpoint], spool: Spool) -> list[Checkpoint]:
-    """Those of a training that went on; what one saved that started over must not take their place."""
-    before = guard.progress(record.read(spool.output_dir), list(spool.receipts()))
-    return [each for each in whole if not guard.started_over(each.step, each.saved_at, before)]
+def going_on(whole: Sequence[Checkpoint], spool: Spool) -> list[Checkpoint]:
+    """Those of a training that went on. What one saved that had started over, from its first save on, is left out.
+
+    The watcher noted when that was: the Trainer's rotation may have taken the first saves, and the later ones look like progress.
+    """
+    known = record.read(spool.output_dir)
+    before = guard.progress(known, list(spool.receipts()))
+    over = [each.saved_at for each in whole if guard.started_over(each.step, each.saved_at, before)]
+    if known.restarted_at is not None:
+        over.append(known.restarted_at)
+    return [each for each in whole if not over or each.saved_at < min(over)]
 
 
 def find_versions(store: Store, run: Run) -> list[Version]:
@@ -138,7 +145,14 @@ class Resume:
     """Brings the newest valid checkpoint of a run into an output folder. Without a store, only what is there already counts."""
 
     def __init__(
-        self, store: Store | None, run: Run, output_dir: Path, *, progress: Progress, patience: Patience = INTERACTIVE
+        self,
+        store: Store | None,
+        run: Run,
+        output_dir: Path,
+        *,
+        progress: Progress,
+        patience: Patience = INTERACTIVE,
+        allow_restart: bool = False,
     ) -> None:
         self.run = run
         self._store = store
@@ -146,6 +160,7 @@ class Resume:
         self._output_dir = output_dir
         self._progress = progress
         self._patience = patience
+        self._allow_restart = allow_restart
 
     def sources(self, alias: str | None) -> list[Source]:
         """What could be resumed from, best first. With an alias, that version alone."""
@@ -156,7 +171,7 @@ class Resume:
         whole, torn = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
         for path, reason in torn:
             log.warning("not resumed from, not whole: %s: %s", path.name, reason)
-        going = going_on(whole, self._spool)
+        going = whole if self._allow_restart else going_on(whole, self._spool)
         for each in whole:
             if each not in going:
                 log.warning("not resumed from, of a training that started over: %s", each.name)
@@ -214,7 +229,8 @@ class Resume:
     def _clear(self, step: int, keep: Path | None) -> None:
         """Move out of the way what the Trainer would take for newer, or trip over. Nothing is deleted."""
         whole, torn = local_checkpoints(self._output_dir)
-        higher = [each.path for each in whole if each.step > step or (each.step == step and each.path != keep)]
+        going = whole if self._allow_restart else going_on(whole, self._spool)
+        higher = [each.path for each in whole if each.step >= step or each not in going]
         for path in [*higher, *(path for path, _ in torn)]:
             if path == keep:
                 continue

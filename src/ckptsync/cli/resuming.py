@@ -222,7 +222,7 @@ class Start:
 
     def _find_here(self) -> Placed | None:
         try:
-            return Resume(None, self.run, self._output_dir, progress=lambda *_: None).place()
+            return Resume(None, self.run, self._output_dir, progress=lambda *_: None, allow_restart=self._allow_restart).place()
         except (NotFoundError, IntegrityError):
             return None
 
@@ -233,7 +233,9 @@ class Start:
                 shown(done, total)
                 self.manager.moving(done)
 
-            resuming = Resume(store, self.run, self._output_dir, progress=moved, patience=self.patience)
+            resuming = Resume(
+                store, self.run, self._output_dir, progress=moved, patience=self.patience, allow_restart=self._allow_restart
+            )
             placed = resuming.place(alias)
         _tell_differences(placed)
         if self._exists:
@@ -257,6 +259,7 @@ class Start:
             cwd=str(cwd or Path.cwd()),
             resumed_step=placed.step if placed else None,
             resumed_at=time.time() if placed else None,
+            restarted_at=None,
             training=None,
             processes=None,
         )
