@@ -11,7 +11,8 @@ from importlib import metadata as installed
 from pathlib import PurePath
 from typing import Any
 
-from ckptsync.checkpoint import Run, Snapshot, Version
+from ckptsync.checkpoint import Run, Snapshot, Version, step_of
+from ckptsync.model import Model
 from ckptsync.record import Record, recordable
 from ckptsync.store import Upload
 
@@ -56,10 +57,35 @@ def describe(snapshot: Snapshot, run: Run, record: Record, *, stem: str, preempt
     return Upload(artifact_name(stem), tuple(aliases), _metadata(snapshot, run, record))
 
 
+def describe_model(model: Model, run: Run, *, stem: str) -> Upload:
+    """The upload that a final model becomes. Nothing can be resumed from it, and its metadata says so."""
+    ours = {
+        "version": 1,
+        "kind": "model",
+        "run": run.run_id,
+        "step": model.step,
+        "saved_at": max(file.mtime_ns for file in model.files) / 1e9,
+        "resumable": False,
+        "files": len(model.files),
+        "bytes": model.bytes,
+        "best": model.step if model.best else None,
+        "libraries": libraries(),
+    }
+    aliases = ("final", "best") if model.best else ("final",)
+    metadata = {"global_step": model.step, "ckptsync": {key: value for key, value in ours.items() if value is not None}}
+    return Upload(artifact_name(stem, kind="model"), (*aliases, f"step-{model.step}"), metadata)
+
+
 def is_best(snapshot: Snapshot) -> bool:
     """Whether the Trainer calls this very checkpoint its best so far."""
     best = snapshot.state.best_checkpoint if snapshot.state else None
     return best is not None and PurePath(best).name == snapshot.checkpoint
+
+
+def best_step(snapshot: Snapshot) -> int | None:
+    """The step of the checkpoint that the Trainer calls its best so far."""
+    best = snapshot.state.best_checkpoint if snapshot.state else None
+    return step_of(PurePath(best).name) if best else None
 
 
 def users_aliases(version: Version) -> list[str]:
@@ -90,7 +116,8 @@ def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
         "libraries": libraries(),
         "host": socket.gethostname(),
         "output_dir": str(snapshot.directory.parent.parent.parent),
-        "command": command if command and recordable(command) else None,
+        "best": best_step(snapshot),
+        "command": command if command and recordable(command) and record.may_record_command else None,
         "cwd": record.text("cwd"),
     }
     metrics: Mapping[str, float] = state.metrics if state else {}

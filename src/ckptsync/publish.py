@@ -3,7 +3,8 @@
 It exists because hashing maps files into memory: one that is truncated meanwhile kills the process with SIGBUS, which no Python
 can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when stdin ends; the key comes by the environment.
 
-    in   {"op": "check"} or {"op": "upload", "snapshot": PATH, "upload": {name, aliases, metadata}, "lag": seconds}
+    in   {"op": "check"}, {"op": "upload", "snapshot": PATH, "upload": {name, aliases, metadata}},
+         {"op": "model", "folder": PATH, "files": [{path, size, mtime_ns}], "upload": …} or {"op": "prune", "name", "policy": …}
     out  {"event": "progress", "stage", "done", "total", "moved"} … then {"event": "done", …}
          or {"event": "failed", error, message, hint}
 
@@ -24,9 +25,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from ckptsync import config, snapshot
-from ckptsync.checkpoint import Run
+from ckptsync import config, retention, snapshot
+from ckptsync.checkpoint import File, Run
 from ckptsync.errors import CkptsyncError
+from ckptsync.retention import Retention
 from ckptsync.store import Upload
 
 SENT_STEP = 64 * 2**10
@@ -66,11 +68,12 @@ class Publisher:
         self._answers = answers
         self._lock = threading.Lock()
         self._done = self._total = 0
+        self._operations = {"check": self._check, "upload": self._upload, "model": self._upload_model, "prune": self._prune}
 
     def serve(self, job: dict[str, Any]) -> None:
         """Answer one job. Whatever goes wrong is an answer too, so that the parent can decide."""
         try:
-            result = self._check(job) if job["op"] == "check" else self._upload(job)
+            result = self._operations[job["op"]](job)
         except Exception as error:
             name = type(error).__name__ if isinstance(error, CkptsyncError) else "CkptsyncError"
             message = str(error) if isinstance(error, CkptsyncError) else f"{type(error).__name__}: {error}"
@@ -84,7 +87,7 @@ class Publisher:
     def _upload(self, job: dict[str, Any]) -> dict[str, Any]:
         started = time.time()
         pinned = snapshot.load(Path(job["snapshot"]))
-        upload = Upload(**{**job["upload"], "aliases": tuple(job["upload"]["aliases"])})
+        upload = _upload_of(job)
         run = self.store.check(Run(**job["run"]))
         with self._progress_lines():
             version = self.store.put(pinned, upload, progress=self._note)
@@ -94,6 +97,22 @@ class Publisher:
             lag = time.time() - pinned.saved_at
             self.store.measure({"upload_seconds": seconds, "bytes": pinned.bytes, "lag_seconds": lag, "step": pinned.step})
         return {"version": asdict(version), "seconds": seconds, "attached": attached}
+
+    def _upload_model(self, job: dict[str, Any]) -> dict[str, Any]:
+        started = time.time()
+        upload = _upload_of(job)
+        files = [File(**file) for file in job["files"]]
+        run = self.store.check(Run(**job["run"]))
+        with self._progress_lines():
+            version = self.store.put_model(Path(job["folder"]), files, upload)
+        return {"version": asdict(version), "seconds": time.time() - started, "attached": self.store.attach(version, run)}
+
+    def _prune(self, job: dict[str, Any]) -> dict[str, Any]:
+        run = self.store.check(Run(**job["run"]))
+        # Where artifacts are named after the run's name, those of another run may lie beside ours.
+        versions = [each for each in self.store.versions(job["name"]) if each.ours.get("run") == run.run_id]
+        choices = retention.plan(self.store, versions, Retention(**job["policy"]), time.time())
+        return {"gone": [{"version": each.version, "step": each.step} for each in retention.sweep(self.store, choices)]}
 
     def _note(self, done: int, total: int) -> None:
         self._done, self._total = done, total
@@ -126,6 +145,10 @@ class Publisher:
         with self._lock:
             self._answers.write(json.dumps({"event": event, **fields}) + "\n")
             self._answers.flush()
+
+
+def _upload_of(job: dict[str, Any]) -> Upload:
+    return Upload(**{**job["upload"], "aliases": tuple(job["upload"]["aliases"])})
 
 
 def _stepped(count: int, step: int) -> int:

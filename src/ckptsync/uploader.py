@@ -378,8 +378,8 @@ class Uploader:
     def _put_model(self, pinned: Snapshot) -> dict[str, Any]:
         found = model.final(pinned, self._spool.output_dir)
         upload = artifact.describe_model(found, self.run, stem=self._stem)
-        job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "upload": asdict(upload)}
-        job["files"] = [asdict(file) for file in found.files]
+        files = [asdict(file) for file in found.files]
+        job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "files": files, "upload": asdict(upload)}
         return self._ask(job, told=lambda line: self._note(pinned, line))
 
     def _prune(self, name: str) -> None:

@@ -5,8 +5,9 @@ Looks from outside: no torch, no transformers, nothing executed, nothing written
 
 from __future__ import annotations
 
+from ckptsync.layouts.final import loads_best, model_files
 from ckptsync.layouts.folder import list_files
 from ckptsync.layouts.inspection import inspect
 from ckptsync.layouts.trainer_state import log_history, read_state
 
-__all__ = ["inspect", "list_files", "log_history", "read_state"]
+__all__ = ["inspect", "list_files", "loads_best", "log_history", "model_files", "read_state"]
