@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,20 @@ def die_doing(deed: Callable[[], object], folder: Path, n: int) -> bool:
     return status != 0
 
 
+def side_by_side(deeds: Sequence[Callable[[], object]], *, width: int = 4) -> None:
+    """Do them in forks, a few at a time: each mostly waits. All have to come to their end."""
+    for start in range(0, len(deeds), width):
+        children = [_fork(deed) for deed in deeds[start : start + width]]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert not any(statuses), statuses
+
+
 def in_fork(deed: Callable[[], object]) -> int:
     """Do something in a child of this warm process. Returns its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(_fork(deed), 0)[1])
+
+
+def _fork(deed: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         status = 1
@@ -109,4 +121,4 @@ def in_fork(deed: Callable[[], object]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child

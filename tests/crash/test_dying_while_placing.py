@@ -48,7 +48,7 @@ def damage(output_dir: Path, saved: evidence.Digests, torn_save: evidence.Digest
     )
 
 
-@pytest.mark.parametrize("most", [pytest.param(6, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [pytest.param(8, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_a_resume_that_was_cut_short_is_completed_by_the_next(tmp_path: Path, server: ServerProcess, most: int) -> None:
     source = tmp_path / "placed"
@@ -56,20 +56,22 @@ def test_a_resume_that_was_cut_short_is_completed_by_the_next(tmp_path: Path, se
     pin(source)
     assert deaths.in_fork(partial(upload, source, server)) == 0
     folders = tmp_path / "into"
-    private = tmp_path / "private"
     counted = fresh(folders / "counted")
-    events = deaths.count_events(partial(place, counted, server, private), folders)
+    events = deaths.count_events(partial(place, counted, server, tmp_path / "private"), folders)
     found = Sweep("place", events)
-    for n in deaths.spread(events, most):
-        output_dir = fresh(folders / f"death-{n}")
-        torn_save = evidence.digests(output_dir / "checkpoint-20")
+    points = {n: fresh(folders / f"death-{n}") for n in deaths.spread(events, most)}
+    torn_saves = {n: evidence.digests(output_dir / "checkpoint-20") for n, output_dir in points.items()}
+
+    def die_and_start_again(output_dir: Path, n: int) -> None:
         # Threads bring the files, so that one death in many comes to its end before.
-        deaths.die_doing(partial(place, output_dir, server, private), folders, n)
-
-        assert deaths.in_fork(partial(place, output_dir, server, private)) == 0
-
+        deaths.die_doing(partial(place, output_dir, server, tmp_path / f"private-{n}"), folders, n)
+        place(output_dir, server, tmp_path / f"private-{n}")
         # The watcher that every resume starts sweeps under its lock what a resume may not.
         Spool(output_dir).prepare()
-        found.add(damage(output_dir, saved, torn_save), len(evidence.leftovers(output_dir)))
+
+    deaths.side_by_side([partial(die_and_start_again, output_dir, n) for n, output_dir in points.items()])
+
+    for n, output_dir in points.items():
+        found.add(damage(output_dir, saved, torn_saves[n]), len(evidence.leftovers(output_dir)))
     assert len(evidence.versions(server, f"checkpoint-{RUN.run_id}")) == 1
     found.tell()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -57,38 +58,45 @@ def damage(output_dir: Path, server: ServerProcess) -> evidence.Damage:
     return evidence.damage(kept, saved, wanted=saved)
 
 
-@pytest.mark.parametrize("most", [pytest.param(7, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+def sweep(
+    name: str, events: int, points: Mapping[int, Path], die_and_start_again: Callable[[Path, int], None], server: ServerProcess
+) -> Sweep:
+    """Die at each point in a folder of its own, and look at what is there after the next start."""
+    before = {n: evidence.look(output_dir) for n, output_dir in points.items()}
+    found = Sweep(name, events)
+
+    deaths.side_by_side([partial(die_and_start_again, output_dir, n) for n, output_dir in points.items()])
+
+    for n, output_dir in points.items():
+        found.add(damage(output_dir, server), len(evidence.leftovers(output_dir)))
+        assert evidence.look(output_dir) == before[n]
+    return found
+
+
+@pytest.mark.parametrize("most", [pytest.param(8, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_a_watcher_that_died_in_an_upload_finishes_it_at_the_next_start(tmp_path: Path, server: ServerProcess, most: int) -> None:
     counted = fresh(tmp_path, f"w{most}-counted")
     events = deaths.count_events(partial(upload, counted, server), tmp_path)
-    found = Sweep("upload, the watcher", events)
-    for n in deaths.spread(events, most):
-        output_dir = fresh(tmp_path, f"w{most}-{n}")
-        before = evidence.look(output_dir)
+
+    def die_and_start_again(output_dir: Path, n: int) -> None:
         assert deaths.die_doing(partial(upload, output_dir, server), tmp_path, n)
+        upload(output_dir, server)
 
-        assert deaths.in_fork(partial(upload, output_dir, server)) == 0
-
-        found.add(damage(output_dir, server), len(evidence.leftovers(output_dir)))
-        assert evidence.look(output_dir) == before
-    found.tell()
+    points = {n: fresh(tmp_path, f"w{most}-{n}") for n in deaths.spread(events, most)}
+    sweep("upload, the watcher", events, points, die_and_start_again, server).tell()
 
 
-@pytest.mark.parametrize("most", [pytest.param(5, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [pytest.param(8, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_an_upload_process_that_died_is_followed_by_another(tmp_path: Path, server: ServerProcess, most: int) -> None:
     counted = fresh(tmp_path, f"c{most}-counted")
     assert deaths.in_fork(partial(upload, counted, server, command=mortal(counted, 0))) == 0
     events = counted.with_name(f"{counted.name}.events").stat().st_size
-    found = Sweep("upload, its child process", events)
-    for n in deaths.spread(events, most):
-        output_dir = fresh(tmp_path, f"c{most}-{n}")
-        before = evidence.look(output_dir)
-        assert deaths.in_fork(partial(upload, output_dir, server, policy=ONCE, command=mortal(output_dir, n))) == 0
 
-        assert deaths.in_fork(partial(upload, output_dir, server)) == 0
+    def die_and_start_again(output_dir: Path, n: int) -> None:
+        upload(output_dir, server, policy=ONCE, command=mortal(output_dir, n))
+        upload(output_dir, server)
 
-        found.add(damage(output_dir, server), len(evidence.leftovers(output_dir)))
-        assert evidence.look(output_dir) == before
-    found.tell()
+    points = {n: fresh(tmp_path, f"c{most}-{n}") for n in deaths.spread(events, most)}
+    sweep("upload, its child process", events, points, die_and_start_again, server).tell()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def attempts(said: str) -> str:
         ("429 with Retry-After", [rule(FILES, 20, status=429, headers={"Retry-After": "1"})]),
         ("connection dropped in the upload", [rule(FILES, 20, drop="during")]),
         ("connection dropped in the commit's answer", [rule({"operation": "CommitArtifact"}, 2, drop="after")]),
-        ("expired upload URL", [rule(FILES, 20, status=403)]),
+        ("expired upload URL", [rule(FILES, 8, status=403)]),
     ],
 )
 def test_an_upload_is_tried_again_until_it_stands(
@@ -113,6 +114,33 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_is_waited_for(follow
 
     said = wait_for(lambda: (text := followed.said()[before:]) and "works again" in text and text, what="the recovery")
     note("server killed in the middle of an upload", f"{attempts(said)}; uploaded", followed.damage())
+
+
+def test_while_the_store_is_away_the_newest_are_kept_within_the_limit_and_what_went_is_told(
+    tmp_path: Path, server: ServerProcess, note: Note
+) -> None:
+    limited = Followed(tmp_path, server, "limited", "--backlog", "all", "--spool-limit", "250K")
+    limited.start()
+    server.faults([rule({"path": "/graphql"}, None, status=503)])
+
+    names: list[str] = []
+    for _ in range(6):
+        names.append(limited.save(size=40_000))
+        wait_for(lambda: limited.said().count("pinned checkpoint") == len(names), what="the pin")
+    waiting = [each.checkpoint for each in limited.spool.pending()]
+    server.faults([])
+    limited.durable(names[-1])
+    limited.kill()
+
+    dropped = [name for name in names if f"dropped from the queue to keep within the spool limit: {name}." in limited.said()]
+    # The one in hand may be an older one: it is spared, and counts.
+    assert len(waiting) == 3
+    assert waiting[1:] == names[4:]
+    assert sorted([*dropped, *waiting]) == sorted(names)
+    limited.saves = {name: limited.saves[name] for name in waiting}
+    note(
+        "store away, queue over its limit", f"{len(waiting)} with the newest kept and uploaded, the others told", limited.damage()
+    )
 
 
 def test_what_a_quota_stopped_is_parked_and_follows_at_the_next_start(followed: Followed, note: Note) -> None:

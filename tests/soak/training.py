@@ -1,0 +1,135 @@
+"""Saves checkpoints as the Trainer does, at speed: `python -m tests.soak.training OUTPUT_DIR LEDGER SEED`, until SIGTERM.
+
+File by file, in place but for the weights, which are renamed into the folder; trainer_state.json last; then rotation. Sometimes
+the same step is saved again. The ledger gets a line before and after each save: what every file is going to be, and that it is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests import evidence
+from tests.checkpoints import safetensors_bytes, state_bytes, torch_bytes
+
+MAX_STEPS = 10**9
+
+
+@dataclass
+class Ledger:
+    """What was saved, as the training wrote it down. `saves` holds every save that was begun, by its content's name."""
+
+    saves: dict[str, evidence.Digests] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Read it back; a last line that a kill cut short doesn't count."""
+        found = cls()
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if "files" in value:
+                found.saves[value["content"]] = value["files"]
+                found.folders[value["content"]] = value["folder"]
+            else:
+                found.done.append(value["content"])
+        return found
+
+    @property
+    def last_step(self) -> int:
+        """The highest step that was ever begun."""
+        return max((int(name.removeprefix("checkpoint-")) for name in self.folders.values()), default=0)
+
+
+class Training:
+    """One process that saves."""
+
+    def __init__(self, output_dir: Path, ledger: Path, seed: int) -> None:
+        self.stopped = False
+        self._output_dir = output_dir
+        self._ledger = ledger
+        self._random = random.Random(seed)
+        known = Ledger.read(ledger)
+        self._step = known.last_step
+        self._number = len(known.saves)
+
+    def run(self) -> None:
+        """Save, rotate, and sometimes save again, until told to stop."""
+        while not self.stopped:
+            self._step += 1
+            self.save()
+            self._rotate()
+            if self._random.random() < 0.2:
+                time.sleep(self._random.uniform(0.02, 1.0))
+                self.save()
+            time.sleep(self._random.uniform(0.05, 1.5))
+
+    def save(self) -> None:
+        """Write one checkpoint."""
+        self._number += 1
+        content = f"save {self._number}"
+        folder = self._output_dir / f"checkpoint-{self._step}"
+        files = self._files(content)
+        digests = {name: evidence.digest(value) for name, value in files.items()}
+        self._note({"content": content, "folder": folder.name, "files": digests})
+        folder.mkdir(exist_ok=True)
+        for name, value in files.items():
+            if name.endswith(".safetensors"):
+                temporary = folder / f".tmp{self._number:06d}"
+                temporary.write_bytes(value)
+                temporary.rename(folder / name)
+            else:
+                (folder / name).write_bytes(value)
+            time.sleep(self._random.choice((0.0, 0.0, 0.01, 0.03)))
+        self._note({"content": content})
+
+    def _files(self, content: str) -> dict[str, bytes]:
+        size = self._random.choice((1000, 30_000, 400_000))
+        return {
+            "config.json": json.dumps({"model_type": "llama"}).encode(),
+            "model.safetensors": safetensors_bytes(content, size),
+            "training_args.bin": torch_bytes({"output_dir": str(self._output_dir)}),
+            "optimizer.pt": torch_bytes({"seed": content}, size),
+            "scheduler.pt": torch_bytes({"last_epoch": self._step}),
+            "rng_state.pth": torch_bytes({"seed": content}),
+            "trainer_state.json": state_bytes(
+                self._step, max_steps=MAX_STEPS, best=None, metrics={"loss": self._random.random()}
+            ),
+        }
+
+    def _rotate(self) -> None:
+        kept = self._random.randint(1, 3)
+        folders = sorted(self._output_dir.glob("checkpoint-*"), key=lambda each: int(each.name.removeprefix("checkpoint-")))
+        for folder in folders[:-kept]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with self._ledger.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def main() -> int:
+    """Save until SIGTERM; the save in hand is finished."""
+    training = Training(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+
+    def stop(_number: int, _frame: object) -> None:
+        training.stopped = True
+
+    signal.signal(signal.SIGTERM, stop)
+    training.run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
