@@ -211,9 +211,18 @@ class Resume:
         incoming = durable.make_folder(self._spool.root / "incoming") / f"{version.name}.{version.version}"
         require_space(version, incoming)
         incoming.mkdir(exist_ok=True)
-        self._ask(
-            f"the download of {version.name}:{version.version}",
-            lambda: store.fetch(version, incoming, progress=self._progress),
+        furthest = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal furthest
+            furthest = max(furthest, done)
+            self._progress(done, total)
+
+        retry(
+            lambda: store.fetch(version, incoming, progress=progress),
+            what=f"the download of {version.name}:{version.version}",
+            patience=self._patience,
+            reached=lambda: furthest,
         )
         try:
             state = check_download(incoming, version)

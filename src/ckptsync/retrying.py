@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +21,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to go on: `first` and `longest` bound the random wait in seconds, `give_up_after` the whole; None is for ever."""
+    """How long to go on: `first` and `longest` bound the random wait in seconds; `give_up_after` counts from the first failure.
+
+    None is for ever.
+    """
 
     first: float = 1.0
     longest: float = 120.0
@@ -33,14 +38,30 @@ INTERACTIVE = Patience(first=0.5, longest=5.0, give_up_after=20.0)
 """For commands that a person waits for."""
 
 
-def retry(unit: Callable[[], Result], *, what: str, patience: Patience, stop: threading.Event | None = None) -> Result:
+def retry(
+    unit: Callable[[], Result],
+    *,
+    what: str,
+    patience: Patience,
+    stop: threading.Event | None = None,
+    reached: Callable[[], int] = lambda: 0,
+) -> Result:
     """Do `unit` until it succeeds, fails for good, the patience ends, or `stop` is set. Then its last error is raised.
 
     Full jitter with a cap (exponential backoff as AWS describes it), so that many watchers don't return in step. Says once
-    when it begins to fail and once when it works again.
+    when it begins to fail and once when it works again. `reached` says how far the unit has come: a failure after it came
+    further than ever is a first failure again, so that a line that breaks now and then ends no long transfer.
     """
     stop = stop or threading.Event()
     failures = 0
+    failing_since, furthest = math.inf, reached()
+
+    def out_of_patience(_state: tenacity.RetryCallState) -> bool:
+        nonlocal failing_since, furthest
+        now, further = time.monotonic(), reached()
+        if further > furthest or failing_since == math.inf:
+            failing_since, furthest = now, further
+        return patience.give_up_after is not None and now - failing_since >= patience.give_up_after
 
     def failing(state: tenacity.RetryCallState) -> None:
         nonlocal failures
@@ -49,12 +70,10 @@ def retry(unit: Callable[[], Result], *, what: str, patience: Patience, stop: th
         level = logging.WARNING if failures == 1 else logging.DEBUG
         log.log(level, "%s failed, trying again: %s", what, error)
 
-    until = tenacity.stop_when_event_set(stop)
-    ends = until if patience.give_up_after is None else until | tenacity.stop_after_delay(patience.give_up_after)
     result = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientStoreError),
         wait=tenacity.wait_random_exponential(multiplier=patience.first, max=patience.longest),
-        stop=ends,
+        stop=tenacity.stop_when_event_set(stop) | out_of_patience,
         sleep=tenacity.sleep_using_event(stop),
         before_sleep=failing,
         reraise=True,

@@ -138,9 +138,7 @@ def test_while_the_store_is_away_the_newest_are_kept_within_the_limit_and_what_w
     assert waiting[1:] == names[4:]
     assert sorted([*dropped, *waiting]) == sorted(names)
     limited.saves = {name: limited.saves[name] for name in waiting}
-    note(
-        "store away, queue over its limit", f"{len(waiting)} with the newest kept and uploaded, the others told", limited.damage()
-    )
+    note("store away, queue over its limit", f"the newest {len(waiting)} kept and uploaded, the others told", limited.damage())
 
 
 def test_what_a_quota_stopped_is_parked_and_follows_at_the_next_start(followed: Followed, note: Note) -> None:

@@ -109,3 +109,31 @@ def test_a_permanent_error_after_failures_is_no_recovery(caplog: pytest.LogCaptu
         retry(Unit(*away(2), PermanentStoreError("injected: quota")), what="the upload", patience=QUICK)
 
     assert not any("works again" in record.message for record in caplog.records)
+
+
+def test_a_unit_that_fails_after_a_long_time_is_tried_again_all_the_same() -> None:
+    errors = away(1)
+
+    def unit() -> str:
+        time.sleep(0.1)
+        for error in errors:
+            errors.remove(error)
+            raise error
+        return "done"
+
+    assert retry(unit, what="the upload", patience=Patience(first=0.001, longest=0.002, give_up_after=0.05)) == "done"
+
+
+def test_a_unit_that_comes_further_each_time_is_given_the_whole_patience_again() -> None:
+    calls = 0
+
+    def unit() -> str:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.03)
+        if calls < 8:
+            raise TransientStoreError("injected: dropped")
+        return "done"
+
+    patience = Patience(first=0.001, longest=0.002, give_up_after=0.05)
+    assert retry(unit, what="the download", patience=patience, reached=lambda: calls) == "done"
