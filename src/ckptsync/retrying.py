@@ -56,12 +56,13 @@ def retry(
     failures = 0
     failing_since, furthest = math.inf, reached()
 
-    def out_of_patience(_state: tenacity.RetryCallState) -> bool:
+    def ended(_state: tenacity.RetryCallState) -> bool:
         nonlocal failing_since, furthest
         now, further = time.monotonic(), reached()
         if further > furthest or failing_since == math.inf:
             failing_since, furthest = now, further
-        return patience.give_up_after is not None and now - failing_since >= patience.give_up_after
+        out_of_patience = patience.give_up_after is not None and now - failing_since >= patience.give_up_after
+        return stop.is_set() or out_of_patience
 
     def failing(state: tenacity.RetryCallState) -> None:
         nonlocal failures
@@ -73,7 +74,7 @@ def retry(
     result = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientStoreError),
         wait=tenacity.wait_random_exponential(multiplier=patience.first, max=patience.longest),
-        stop=tenacity.stop_when_event_set(stop) | out_of_patience,
+        stop=ended,
         sleep=tenacity.sleep_using_event(stop),
         before_sleep=failing,
         reraise=True,
