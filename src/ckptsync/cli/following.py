@@ -8,15 +8,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from ckptsync import config
 from ckptsync.cli import options
 from ckptsync.cli.quantities import Duration, Size
 from ckptsync.daemon import Reread, Watch
 from ckptsync.errors import ConfigurationError
 from ckptsync.retrying import FOR_EVER, Patience
 from ckptsync.uploader import Policy
+
+
+_ARGUMENTS = "ckptsync.arguments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,21 @@ def followed(function: options.Command) -> options.Command:
     return gathered  # type: ignore[return-value]
 
 
+class Rereadable(click.Command):
+    """A command whose settings can be read again while it runs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click."""
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
 def reread(apply: Callable[[Following, Mapping[str, Any]], Policy]) -> Reread:
-    """How the command at hand takes its settings anew: `apply` makes the policy of them and of its other options."""
+    """How the Rereadable command at hand takes its settings anew: `apply` makes the policy of them and of its other options."""
     context = click.get_current_context()
 
     def again(watch: Watch) -> Watch:
-        values = _read_again(context)
+        values = _parsed_again(context)
         following = _taken_from(values)
         return replace(watch, quiet=following.quiet_period, policy=apply(following, values))
 
@@ -94,26 +104,10 @@ def _taken_from(values: dict[str, Any]) -> Following:
     return Following(**{field.name: values.pop(field.name) for field in fields(Following)})
 
 
-def _read_again(context: click.Context) -> dict[str, Any]:
-    """Every option as the settings file has it by now; what a flag or a variable said stands above it, as before.
-
-    Raises ConfigurationError for a file or a value that cannot be.
-    """
-    path, named = options.settings_file(context)
-    context.default_map = config.load_file(path, required=named)
+def _parsed_again(context: click.Context) -> dict[str, Any]:
+    """The same command line over the settings file as it is by now. Raises ConfigurationError for what cannot be."""
+    arguments = list(context.meta[_ARGUMENTS])
     try:
-        return {
-            parameter.name: _value(context, parameter)
-            for parameter in context.command.params
-            if parameter.name and parameter.expose_value
-        }
+        return context.command.make_context(context.info_name, arguments, parent=context.parent).params
     except click.ClickException as error:
         raise ConfigurationError(error.format_message(), hint="Correct the settings file.") from error
-
-
-def _value(context: click.Context, parameter: click.Parameter) -> Any:
-    assert parameter.name  # noqa: S101 - asked before
-    if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
-        return context.params[parameter.name]
-    value, _ = parameter.consume_value(context, {})
-    return parameter.process_value(context, value)

@@ -17,7 +17,7 @@ import click
 from ckptsync import artifact, config, daemon, launch, notify, preemption, processes, record, resume, supervise
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options, progress
-from ckptsync.cli.following import Following, followed, reread
+from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError, UsageError
 from ckptsync.launch import Training, environment, fill
@@ -38,6 +38,7 @@ To start fresh instead would be a second beginning of the same run. On a spot ma
 
 @click.command(
     "resume",
+    cls=Rereadable,
     epilog="Example: ckptsync resume 4kx81b2q --output-dir runs/llama -- python train.py --output_dir runs/llama",
     short_help="Pull the newest valid checkpoint and restart the training.",
 )
@@ -313,6 +314,7 @@ def _tell_finished(placed: Placed) -> None:
 
 @click.command(
     "run",
+    cls=Rereadable,
     epilog="Example: ckptsync run --run-id llama-7 --output-dir runs/llama -- python train.py --output_dir runs/llama",
     short_help="Start a training, or resume it where there is something to resume.",
 )

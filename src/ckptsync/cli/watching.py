@@ -10,13 +10,14 @@ import click
 
 from ckptsync import daemon, notify, preemption, resume, supervise
 from ckptsync.cli import options
-from ckptsync.cli.following import Following, followed, reread
+from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import PreemptedError
 
 
 @click.command(
     "watch",
+    cls=Rereadable,
     epilog="Example: ckptsync watch runs/llama --run-id 4kx81b2q --project llama",
     short_help="Follow an output folder and upload each checkpoint.",
 )
