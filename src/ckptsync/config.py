@@ -31,6 +31,9 @@ _CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com"
 _FORBIDDEN_IN_RUN_ID = re.compile(r"[:;,#?/'\\%\x00-\x1f\x7f\ud800-\udfff]")
 """What W&B refuses in a run id (wandb 0.31, `validate_run_id`), a slash, which no URL of a run could hold, and no text at all."""
 
+_TRUE = ("1", "true", "yes", "on")
+"""What transformers takes for a yes in WANDB_DISABLED."""
+
 _NO_NAMES = ("", ".", "..")
 
 _FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:\x00-\x1f\x7f\ud800-\udfff]")
@@ -158,6 +161,21 @@ def _settings_base_url(environ: Mapping[str, str]) -> str | None:
         return parser.get("default", "base_url", fallback=None)
     except (OSError, UnicodeDecodeError, configparser.Error):
         return None
+
+
+def uploading(environ: Mapping[str, str] = os.environ) -> str:
+    """Whether anything is to be uploaded, as W&B's own variables say it: `online`, `offline` (later) or `disabled` (never)."""
+    mode = environ.get("WANDB_MODE", "").strip().lower()
+    if mode == "disabled" or environ.get("WANDB_DISABLED", "").strip().lower() in _TRUE:
+        return "disabled"
+    return "offline" if mode in ("offline", "dryrun") else "online"
+
+
+def wanted_models(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What WANDB_LOG_MODEL asks for: `checkpoint`, `end` (only the final model) or `false`; None where it isn't set."""
+    value = environ.get("WANDB_LOG_MODEL", "").strip().lower()
+    # What HF's WandbCallback doesn't know counts as false there too (transformers 4.57 and 5.24).
+    return (value if value in ("checkpoint", "end") else "false") if value else None
 
 
 def newest_wandb_run(output_dir: Path) -> str | None:

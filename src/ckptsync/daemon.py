@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from ckptsync import durable, guard, layouts, notify, record
-from ckptsync.checkpoint import Checkpoint, Run, Verdict, step_of
+from ckptsync.checkpoint import Checkpoint, Receipt, Run, Snapshot, Verdict, step_of
 from ckptsync.errors import (
     CkptsyncError,
     ConfigurationError,
@@ -182,10 +182,14 @@ class Daemon:
 
     def resumed(self) -> None:
         """Look anew from where the training has to go on: run.json says when it was resumed, and from which step."""
-        self._before = guard.progress(record.read(self.watch.output_dir), list(self.spool.receipts()))
+        # What waits counts too: what it superseded must not come after it, or `latest` would go backwards.
+        known: list[Receipt | Snapshot] = [*self.spool.receipts(), *self.spool.pending()]
+        self._before = guard.progress(record.read(self.watch.output_dir), known)
 
     def check_store(self) -> None:
         """Find out now, not in an hour, whether the key is accepted. A store that is away is no reason not to start."""
+        if self.watch.policy.mode != "online":
+            return
         try:
             run = self.uploader.check()
         except TransientStoreError as error:
@@ -287,7 +291,7 @@ class Daemon:
 
     def _take(self, rested: Rested, checkpoint: Checkpoint) -> None:
         """Pin a whole checkpoint, unless it shows that the training started over. What can't be pinned yet is offered again."""
-        if self.watch.policy.only_model and not (checkpoint.verdict.state and checkpoint.verdict.state.finished):
+        if not self._asked_for(checkpoint):
             self._settling.accept(rested)
             return
         over = guard.started_over(checkpoint.step, checkpoint.saved_at, self._before)
@@ -317,6 +321,11 @@ class Daemon:
             log.warning("%s was copied: this file system allows neither reflinks nor hard links here", checkpoint.name)
         log.info("pinned %s: %d files, %d bytes, by %s", pinned.name, len(pinned.files), pinned.bytes, pinned.pinned_by)
         self.uploader.wake()
+
+    def _asked_for(self, checkpoint: Checkpoint) -> bool:
+        """Whether it is to be uploaded at all, now or later."""
+        policy, state = self.watch.policy, checkpoint.verdict.state
+        return policy.mode != "disabled" and (not policy.only_model or (state is not None and state.finished))
 
     def _tell_seen(self, rested: Rested) -> None:
         """Once for each save that is new."""

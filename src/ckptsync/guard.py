@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckptsync.checkpoint import Receipt
+from ckptsync.checkpoint import Receipt, Snapshot
 from ckptsync.record import Record
 
 
@@ -18,12 +19,16 @@ class Progress:
     resumed: bool
 
 
-def progress(record: Record, receipts: Sequence[Receipt]) -> Progress | None:
-    """Where the training has to go on from: its last resume, or what became durable since; None for a first start."""
-    newest = max(receipts, key=lambda each: (each.sequence, each.committed_at), default=None)
+def progress(record: Record, known: Sequence[Receipt | Snapshot]) -> Progress | None:
+    """Where the training has to go on from: its last resume, or what became durable or waits since; None for a first start."""
+    newest = max(known, key=lambda each: (each.sequence, _committed_at(each)), default=None)
     if record.resumed_step is not None and (newest is None or newest.saved_at <= record.resumed_at):
         return Progress(record.resumed_step, record.resumed_at, resumed=True)
     return Progress(newest.step, newest.saved_at, resumed=False) if newest else None
+
+
+def _committed_at(each: Receipt | Snapshot) -> float:
+    return each.committed_at if isinstance(each, Receipt) else math.inf
 
 
 def started_over(step: int, saved_at: float, before: Progress | None) -> bool:
@@ -38,5 +43,5 @@ def started_over(step: int, saved_at: float, before: Progress | None) -> bool:
 
 
 def left_behind(step: int, saved_at: float, before: Progress | None) -> bool:
-    """Whether a folder that was there before the watcher is older than what is durable: to upload it would turn `latest` back."""
+    """Whether a folder is older than what is durable or waits already: to upload it would turn `latest` back."""
     return before is not None and saved_at <= before.at and step < before.step

@@ -39,7 +39,8 @@ PUBLISH = (sys.executable, "-m", "ckptsync.publish")
 class Policy:
     """How uploads go. `limit` is in bytes, `stall` in seconds without a sign of progress.
 
-    `keep` says what stays in the store after each upload. With `only_model` no checkpoint goes out, only the final model.
+    `keep` says what stays in the store after each upload. With `only_model` no checkpoint goes out, only the final model. `mode`
+    is online; offline, where all waits for a later start; or disabled, where nothing is pinned either.
     """
 
     keep_all: bool = False
@@ -49,6 +50,7 @@ class Policy:
     linger: float = 30.0
     keep: Retention = Retention()  # noqa: RUF009 - frozen
     only_model: bool = False
+    mode: str = "online"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,10 @@ class Uploader:
 
     def drain(self) -> bool:
         """Upload until nothing waits, or a stop ends it. False when the store stayed away for longer than the patience allows."""
+        if self.policy.mode != "online":
+            self._next()
+            self._in_hand = None
+            return True
         try:
             while not self._over() and retry(self.upload_next, what="upload", patience=self.policy.patience, stop=self._stop):
                 pass

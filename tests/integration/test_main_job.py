@@ -98,7 +98,8 @@ def test_only_its_list_of_outputs_is_changed_in_the_live_run(tmp_path: Path, too
     assert uploaded.returncode == 0, uploaded.stderr
     naming = [request for request in server.requests()[before:] if "untouched" in _names(request)]
     assert {request["operation"] for request in naming} == {"Run", "CreateArtifact"}
-    assert sum(request["operation"] == "CreateArtifact" for request in naming) == 3
+    # Three checkpoints and the final model.
+    assert sum(request["operation"] == "CreateArtifact" for request in naming) == 4
     assert not [request for request in server.requests()[before:] if "/untouched/file_stream" in request["path"]]
 
 
@@ -177,5 +178,8 @@ def test_a_watcher_killed_in_the_middle_of_an_upload_finishes_it_at_the_next_sta
 
     assert done.returncode == 0, done.stderr
     versions = tool.json("list", "killed-watcher")
-    assert [(row["version"], row["step"]) for row in versions] == [("v0", 2)]
+    assert [(row["name"], row["version"], row["step"]) for row in versions] == [
+        ("checkpoint-killed-watcher", "v0", 2),
+        ("model-killed-watcher", "v0", 2),
+    ]
     assert not Spool(output_dir).pending()

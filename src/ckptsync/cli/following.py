@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import functools
+import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
+from ckptsync import config, record
+from ckptsync.checkpoint import Run
 from ckptsync.cli import options
 from ckptsync.cli.quantities import Duration, Size
 from ckptsync.daemon import Reread, Watch
-from ckptsync.errors import ConfigurationError
+from ckptsync.errors import ConfigurationError, UsageError
+from ckptsync.retention import Retention
 from ckptsync.retrying import FOR_EVER, Patience
 from ckptsync.uploader import Policy
+
+log = logging.getLogger(__name__)
 
 
 _ARGUMENTS = "ckptsync.arguments"
@@ -28,6 +36,11 @@ class Following:
     spool_limit: int | None
     quiet_period: float
     stall_timeout: float
+    keep_last: int | None
+    keep_best: bool
+    keep_every: int | None
+    name_by: str
+    record_command: bool
 
     def policy(self, *, retry_for: float | None = None, once: bool = False) -> Policy:
         """The same for the uploader. `retry_for` is None for a store that is waited for without end."""
@@ -36,11 +49,32 @@ class Following:
             limit=self.spool_limit,
             stall=self.stall_timeout,
             patience=FOR_EVER if retry_for is None else Patience(first=0.5, longest=15.0, give_up_after=retry_for),
+            keep=Retention(self.keep_last, self.keep_best, self.keep_every),
+            only_model=config.wanted_models() == "end",
+            mode=config.uploading(),
         )
+
+    def stem(self, run: Run, output_dir: Path) -> str:
+        """What the artifact is named after. Raises UsageError where nobody knows the run's name."""
+        if self.name_by == "run-id":
+            return run.run_id
+        name = os.environ.get("WANDB_NAME") or record.read(output_dir).text("run_name")
+        if not name:
+            raise UsageError("--name-by run-name needs the run's name", hint="Set WANDB_NAME, as for the training.")
+        return name
+
+    def note(self, output_dir: Path) -> None:
+        """Write down what has to hold for every upload of this folder, whoever starts it, and say what is asked for oddly."""
+        record.update(output_dir, record_command=None if self.record_command else False)
+        wanted = config.wanted_models()
+        if wanted == "false":
+            log.warning("WANDB_LOG_MODEL=false: the training asks for no upload, but this command was told to upload, and does")
+        elif wanted == "end":
+            log.warning("WANDB_LOG_MODEL=end: only the final model is uploaded; what is lost with this machine can't be resumed")
 
 
 def followed(function: options.Command) -> options.Command:
-    """Add --backlog, --spool-limit, --quiet-period and --stall-timeout, which arrive as the one argument `following`."""
+    """Add the options that arrive as the one argument `following`."""
 
     @functools.wraps(function)
     def gathered(**given: Any) -> Any:
@@ -72,6 +106,21 @@ def followed(function: options.Command) -> options.Command:
                 show_default=True,
                 envvar="CKPTSYNC_STALL_TIMEOUT",
                 help="How long an upload may make no progress before it is ended and tried again.",
+            ),
+            options.retained,
+            click.option(
+                "--name-by",
+                type=click.Choice(["run-id", "run-name"]),
+                default="run-id",
+                show_default=True,
+                envvar="CKPTSYNC_NAME_BY",
+                help="Call the artifact checkpoint-<run_id> or checkpoint-<run_name> (WANDB_NAME).",
+            ),
+            click.option(
+                "--record-command/--no-record-command",
+                default=True,
+                envvar="CKPTSYNC_RECORD_COMMAND",
+                help="Keep the training's command in each version's metadata, for a resume elsewhere.",
             ),
         ]
     ):

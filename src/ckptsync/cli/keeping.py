@@ -19,25 +19,13 @@ from ckptsync.retention import Choice, Retention
 from ckptsync.retrying import INTERACTIVE, retry
 
 
-def retained(function: options.Command) -> options.Command:
-    """Add --keep-last, --keep-best and --keep-every."""
-    last = click.option(
-        "--keep-last", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_LAST", help="Keep the newest so many versions."
-    )
-    best = click.option("--keep-best", is_flag=True, envvar="CKPTSYNC_KEEP_BEST", help="Keep the Trainer's best checkpoint.")
-    every = click.option(
-        "--keep-every", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_EVERY", help="Keep those of every so many steps."
-    )
-    return last(best(every(function)))
-
-
 @click.command(
     "prune",
     epilog="Example: ckptsync prune 4kx81b2q --keep-last 3 --keep-best --keep-every 1000 --dry-run",
     short_help="Delete versions that nothing asks to keep.",
 )
 @click.argument("run_text", metavar="RUN")
-@retained
+@options.retained
 @click.option("--ttl", type=Duration(), envvar="CKPTSYNC_TTL", help="Don't delete now: have the store do it after so long.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @click.option("--yes", is_flag=True, envvar="CKPTSYNC_YES", help="Do it without asking.")

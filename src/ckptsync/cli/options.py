@@ -88,6 +88,18 @@ def restartable(function: Command) -> Command:
     return restarts(patience(function))
 
 
+def retained(function: Command) -> Command:
+    """Add --keep-last, --keep-best and --keep-every."""
+    last = click.option(
+        "--keep-last", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_LAST", help="Keep the newest so many versions."
+    )
+    best = click.option("--keep-best", is_flag=True, envvar="CKPTSYNC_KEEP_BEST", help="Keep the Trainer's best checkpoint.")
+    every = click.option(
+        "--keep-every", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_EVERY", help="Keep those of every so many steps."
+    )
+    return last(best(every(function)))
+
+
 def as_json(function: Command) -> Command:
     """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, with keys that stay.")(function)
@@ -137,6 +149,19 @@ def connected(*, local: bool) -> Iterator[Connection]:
         # The entity of another server means nothing to this one.
         os.environ.pop("WANDB_ENTITY", None)
         yield Connection(server.url, server.api_key)
+
+
+@contextlib.contextmanager
+def connected_if_online(*, local: bool) -> Iterator[Connection | None]:
+    """The same; None, said once, where WANDB_MODE or WANDB_DISABLED keeps everything here. Then no key is needed."""
+    mode = config.uploading()
+    if mode == "online":
+        with connected(local=local) as connection:
+            yield connection
+        return
+    what = "nothing is uploaded" if mode == "disabled" else "checkpoints wait in .ckptsync/spool for a start that is online"
+    logging.getLogger(__name__).warning("W&B is %s by WANDB_MODE or WANDB_DISABLED: %s", mode, what)
+    yield None
 
 
 @contextlib.contextmanager

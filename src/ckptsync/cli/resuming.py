@@ -94,7 +94,7 @@ def resume_command(
         raise LockedError(
             f"a training is running in {output_dir}", hint="Stop it first, or follow it with `ckptsync watch` or `ckptsync run`."
         )
-    with options.connected(local=local) as connection:
+    with options.connected_if_online(local=local) as connection:
         start = Start(run, connection, output_dir, hook=hook, extend=extend, allow_restart=allow_restart)
         start.manager, start.following = manager, following
         start.patience = _patience(retry_for, SHORTLY)
@@ -146,7 +146,7 @@ class Start:
     """What `run` and `resume` start, again and again: how its checkpoint is found, and what it is started with."""
 
     def __init__(
-        self, run: Run, connection: Connection, output_dir: Path, *, hook: bool, extend: bool, allow_restart: bool
+        self, run: Run, connection: Connection | None, output_dir: Path, *, hook: bool, extend: bool, allow_restart: bool
     ) -> None:
         self.run = run
         self.patience = INTERACTIVE
@@ -163,11 +163,12 @@ class Start:
     def see_through(self, terms: supervise.Terms, placed: Placed | None = None) -> int:
         """Start, and stay beside the training until it has ended for good. `placed` is what the first start goes on from."""
         waiting = [placed] if placed else []
+        self.following.note(self._output_dir)
         watch = daemon.Watch(
             output_dir=self._output_dir,
             run=self.run,
-            environment={**os.environ, **self._connection.environment()},
-            stem=self.run.run_id,
+            environment={**os.environ, **(self._connection.environment() if self._connection else {})},
+            stem=self.following.stem(self.run, self._output_dir),
             policy=self.following.policy(),
             quiet=self.following.quiet_period,
             allow_restart=self._allow_restart,
@@ -178,7 +179,9 @@ class Start:
         return supervise.Supervisor(watched, begin, terms).run()
 
     def pull(self, alias: str | None = None) -> Placed:
-        """The newest valid checkpoint of a run that must exist, in its place."""
+        """The newest valid checkpoint of a run that must exist, in its place. Where W&B is off, the newest that is here."""
+        if self._connection is None:
+            return Resume(None, self.run, self._output_dir, progress=lambda *_: None).place(alias)
         with options.opened_store(self._connection, self.run) as store:
             self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self.patience)
             retry(lambda: store.run_state(self.run), what="the look-up of the run", patience=self.patience)
@@ -206,6 +209,8 @@ class Start:
 
         A store that is away is waited for. But where a valid checkpoint is here, not for long: the training goes on from that.
         """
+        if self._connection is None:
+            return self._find_here()
         try:
             with options.opened_store(self._connection, self.run) as store:
                 self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self.patience)
@@ -256,7 +261,7 @@ class Start:
             run_id=self.run.run_id,
             project=self.run.project,
             entity=self.run.entity,
-            command=command if recordable else None,
+            command=command if recordable and self.following.record_command else None,
             cwd=str(cwd or Path.cwd()),
             resumed_step=placed.step if placed else None,
             resumed_at=time.time() if placed else None,
@@ -360,7 +365,7 @@ def run_command(
         entity=entity or (None if local else os.environ.get("WANDB_ENTITY") or known.text("entity")),
     )
     record.update(output_dir, run_id=run.run_id, project=run.project)
-    with options.connected(local=local) as connection:
+    with options.connected_if_online(local=local) as connection:
         start = Start(run, connection, output_dir, hook=hook, extend=extend, allow_restart=allow_restart)
         start.manager, start.following = manager, following
         start.patience = _patience(retry_for, SHORTLY if _resumable_here(output_dir) else AT_LENGTH)

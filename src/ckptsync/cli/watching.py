@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ckptsync import daemon, notify, preemption, resume, supervise
+from ckptsync import config, daemon, notify, preemption, resume, supervise
 from ckptsync.cli import options
 from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.cli.quantities import Duration
@@ -35,14 +35,6 @@ from ckptsync.errors import PreemptedError
     help="Give up on a store that is away for so long [default: never; 60s with --once].",
 )
 @click.option("--world-size", type=click.IntRange(min=1), envvar="CKPTSYNC_WORLD_SIZE", help="Training processes.")
-@click.option(
-    "--name-by",
-    type=click.Choice(["run-id", "run-name"]),
-    default="run-id",
-    show_default=True,
-    envvar="CKPTSYNC_NAME_BY",
-    help="Call the artifact checkpoint-<run_id> or checkpoint-<run_name> (WANDB_NAME).",
-)
 @click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
 @options.preemptible
 @options.common
@@ -54,7 +46,6 @@ def watch_command(
     following: Following,
     retry_for: float | None,
     world_size: int | None,
-    name_by: str,
     allow_restart: bool,
     notice: str,
     grace: float | None,
@@ -74,14 +65,16 @@ def watch_command(
     run = options.run_of(output_dir, run_id=run_id, project=project, entity=entity, local=local)
     if retry_for is None and once:
         retry_for = 60.0
-    with options.connected(local=local) as connection:
+    with options.connected_if_online(local=local) as connection:
+        if config.uploading() == "disabled":
+            return
         stop = daemon.Stop()
         watched = daemon.Daemon(
             daemon.Watch(
                 output_dir=output_dir,
                 run=run,
-                environment={**os.environ, **connection.environment()},
-                stem=_stem(run.run_id, name_by),
+                environment={**os.environ, **(connection.environment() if connection else {})},
+                stem=following.stem(run, output_dir),
                 policy=following.policy(retry_for=retry_for, once=once),
                 quiet=following.quiet_period,
                 world_size=world_size,
@@ -92,6 +85,7 @@ def watch_command(
             reread=reread(lambda again, values: again.policy(retry_for=values["retry_for"])),
         )
         with stop.on_signals(signal.SIGTERM, signal.SIGINT), watched.held():
+            following.note(output_dir)
             watched.check_store()
             if once:
                 watched.once()
@@ -102,13 +96,3 @@ def watch_command(
                     watched.raise_outcome()
                     if lookout.preempted():
                         raise click.exceptions.Exit(PreemptedError.exit_code)
-
-
-def _stem(run_id: str, name_by: str) -> str:
-    """What the artifact is named after."""
-    if name_by == "run-id":
-        return run_id
-    name = os.environ.get("WANDB_NAME")
-    if not name:
-        raise click.UsageError("--name-by run-name needs WANDB_NAME, the run's name")
-    return name

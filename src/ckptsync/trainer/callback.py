@@ -153,6 +153,8 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             value = getattr(run, active, None) or os.environ.get(f"WANDB_{key.upper()}")
             if value:
                 values[key] = value
+        if getattr(run, "name", None):
+            values["run_name"] = run.name
         if record.recordable(sys.orig_argv):
             values["argv"] = sys.orig_argv
         record.update(Path(args.output_dir), **values)

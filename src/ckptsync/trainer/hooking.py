@@ -82,10 +82,20 @@ def _following(trainer: Any) -> Any:
             return None
         callback = SyncCallback()
         trainer.add_callback(callback)
+        _take_over_uploads(trainer.callback_handler.callbacks)
     except Exception as error:
         _say(f"no checkpoint markers and no save at a signal: {type(error).__name__}: {error}")
         return None
     return callback
+
+
+def _take_over_uploads(callbacks: list[Any]) -> None:
+    """A program that sets WANDB_LOG_MODEL itself would upload each checkpoint a second time, inside the training loop."""
+    for callback in callbacks:
+        wanted: Any = getattr(callback, "_log_model", None)
+        if type(callback).__name__ == "WandbCallback" and getattr(wanted, "is_enabled", False):
+            callback._log_model = type(wanted)("false")
+            _say(f"the program sets WANDB_LOG_MODEL={wanted.value}: ckptsync uploads in place of WandbCallback")
 
 
 def _same_folder(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
