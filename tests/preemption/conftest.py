@@ -60,7 +60,7 @@ class Job:
 
     def start(self, **variables: str) -> subprocess.Popen[bytes]:
         """Start the line, and leave it running."""
-        process = self.tool.start(*self.line, log=self.log, **self.variables, **variables)
+        process = self.tool.start(*self.line, log=self.log, **(self.variables | variables))
         self._processes.append(process)
         return process
 
