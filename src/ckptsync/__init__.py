@@ -1,3 +1,38 @@
 """Keeps every Hugging Face Trainer checkpoint as a verified W&B artifact and resumes the training from it."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptsync.api import Watching as Watching
+    from ckptsync.api import pull as pull
+    from ckptsync.api import resumed_run as resumed_run
+    from ckptsync.api import verify as verify
+    from ckptsync.api import watch_in_background as watch_in_background
+    from ckptsync.trainer.callback import SyncCallback as SyncCallback
+    from ckptsync.trainer.predictions import PredictionTableCallback as PredictionTableCallback
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "PredictionTableCallback": "ckptsync.trainer.predictions",
+    "SyncCallback": "ckptsync.trainer.callback",
+    "Watching": "ckptsync.api",
+    "pull": "ckptsync.api",
+    "resumed_run": "ckptsync.api",
+    "verify": "ckptsync.api",
+    "watch_in_background": "ckptsync.api",
+}
+"""What programs use → its module, imported at the first use: the watcher and the hook import this package and must stay light."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptsync' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -4,7 +4,8 @@ It exists because hashing maps files into memory: one that is truncated meanwhil
 can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when stdin ends; the key comes by the environment.
 
     in   {"op": "check"}, {"op": "upload", "snapshot": PATH, "upload": {name, aliases, metadata}},
-         {"op": "model", "folder": PATH, "files": [{path, size, mtime_ns}], "upload": …} or {"op": "prune", "name", "policy": …}
+         {"op": "model", "folder": PATH, "files": [{path, size, mtime_ns}], "upload": …} {"op": "prune", "name", "policy": …},
+         {"op": "pull", "alias", "destination", "model"} or {"op": "place", "alias", "output_dir"}; each with the run
     out  {"event": "progress", "stage", "done", "total", "moved"} … then {"event": "done", …}
          or {"event": "failed", error, message, hint}
 
@@ -25,9 +26,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from ckptsync import config, retention, snapshot
+from ckptsync import config, download, resume, retention, snapshot
 from ckptsync.checkpoint import File, Run
 from ckptsync.errors import CkptsyncError
+from ckptsync.resume import Resume
 from ckptsync.retention import Retention
 from ckptsync.store import Upload
 
@@ -69,6 +71,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._done = self._total = 0
         self._operations = {"check": self._check, "upload": self._upload, "model": self._upload_model, "prune": self._prune}
+        self._operations |= {"pull": self._pull, "place": self._place}
 
     def serve(self, job: dict[str, Any]) -> None:
         """Answer one job. Whatever goes wrong is an answer too, so that the parent can decide."""
@@ -114,6 +117,25 @@ class Publisher:
         choices = retention.plan(self.store, versions, Retention(**job["policy"]), time.time())
         return {"gone": [{"version": each.version, "step": each.step} for each in retention.sweep(self.store, choices)]}
 
+    def _pull(self, job: dict[str, Any]) -> dict[str, Any]:
+        run = self._existing(job)
+        versions = download.select(resume.find_versions(self.store, run), run, job["alias"], model=job["model"])
+        with self._progress_lines():
+            pulled = download.pull(self.store, versions, Path(job["destination"]), progress=self._note)
+        return {"path": str(pulled.path), "step": pulled.step, "qualified": pulled.version.qualified, "run": asdict(run)}
+
+    def _place(self, job: dict[str, Any]) -> dict[str, Any]:
+        run = self._existing(job)
+        with self._progress_lines():
+            placed = Resume(self.store, run, Path(job["output_dir"]), progress=self._note).place(job["alias"])
+        version = placed.source.version
+        return {"path": str(placed.path), "qualified": version.qualified if version else None, "run": asdict(run)}
+
+    def _existing(self, job: dict[str, Any]) -> Run:
+        run: Run = self.store.check(Run(**job["run"]))
+        self.store.run_state(run)
+        return run
+
     def _note(self, done: int, total: int) -> None:
         self._done, self._total = done, total
 
@@ -129,9 +151,8 @@ class Publisher:
                 sent = _bytes_sent() - sent_before
                 done = max(self._done, min(sent, self._total))
                 stage = "upload" if self._total else "hash"
-                self._tell(
-                    "progress", stage=stage, done=done, total=self._total, moved=_stepped(sent, SENT_STEP) + _bytes_mapped()
-                )
+                moved = _stepped(sent, SENT_STEP) + _bytes_mapped() + self._done
+                self._tell("progress", stage=stage, done=done, total=self._total, moved=moved)
 
         teller = threading.Thread(target=tell, daemon=True)
         teller.start()

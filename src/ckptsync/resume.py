@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 from ckptsync import artifact, durable, guard, layouts, record
@@ -193,6 +193,7 @@ class Resume:
                 failed.append(str(source))
             else:
                 log.info("resuming from %s, step %d, saved %s", source, placed.step, _ago(source.saved_at))
+                self._bring_best(placed)
                 self._sweep_incoming()
                 return placed
         raise IntegrityError(f"no valid checkpoint of run {self.run}: tried {', '.join(failed)}")
@@ -205,7 +206,52 @@ class Resume:
         assert source.version is not None  # noqa: S101 - a source has one of the two
         return self._download(source, source.version)
 
+    def _bring_best(self, placed: Placed) -> None:
+        """Bring the checkpoint that the Trainer calls its best so far, where it isn't here. Without it the training goes on too.
+
+        The Trainer keeps its absolute path. Where that is another one here, `SyncCallback` tells the Trainer the new path: no
+        file of a verified checkpoint is edited.
+        """
+        best = placed.state.best_checkpoint
+        step = step_of(PurePath(best).name) if best else None
+        if best is None or step is None or step == placed.step:
+            return
+        here = self._output_dir / f"checkpoint-{step}"
+        if not here.exists():
+            try:
+                self._download_best(step, here)
+            except CkptsyncError as error:
+                log.warning("the best checkpoint so far, %s, is missing and will be forgotten: %s", here.name, error)
+                return
+        if not Path(best).is_dir():
+            log.warning(
+                "the best checkpoint so far is %s, where SyncCallback makes the Trainer look; trainer_state.json says %s",
+                here,
+                best,
+            )
+
+    def _download_best(self, step: int, target: Path) -> None:
+        store = self._store
+        versions = self._ask("the list of versions", lambda: find_versions(store, self.run)) if store else []
+        source = next((each for each in order([], versions) if each.step == step), None)
+        if source is None or source.version is None:
+            raise NotFoundError(f"the store has no version of step {step}")
+        incoming, _ = self._fetch(source.version)
+        durable.rename(incoming, target)
+        # Sequence 0: it must not pass for the checkpoint that was saved last.
+        self._keep_receipt(target, source.version, step, sequence=0)
+        log.info("brought the best checkpoint so far, %s", target.name)
+
     def _download(self, source: Source, version: Version) -> Placed:
+        incoming, state = self._fetch(version)
+        target = self._output_dir / f"checkpoint-{state.global_step}"
+        self._clear(state.global_step, None)
+        durable.rename(incoming, target)
+        self._keep_receipt(target, version, state.global_step, sequence=self._spool.next_sequence())
+        return Placed(target, state.global_step, state, source)
+
+    def _fetch(self, version: Version) -> tuple[Path, TrainingState]:
+        """Download a version into a folder below .ckptsync, and prove that it is a whole checkpoint."""
         store = self._store
         assert store is not None  # noqa: S101 - versions come from one
         incoming = durable.make_folder(self._spool.root / "incoming") / f"{version.name}.{version.version}"
@@ -229,11 +275,7 @@ class Resume:
         except IntegrityError:
             durable.remove_tree(incoming)
             raise
-        target = self._output_dir / f"checkpoint-{state.global_step}"
-        self._clear(state.global_step, None)
-        durable.rename(incoming, target)
-        self._keep_receipt(target, version, state.global_step)
-        return Placed(target, state.global_step, state, source)
+        return incoming, state
 
     def _clear(self, step: int, keep: Path | None) -> None:
         """Move out of the way what the Trainer would take for newer, or trip over. Nothing is deleted."""
@@ -253,7 +295,7 @@ class Resume:
         for folder in incoming.iterdir() if incoming.is_dir() else ():
             durable.remove_tree(folder)
 
-    def _keep_receipt(self, target: Path, version: Version, step: int) -> None:
+    def _keep_receipt(self, target: Path, version: Version, step: int, *, sequence: int) -> None:
         """What came from the store and was proved is durable there: the watcher must not upload it again."""
         files = layouts.list_files(target)
         name = f"{target.name}.{fingerprint(files)}"
@@ -262,7 +304,7 @@ class Resume:
             snapshot=name,
             step=step,
             saved_at=version.saved_at,
-            sequence=self._spool.next_sequence(),
+            sequence=sequence,
             artifact=version.qualified.rpartition(":")[0],
             version=version.version,
             digest=version.digest,

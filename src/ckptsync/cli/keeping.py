@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ckptsync import pull, retention
+from ckptsync import download, retention
 from ckptsync.checkpoint import Version
 from ckptsync.cli import asking, options, tables
 from ckptsync.cli.quantities import Duration
@@ -160,7 +160,7 @@ def promote_command(
         if not alias or "/" in alias or ":" in alias:
             raise UsageError(f"{alias!r} cannot be an alias", hint="Leave out / and :.")
     with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
-        version = pull.select(asked.versions, asked.run, asked.alias, model=model)[0]
+        version = download.select(asked.versions, asked.run, asked.alias, model=model)[0]
         linked = retry(lambda: asked.store.link(version, target, aliases), what="the link to the registry", patience=INTERACTIVE)
     if as_json:
         report = {"name": version.name, "version": version.version, "target": target}

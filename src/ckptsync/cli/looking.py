@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ckptsync import durable, layouts, pull, record, resume
+from ckptsync import download, durable, layouts, record, resume
 from ckptsync.checkpoint import Checkpoint, Verdict, step_of
 from ckptsync.cli import options, progress
 from ckptsync.cli.quantities import Duration
@@ -147,7 +147,7 @@ def _verify_version(run_text: str, *, as_json: bool, project: str | None, entity
     from ckptsync.cli import asking
 
     with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
-        version = pull.select(asked.versions, asked.run, asked.alias)[0] if not asked.alias else None
+        version = download.select(asked.versions, asked.run, asked.alias)[0] if not asked.alias else None
         version = version or resume.pick(asked.versions, asked.alias or "latest", asked.run)
         proved: set[str] = set()
         with progress.shown(f"reading {version}") as shown:

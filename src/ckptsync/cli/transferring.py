@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ckptsync import daemon, layouts, pull, record, resume
+from ckptsync import daemon, download, layouts, record, resume
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
 from ckptsync.cli import asking, options, progress
 from ckptsync.errors import IntegrityError, UsageError
@@ -39,11 +39,11 @@ def pull_command(
     Without ALIAS it is the newest that holds. An interrupted pull goes on where it broke. from_pretrained(DEST) loads it.
     JSON keys: path, name, version, step, bytes, files.
     """
-    pull.require_free(destination)
+    download.require_free(destination)
     with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
-        wanted = pull.select(asked.versions, asked.run, asked.alias, model=model)
+        wanted = download.select(asked.versions, asked.run, asked.alias, model=model)
         with progress.shown(f"{wanted[0]}") as shown:
-            pulled = pull.pull(asked.store, wanted, destination, progress=shown, patience=INTERACTIVE)
+            pulled = download.pull(asked.store, wanted, destination, progress=shown, patience=INTERACTIVE)
     version = pulled.version
     if as_json:
         report = {"path": str(pulled.path), "name": version.name, "version": version.version, "step": pulled.step}

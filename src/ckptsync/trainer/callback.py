@@ -65,6 +65,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             theirs = {signal.SIGTERM} if getattr(args, "enable_jit_checkpoint", False) else set()
             self._signals.install(PREEMPTING - theirs)
             workers.shield()
+        self._find_best(args, state)
         members = self._ranks.gather(processes.name(os.getpid()))
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._record(args, state, members)
@@ -128,6 +129,17 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
         marker.leave(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
+
+    @_harmless
+    def _find_best(self, args: Any, state: Any) -> None:
+        """On another machine the path of the best checkpoint is another one, and the Trainer would forget its best model."""
+        best = state.best_model_checkpoint
+        if best and not Path(best).is_dir():
+            here = Path(args.output_dir) / Path(best).name
+            if here.is_dir():
+                state.best_model_checkpoint = str(here)
+                if state.is_world_process_zero:
+                    sys.stderr.write(f"ckptsync: the best checkpoint so far is {here}\n")
 
     @_harmless
     def _complete_history(self, state: Any) -> None:
