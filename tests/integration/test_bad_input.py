@@ -65,6 +65,7 @@ def test_without_credentials_both_ways_out_are_named(tmp_path: Path) -> None:
         assert "--local" in refusal(done)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_given_up_in_bounded_time(tool: Tool) -> None:
     started = time.monotonic()
 
@@ -261,6 +262,7 @@ def test_a_setting_with_an_impossible_value_is_refused_by_name(tool: Tool, tmp_p
     assert "quiet-period" in refusal(done)
 
 
+@pytest.mark.slow
 def test_settings_come_from_flag_then_variable_then_file_then_wandb_then_run_json(
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:

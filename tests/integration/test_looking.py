@@ -93,6 +93,7 @@ def test_status_tells_what_is_durable_and_what_is_torn(tool: Tool, nobody: Tool,
     assert "step 4" in words.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("age", "code"), [("1h", 0), ("60", 1), ("1m", 1)])
 def test_status_exits_with_1_when_work_is_at_risk_for_longer_than_wanted(
     tool: Tool, nobody: Tool, tmp_path: Path, age: str, code: int
@@ -107,6 +108,7 @@ def test_status_exits_with_1_when_work_is_at_risk_for_longer_than_wanted(
     assert json.loads(done.stdout)["last_durable_step"] == 4
 
 
+@pytest.mark.slow
 def test_status_of_a_finished_training_is_at_no_risk(tool: Tool, nobody: Tool, tmp_path: Path) -> None:
     output_dir = tmp_path / "out"
     make_checkpoint(output_dir, 8, content="at-rest", max_steps=8, saved_at=time.time() - 100)

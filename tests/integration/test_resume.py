@@ -69,6 +69,7 @@ def test_the_placeholder_becomes_the_path_and_the_run_must_exist(
     assert f"started with {['--from', path, f'--x={path}/y']} placeholder must" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_hook_hands_the_checkpoint_to_a_trainer_that_knows_nothing_of_it(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
@@ -87,6 +88,7 @@ def test_the_hook_hands_the_checkpoint_to_a_trainer_that_knows_nothing_of_it(
     assert kept(server, "hooked")[-1] == (4, ["final", "latest", "step-4"])
 
 
+@pytest.mark.slow
 def test_a_training_that_ignores_the_checkpoint_is_told_and_nothing_of_it_is_uploaded(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_training_that_ignores_the_checkpoint_is_told_and_nothing_of_it_is_upl
     assert [step for step, _ in kept(server, "ignores")] == [4]
 
 
+@pytest.mark.slow
 def test_the_command_that_was_recorded_here_starts_again_without_a_question(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
 ) -> None:
@@ -143,6 +146,7 @@ def test_without_any_command_it_says_how_to_give_one(tool: Tool, server: ServerP
     assert "no command to start the training with. Give it after --" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_that_is_not_there_is_refused(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
     publish_steps(server, tmp_path / "old", "no-program", 4)
 
@@ -254,6 +258,7 @@ def test_a_download_that_was_killed_goes_on_with_the_files_that_are_missing(
     assert gets(server, weights) == [1]
 
 
+@pytest.mark.slow
 def test_what_was_placed_is_not_uploaded_again(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
     publish_steps(server, tmp_path / "old", "placed", 4)
     resumed = tool("resume", "placed", "--output-dir", new, "--", *program(TELL))
@@ -266,6 +271,7 @@ def test_what_was_placed_is_not_uploaded_again(tool: Tool, server: ServerProcess
     assert tool.json("status", new)["last_durable_step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../escaped", "../../escaped", "deep/../../../escaped", "ABSOLUTE", "a\\..\\escaped"])
 def test_a_version_that_names_a_file_outside_is_refused_and_nothing_is_written_there(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path, name: str
@@ -298,6 +304,7 @@ def test_a_version_that_is_not_whole_gives_way_to_the_one_before(
     assert "scheduler.pt: missing" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
 def test_the_training_s_own_exit_code_is_passed_on(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path, ending: str, code: int
@@ -309,6 +316,7 @@ def test_the_training_s_own_exit_code_is_passed_on(
     assert done.returncode == code
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_started_again_unless_it_is_to_be_extended(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
 ) -> None:
@@ -381,6 +389,7 @@ def test_a_link_in_the_place_of_a_download_is_not_followed(tool: Tool, server: S
     assert outside.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_record_of_a_resume_says_who_the_training_is(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
     publish_steps(server, tmp_path / "old", "who", 4)
 

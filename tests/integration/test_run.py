@@ -40,6 +40,7 @@ def output_dir(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_the_same_line_starts_resumes_and_in_the_end_starts_nothing(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
     line: list[str | Path] = ["run", "--output-dir", output_dir, "--", *program(*STEP), str(output_dir)]
 
@@ -55,6 +56,7 @@ def test_the_same_line_starts_resumes_and_in_the_end_starts_nothing(tool: Tool, 
     assert kept(server, run_id) == [(4, ["step-4"]), (8, ["final", "latest", "step-8"])]
 
 
+@pytest.mark.slow
 def test_a_run_in_an_empty_folder_goes_on_from_the_store(
     tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path
 ) -> None:
@@ -115,6 +117,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_the_training_s_own_failure_is_passed_on_and_what_it_saved_is_kept(
     tool: Tool, server: ServerProcess, output_dir: Path
 ) -> None:
@@ -126,6 +129,7 @@ def test_the_training_s_own_failure_is_passed_on_and_what_it_saved_is_kept(
     assert [step for step, _ in kept(server, "fails")] == [4]
 
 
+@pytest.mark.slow
 def test_without_the_store_a_checkpoint_that_is_here_is_enough_and_none_is_an_error(
     tool: Tool, tmp_path: Path, output_dir: Path, ended: Ended
 ) -> None:
@@ -162,6 +166,7 @@ def test_the_placeholder_at_a_fresh_start_is_refused(tool: Tool, output_dir: Pat
     assert "nothing to resume from" in refusal(done)
 
 
+@pytest.mark.slow
 def test_beside_a_watcher_that_is_there_already_no_second_one_is_started(
     tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path, ended: Ended
 ) -> None:

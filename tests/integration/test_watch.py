@@ -98,6 +98,7 @@ def test_a_sigterm_in_the_middle_of_an_upload_finishes_it(server: ServerProcess,
     assert not Spool(output_dir).pending()
 
 
+@pytest.mark.slow
 def test_a_sigterm_with_a_backlog_of_all_leaves_the_rest_for_the_next_start(
     tool: Tool, server: ServerProcess, output_dir: Path, watching: Watching
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_watcher_of_a_process_ends_after_it_when_its_last_checkpoint_is_durabl
     assert [step for step, _ in kept(server, "pid")] == [4, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backlog", ["newest", "all"])
 def test_what_waits_behind_a_slow_upload_goes_as_the_backlog_says(
     server: ServerProcess, output_dir: Path, watching: Watching, backlog: str
@@ -181,6 +183,7 @@ def test_what_waits_behind_a_slow_upload_goes_as_the_backlog_says(
     assert events(output_dir, "superseded") == [("superseded", step) for step in (4, 8, 12, 16) if step not in expected]
 
 
+@pytest.mark.slow
 def test_rotation_in_the_middle_of_an_upload_loses_nothing_that_was_pinned(
     tool: Tool, server: ServerProcess, output_dir: Path, tmp_path: Path, watching: Watching
 ) -> None:
@@ -227,6 +230,7 @@ def test_a_torn_checkpoint_never_becomes_a_version_and_its_reason_is_told_once(
     assert any("checkpoint-2: rng_state.pth: missing" in line for line in told)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_becomes_whole_late_is_uploaded(server: ServerProcess, output_dir: Path, watching: Watching) -> None:
     folder = make_checkpoint(output_dir, 4, content="late", without=["trainer_state.json"])
     watcher = watching("late")
@@ -257,6 +261,7 @@ def test_a_save_of_the_same_step_in_the_middle_of_an_upload_ends_with_the_new_by
     assert not Spool(output_dir).pending()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_saved_again_after_it_was_durable_becomes_another_version(
     server: ServerProcess, output_dir: Path, watching: Watching
 ) -> None:
@@ -272,6 +277,7 @@ def test_a_checkpoint_that_is_saved_again_after_it_was_durable_becomes_another_v
     assert kept(server, "again") == [(4, []), (4, ["latest", "step-4"])]
 
 
+@pytest.mark.slow
 def test_a_watcher_that_starts_again_uploads_nothing_twice(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
     for step in (4, 8):
         make_checkpoint(output_dir, step, content="twice", saved_at=time.time() - 100 + step)
@@ -308,6 +314,7 @@ def warnings(log: Path) -> list[str]:
     return [line.partition(" WARNING ")[2] for line in log.read_text().splitlines() if " WARNING " in line]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_at_the_start_is_waited_for(
     tmp_path: Path, own_server: ServerProcess, output_dir: Path, log: Path, ended: Ended
 ) -> None:
@@ -331,6 +338,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(
     assert "works again after" in told[2]
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_an_upload_ends_with_one_version(
     tmp_path: Path, own_server: ServerProcess, output_dir: Path, log: Path, ended: Ended
 ) -> None:
@@ -411,6 +419,7 @@ def test_what_stays_parked_is_the_outcome_of_a_single_pass(tool: Tool, server: S
     assert [step for step, _ in kept(server, "parked")] == [8]
 
 
+@pytest.mark.slow
 def test_an_upload_that_stalls_is_ended_and_tried_again(
     server: ServerProcess, output_dir: Path, log: Path, watching: Watching
 ) -> None:
