@@ -99,17 +99,18 @@ def die_doing(deed: Callable[[], object], folder: Path, n: int) -> bool:
 def side_by_side(deeds: Sequence[Callable[[], object]], *, width: int = 4) -> None:
     """Do them in forks, a few at a time: each mostly waits. All have to come to their end."""
     for start in range(0, len(deeds), width):
-        children = [_fork(deed) for deed in deeds[start : start + width]]
+        children = [fork(deed) for deed in deeds[start : start + width]]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         assert not any(statuses), statuses
 
 
 def in_fork(deed: Callable[[], object]) -> int:
     """Do something in a child of this warm process. Returns its exit status, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(_fork(deed), 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(fork(deed), 0)[1])
 
 
-def _fork(deed: Callable[[], object]) -> int:
+def fork(deed: Callable[[], object]) -> int:
+    """Begin something in a child of this warm process, and return its id."""
     child = os.fork()
     if child == 0:
         status = 1

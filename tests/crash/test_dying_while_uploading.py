@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.crash.test_dying_while_pinning import pin
 from tests.server_process import ServerProcess
 
 QUICKLY = Policy(patience=Patience(first=0.1, longest=0.5, give_up_after=30.0))
+KEEPING_ALL = replace(QUICKLY, keep_all=True)
 ONCE = Policy(patience=Patience(first=0.1, longest=0.1, give_up_after=0.0))
 
 
@@ -73,7 +75,7 @@ def sweep(
     return found
 
 
-@pytest.mark.parametrize("most", [pytest.param(8, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [pytest.param(5, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_a_watcher_that_died_in_an_upload_finishes_it_at_the_next_start(tmp_path: Path, server: ServerProcess, most: int) -> None:
     counted = fresh(tmp_path, f"w{most}-counted")
@@ -87,7 +89,7 @@ def test_a_watcher_that_died_in_an_upload_finishes_it_at_the_next_start(tmp_path
     sweep("upload, the watcher", events, points, die_and_start_again, server).tell()
 
 
-@pytest.mark.parametrize("most", [pytest.param(8, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [pytest.param(4, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_an_upload_process_that_died_is_followed_by_another(tmp_path: Path, server: ServerProcess, most: int) -> None:
     counted = fresh(tmp_path, f"c{most}-counted")

@@ -81,6 +81,7 @@ def test_a_read_only_folder_is_one_line_and_changes_nothing(followed: Followed, 
     note("read-only folder", "one line, exit 3; uploaded when it could be written to", followed.damage())
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only_under_the_watcher_is_lived_through(followed: Followed, note: Note) -> None:
     followed.start()
     spool = followed.spool.root / "spool"

@@ -15,7 +15,7 @@ from tests.server_process import ServerProcess
 
 STALL = 5.0
 FILES = {"method": "PUT", "path": "/storage/content"}
-LONGER_THAN_THE_CLIENT_TRIES = 5.0
+LONGER_THAN_THE_CLIENT_TRIES = 3.0
 """Seconds. The client's own retries are cut to one each, at most a second later."""
 
 
@@ -43,7 +43,7 @@ def attempts(said: str) -> str:
     ("fault", "rules"),
     [
         ("5xx to files", [rule(FILES, 20, status=503)]),
-        ("5xx to the API", [rule({"operation": "CreateArtifact"}, 3, status=500)]),
+        pytest.param("5xx to the API", [rule({"operation": "CreateArtifact"}, 3, status=500)], marks=pytest.mark.slow),
         ("429 with Retry-After", [rule(FILES, 20, status=429, headers={"Retry-After": "1"})]),
         ("connection dropped in the upload", [rule(FILES, 20, drop="during")]),
         ("connection dropped in the commit's answer", [rule({"operation": "CommitArtifact"}, 2, drop="after")]),
@@ -101,6 +101,7 @@ def test_a_server_that_is_gone_for_longer_than_the_client_tries_is_waited_for(fo
     note("server gone for longer than all of wandb's retries", f"{attempts(said)}; uploaded", followed.damage())
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_in_the_middle_of_an_upload_is_waited_for(followed: Followed, note: Note) -> None:
     before = len(followed.said())
     followed.server.faults([rule(FILES, None, throttle=50_000)])

@@ -60,7 +60,7 @@ def damage_of(followed: Followed, into: Path, name: str) -> evidence.Damage:
         ("body corrupted on download, once", [rule(1, corrupt=True)]),
         ("expired download URL", [rule(8, status=403)]),
         ("connection dropped in a download", [rule(4, drop="during")]),
-        ("5xx on download", [rule(8, status=503)]),
+        pytest.param("5xx on download", [rule(8, status=503)], marks=pytest.mark.slow),
     ],
 )
 def test_the_newest_arrives_whole(
