@@ -170,8 +170,9 @@ class Guest:
         try:
             self.pid = self._boot()
             base = Path(os.path.realpath(sys.base_prefix))
-            python = f"{'/opt/ckguest/python' if self._is_hidden(base) else base}/bin/python3"
-            self.sh(_INSTALL.format(user=USER, uid=UID, base=python, python=PYTHON, ckptsync=CKPTSYNC))
+            # It may lie below a home of mode 0700. In the guest's own layer that can be changed.
+            self.sh(f"chmod a+x {' '.join(map(str, [base, *base.parents]))}", check=False)
+            self.sh(_INSTALL.format(user=USER, uid=UID, base=f"{base}/bin/python3", python=PYTHON, ckptsync=CKPTSYNC))
         except BaseException:
             self.kill()
             raise
@@ -290,12 +291,9 @@ class Guest:
         inside = next((path for path in packages if path.name == "site-packages"), Path(site.getsitepackages()[0]))
         base = Path(os.path.realpath(sys.base_prefix))
         binds = [("ro", str(checkout), "/opt/ckguest/checkout"), ("ro", str(inside), "/opt/ckguest/site")]
-        binds += [("ro", str(base), "/opt/ckguest/python")] if self._is_hidden(base) else []
+        # Where it is, since its libraries are looked for there; a mount of its own need not be part of the overlay.
+        binds += [("ro", str(base), str(base))] if base != Path("/usr") else []
         return [*binds, ("rw", str(self.shared), SHARED)]
-
-    @staticmethod
-    def _is_hidden(path: Path) -> bool:
-        return any(not folder.stat().st_mode & 0o001 for folder in [path, *path.parents])
 
 
 class Store:

@@ -156,6 +156,7 @@ def _taken_from(values: dict[str, Any]) -> Following:
 def _parsed_again(context: click.Context) -> dict[str, Any]:
     """The same command line over the settings file as it is by now. Raises ConfigurationError for what cannot be."""
     arguments = list(context.meta[_ARGUMENTS])
+    context.meta[options.REREADING] = True
     try:
         return context.command.make_context(context.info_name, arguments, parent=context.parent).params
     except click.ClickException as error:

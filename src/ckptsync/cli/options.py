@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _SETTINGS = "ckptsync.settings"
 
+REREADING = "ckptsync.rereading"
+"""Set in a context's meta while its command line is parsed again: the log stays as it is."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -119,7 +122,9 @@ def _load_settings(context: click.Context, _parameter: click.Parameter, value: P
     context.default_map = {**settings, **(context.default_map or {})}
 
 
-def _set_up_log(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
+def _set_up_log(context: click.Context, _parameter: click.Parameter, value: int) -> int:
+    if context.meta.get(REREADING):
+        return value
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(journal.Formatter() if journal.reads(sys.stderr) else plain)
@@ -131,7 +136,9 @@ def _set_up_log(_context: click.Context, _parameter: click.Parameter, value: int
     return value
 
 
-def _quieten(_context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+def _quieten(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    if context.meta.get(REREADING):
+        return value
     if value or os.environ.get("WANDB_QUIET", "").lower() == "true" or os.environ.get("WANDB_SILENT", "").lower() == "true":
         logging.getLogger("ckptsync").setLevel(logging.WARNING)
     return value
