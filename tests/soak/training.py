@@ -21,6 +21,9 @@ from tests.checkpoints import safetensors_bytes, state_bytes, torch_bytes
 
 MAX_STEPS = 10**9
 
+PAUSES = (0.0, 0.01, 0.05, 0.7)
+"""Seconds between two files of a save. The last one is longer than the soak's quiet period: rest alone proves nothing."""
+
 
 @dataclass
 class Ledger:
@@ -91,7 +94,7 @@ class Training:
                 temporary.rename(folder / name)
             else:
                 (folder / name).write_bytes(value)
-            time.sleep(self._random.choice((0.0, 0.0, 0.01, 0.03)))
+            time.sleep(self._random.choices(PAUSES, (60, 25, 10, 5))[0])
         self._note({"content": content})
 
     def _files(self, content: str) -> dict[str, bytes]:
