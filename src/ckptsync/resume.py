@@ -126,8 +126,13 @@ def find_versions(store: Store, run: Run) -> list[Version]:
     """
     found = [each for name in artifact.candidate_names(run) for each in store.versions(name)]
     known = {each.qualified for each in found}
+    outputs: list[Version] = []
     with contextlib.suppress(NotFoundError):
-        found += [each for each in store.outputs(run) if each.qualified not in known and artifact.is_candidate(each.name)]
+        outputs = [each for each in store.outputs(run) if each.qualified not in known and artifact.is_candidate(each.name)]
+    # Listed by name, since a run's outputs come without aliases (wandb 0.31). Runs of one name share an artifact.
+    ours = {each.qualified for each in outputs}
+    for name in dict.fromkeys(each.name for each in outputs):
+        found += [each for each in store.versions(name) if each.qualified in ours]
     return found
 
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -62,6 +63,20 @@ def pin(checkpoint: Checkpoint, folder: Path, *, sequence: int, alive: Callable[
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return snapshot
+
+
+def cheapest_way(folder: Path) -> str:
+    """How files would be pinned in a folder that may be written to: reflink, link or copy."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=durable.TEMPORARY) as trial:
+        source = Path(trial, "source")
+        source.write_bytes(b"x")
+        for name, way in (("reflink", _reflink), ("link", _link)):
+            try:
+                way(source, Path(trial, name))
+            except OSError:
+                continue
+            return name
+    return "copy"
 
 
 def unchanged(snapshot: Snapshot) -> bool:

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -177,6 +178,25 @@ class WandbStore:
         """Log how an upload went as metrics of the sync run."""
         with self._translated("the upload's metrics"):
             self._open_sync_run(self._require_entity()).log({f"ckptsync/{name}": value for name, value in values.items()})
+
+    def rehearse(self) -> None:
+        """Upload a tiny artifact and delete it again, with the run that did it: what an upload and a prune need to be allowed."""
+        run = self._require_entity()
+        name = f"ckptsync-doctor-{secrets.token_hex(4)}"
+        with self._translated("the rehearsal of an upload"):
+            trial = self._wandb.init(
+                entity=run.entity, project=run.project, id=name, name=name, job_type="checkpoint-sync", settings=self._settings
+            )
+            artifact = self._wandb.Artifact(name, type=TYPE)
+            with artifact.new_file("probe.txt") as file:
+                file.write(name)
+            trial.log_artifact(artifact).wait()
+            trial.finish()
+        with self._translated("the rehearsal of a deletion"):
+            client = self._client()
+            client.artifact(f"{run.entity}/{run.project}/{name}:v0").delete(delete_aliases=True)
+            client.artifact_collection(TYPE, f"{run.entity}/{run.project}/{name}").delete()
+            client.run(f"{run.entity}/{run.project}/{name}").delete()
 
     def close(self) -> None:
         """End the sync run and the client's own process."""

@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": "looking",
     "prune": "keeping",
     "promote": "keeping",
+    "doctor": "examining",
     "install-units": "units",
     "uninstall-units": "units",
     "server": "serving",

@@ -176,12 +176,24 @@ def opened_store(connection: Connection, run: Run) -> Iterator[WandbStore]:
     """W&B in this process, with the client's own files in a folder that goes away with the block."""
     from ckptsync.wandb_store import WandbStore
 
-    with tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
+    with _environment_kept(), tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
         store = WandbStore(connection, run, Path(private))
         try:
             yield store
         finally:
             store.close()
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """What the client sets in this process is none of the training's, which is started with this environment later."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def run_of(output_dir: Path, *, run_id: str | None, project: str | None, entity: str | None, local: bool) -> Run:

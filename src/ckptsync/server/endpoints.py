@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ckptsync import __version__
+
 from . import filestream, queries
 from .accounts import find_project
 from .artifacts import find_artifact
@@ -87,7 +89,7 @@ class Service:
         return Call(connection, self.content, Links(self.signer, base_url, self.link_lifetime), time.time(), self.crash_after)
 
     async def health(self, _request: Request) -> Response:
-        return JSONResponse({"status": "ok", "pid": os.getpid()})
+        return JSONResponse({"status": "ok", "pid": os.getpid(), "version": __version__})
 
     async def graphql(self, request: Request) -> Response:
         body = await _limited_body(request, MAX_QUERY_BODY_BYTES)

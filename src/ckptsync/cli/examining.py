@@ -1,0 +1,115 @@
+"""`doctor`: what will go wrong, before it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ckptsync import checkup, config, inquiry, record, resume
+from ckptsync.checkpoint import Run
+from ckptsync.checkup import ERROR, OK, WARNING, Finding
+from ckptsync.cli import options
+from ckptsync.errors import CkptsyncError
+from ckptsync.inquiry import About
+from ckptsync.wandb_store import WandbStore
+
+SKEW_MUCH = 60.0
+"""Seconds by which clocks may differ: signed addresses are good for minutes, and ages in `status` are told by this clock."""
+
+MARKS = {OK: "ok     ", WARNING: "warning", ERROR: "error  "}
+
+
+@click.command("doctor", epilog="Example: ckptsync doctor runs/llama", short_help="What will go wrong, before it does.")
+@click.argument("output_dir", metavar="[OUTPUT_DIR]", required=False, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Don't upload and delete the tiny artifact that proves the permissions.")
+@options.as_json
+@options.common
+def doctor_command(
+    output_dir: Path | None, dry_run: bool, as_json: bool, project: str | None, entity: str | None, local: bool
+) -> None:
+    """Check credentials, server, permissions, disk, links, file events, libraries, notices and clocks.
+
+    OUTPUT_DIR is the Trainer's (default: this folder). Exits with 0 when nothing is an error, else with the code of the first
+    one. JSON: a list of {check, state (ok, warning, error), message, advice}.
+    """
+    folder = resume.require_output_dir(output_dir or Path(), create=False)
+    known = record.read(folder)
+    run = config.make_run(
+        known.text("run_id") or "doctor",
+        project=project or known.text("project"),
+        entity=entity or (None if local else known.text("entity")),
+    )
+    failed: list[CkptsyncError] = []
+    findings = []
+    for finding in (*_store(run, failed, local=local, rehearse=not dry_run), *checkup.machine(folder)):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{MARKS[finding.state]}  {finding.check}: {finding.message}")
+            if finding.advice:
+                click.echo(f"         {' ' * len(finding.check)}→ {finding.advice}")
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in findings], indent=1))
+    if any(each.state == ERROR for each in findings):
+        raise click.exceptions.Exit(failed[0].exit_code if failed else 1)
+
+
+def _store(run: Run, failed: list[CkptsyncError], *, local: bool, rehearse: bool) -> Iterator[Finding]:
+    """Credentials, server, project, permissions and clock, up to the first that fails."""
+    mode = config.uploading()
+    if mode != "online":
+        yield Finding("credentials", WARNING, f"W&B is {mode} by WANDB_MODE or WANDB_DISABLED", "Unset it to upload.")
+        return
+    try:
+        with options.connected(local=local) as connection:
+            about = inquiry.inquire(connection, run)
+            yield Finding("credentials", OK, f"the key belongs to {about.user}")
+            yield Finding("server", OK, f"{connection.base_url} answers in {1000 * about.seconds:.0f} ms, {about.server}")
+            yield _entity(about)
+            yield _project(run, about)
+            if rehearse and about.project_exists:
+                with options.opened_store(connection, run) as store:
+                    yield _permissions(store, failed)
+            yield _clock(about)
+    except CkptsyncError as error:
+        failed.append(error)
+        check = "server" if error.exit_code == 6 else "credentials"
+        yield Finding(check, ERROR, str(error), error.hint)
+
+
+def _entity(about: About) -> Finding:
+    if about.entity in about.entities:
+        return Finding("entity", OK, f"{about.entity} is yours")
+    return Finding(
+        "entity", WARNING, f"{about.entity} is none of {', '.join(about.entities)}", "Check --entity and WANDB_ENTITY."
+    )
+
+
+def _project(run: Run, about: About) -> Finding:
+    if about.project_exists:
+        return Finding("project", OK, f"{about.entity}/{run.project} exists")
+    advice = "Check --project and WANDB_PROJECT, if you expected one."
+    return Finding("project", WARNING, f"{about.entity}/{run.project} is not there; the first run makes it", advice)
+
+
+def _permissions(store: WandbStore, failed: list[CkptsyncError]) -> Finding:
+    try:
+        store.rehearse()
+    except CkptsyncError as error:
+        failed.append(error)
+        return Finding("permissions", ERROR, str(error), "Ask for a key that may write to this project.")
+    return Finding("permissions", OK, "may upload and delete: a tiny artifact was made and removed again")
+
+
+def _clock(about: About) -> Finding:
+    if about.skew is None:
+        return Finding("clock", OK, "the server doesn't tell its time")
+    if abs(about.skew) > SKEW_MUCH:
+        ahead = "behind" if about.skew > 0 else "ahead of"
+        return Finding(
+            "clock", WARNING, f"this machine is {abs(about.skew):.0f} s {ahead} the server", "Turn on NTP (timedatectl)."
+        )
+    return Finding("clock", OK, f"within {max(1, abs(round(about.skew)))} s of the server's")
