@@ -291,6 +291,12 @@ class WandbStore:
         with self._translated(f"the deletion of {version}"):
             return self._change(version, lambda artifact: artifact.delete(delete_aliases=True))
 
+    def forget(self, run: Run) -> None:
+        """Delete a run that was only a rehearsal, the sync run beside it, and every version that they logged."""
+        for run_id in (f"ckptsync-{run.run_id}", run.run_id):
+            with contextlib.suppress(NotFoundError), self._translated(f"the deletion of run {run_id}"):
+                self._client().run(f"{run.entity}/{run.project}/{run_id}").delete(delete_artifacts=True)
+
     def expire(self, version: Version, at: float) -> bool:
         """See Store. The client counts a TTL from the creation."""
 

@@ -15,7 +15,7 @@ from tests.preemption.conftest import HERE, Job, Notifier
 from tests.preemption.metadata import AmazonService, GoogleService
 from tests.server_process import ServerProcess
 
-KINDS = ("gce", "aws", "azure", "SIGTERM", "SIGUSR1")
+KINDS = ("gce", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("aws", "azure", "SIGTERM", "SIGUSR1")))
 
 
 @pytest.fixture(params=KINDS)
@@ -49,6 +49,7 @@ def test_at_a_notice_the_training_saves_and_the_same_line_goes_on_from_there(job
     assert job.versions()[0]["step"] == 60
 
 
+@pytest.mark.slow
 def test_a_recommendation_to_rebalance_is_told_and_ends_nothing(job: Job) -> None:
     with AmazonService() as service:
         service.rebalance = True
@@ -88,6 +89,7 @@ def test_a_program_that_catches_no_sigusr1_gets_a_sigterm(job: Job) -> None:
     assert process.wait(60) == 75, job.said
 
 
+@pytest.mark.slow
 def test_an_upload_that_hangs_gives_way_to_the_last_checkpoint(job: Job, server: ServerProcess) -> None:
     job.options += ["--grace", "25s"]
     job.command = job.saver("--seconds", 0.3, "--size", 4_000_000, "--save", 3, "--steps", 40)
@@ -104,6 +106,7 @@ def test_an_upload_that_hangs_gives_way_to_the_last_checkpoint(job: Job, server:
     assert job.versions()[0]["step"] == job.steps[-1], job.said
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_at_the_notice_is_an_error_and_the_next_start_uploads_first(job: Job, server: ServerProcess) -> None:
     job.options += ["--grace", "1s"]
     job.command = job.saver("--seconds", 0.2, "--steps", 60)
@@ -159,6 +162,7 @@ def test_sigint_means_that_a_person_wants_the_end(job: Job) -> None:
     assert job.said.count("\nup") == 1
 
 
+@pytest.mark.slow
 def test_a_training_that_was_signalled_by_somebody_else_counts_as_preempted(job: Job) -> None:
     job.options += ["--max-restarts", "5"]
     job.command = job.saver("--seconds", 0.2)
@@ -215,6 +219,7 @@ def test_a_watcher_beside_a_training_asks_its_ranks_to_save_and_ends_when_all_is
     assert "preempted" in job.versions()[0]["aliases"]
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_longer_than_the_notice_is_told_once_with_numbers(job: Job) -> None:
     job.options += ["--grace", "0.01s"]
     job.command = job.saver("--seconds", 0.4, "--save", 2)

@@ -28,6 +28,7 @@ COMMANDS = {
     "install-units": "units",
     "uninstall-units": "units",
     "server": "serving",
+    "drill": "drill",
     "demo": "demo",
 }
 """Command → the module of this package that holds it."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,11 +16,12 @@ from pathlib import Path
 
 import click
 
-from ckptsync import comparison, layouts, record
+from ckptsync import comparison, layouts
 from ckptsync.checkpoint import Receipt, step_of
 from ckptsync.cli import options
+from ckptsync.cli.drill import told
+from ckptsync.drill import Machine, ckptsync
 from ckptsync.errors import CkptsyncError, ConfigurationError, IntegrityError
-from ckptsync.spool import Spool
 
 STEPS, SAVE_EVERY, SEED = 60, 15, 7
 PATIENCE = 120.0
@@ -79,19 +78,23 @@ class Story:
         with local_server(folder / "server") as server:
             self._say(f"local W&B-compatible server on {server.url}")
             environ = self._environment(folder, server.url, server.api_key)
-            lost, resumed, reference = folder / "lost-machine", folder / "new-machine", folder / "uninterrupted"
-            with _process(self._command("run", lost), environ, folder / "first.log") as first:
+            lost, new, whole = (
+                Machine(folder / name, folder / f"{log}.log")
+                for name, log in (("lost-machine", "first"), ("new-machine", "second"), ("uninterrupted", "third"))
+            )
+            with lost.running(self._command("run", lost.output_dir), environ) as first:
                 self._say(f"training started: run {self._run_id}, {STEPS} steps, a checkpoint every {SAVE_EVERY}")
                 durable = self._wait_for_durable(lost, first)
-                reached = self._kill(lost, first)
-            shutil.rmtree(lost)
+            reached = step_of(lost.newest().name)
+            shutil.rmtree(lost.output_dir)
             self._say(f"kill -9 at about step {reached}: trainer and ckptsync are dead, their folder is deleted")
             self._say(f"new machine: ckptsync resume {self._run_id}, durable is step {durable}")
-            self._run_to_end(self._command("resume", resumed), environ, folder / "second.log")
-            self._say(f"resumed training finished: {_last(resumed).name}")
-            self._run_to_end(_training(reference), {**environ, "WANDB_RUN_ID": f"{self._run_id}-whole"}, folder / "third.log")
+            self._run_to_end(new, self._command("resume", new.output_dir), environ)
+            self._say(f"resumed training finished: {new.newest().name}")
+            alone = environ | {"WANDB_RUN_ID": f"{self._run_id}-whole"}
+            self._run_to_end(whole, _training(whole.output_dir), alone)
             self._say("the same training, never interrupted: finished")
-        return self._compare(_last(resumed), _last(reference), durable)
+        return self._compare(new.newest(), whole.newest(), durable)
 
     def _environment(self, folder: Path, url: str, api_key: str) -> dict[str, str]:
         """Only what the demo set up: the account of whoever runs it stays out of it."""
@@ -109,52 +112,37 @@ class Story:
 
     def _command(self, verb: str, output_dir: Path) -> list[str]:
         run = ["--run-id", self._run_id] if verb == "run" else [self._run_id]
-        head = [sys.executable, "-m", "ckptsync", verb, "--output-dir", str(output_dir), *run, "--"]
-        return [*head, *_training(output_dir, slowly=verb == "run")]
+        return [*ckptsync(verb, "--output-dir", output_dir, *run), "--", *_training(output_dir, slowly=verb == "run")]
 
-    def _wait_for_durable(self, output_dir: Path, process: subprocess.Popen[bytes]) -> int:
+    def _wait_for_durable(self, machine: Machine, process: subprocess.Popen[bytes]) -> int:
         """Wait until the second checkpoint is durable, telling each receipt as it comes."""
         told: set[str] = set()
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and process.poll() is None:
-            for receipt in Spool(output_dir).receipts():
+
+        def enough() -> bool:
+            for receipt in machine.receipts():
                 if receipt.snapshot not in told:
                     told.add(receipt.snapshot)
                     self._tell_receipt(receipt)
-                if receipt.step >= 2 * SAVE_EVERY:
-                    return receipt.step
-            time.sleep(0.1)
-        raise CkptsyncError("no second checkpoint became durable", hint="Run again with --keep FOLDER and look at first.log.")
+            return any(each.step >= 2 * SAVE_EVERY for each in machine.receipts())
+
+        machine.wait_for("a second durable checkpoint", enough, process, PATIENCE)
+        return max(each.step for each in machine.receipts())
 
     def _tell_receipt(self, receipt: Receipt) -> None:
         name = receipt.artifact.rpartition("/")[2]
         self._say(f"checkpoint-{receipt.step} is durable: {name}:{receipt.version}, {receipt.files} files, {receipt.bytes} bytes")
 
-    def _kill(self, output_dir: Path, process: subprocess.Popen[bytes]) -> int:
-        """The machine is gone: SIGKILL for ckptsync, for the trainer, and for all that they started."""
-        trainers = record.read(output_dir).values.get("processes") or []
-        pids = [
-            process.pid,
-            *(entry["pid"] for entry in trainers if isinstance(entry, dict) and "pid" in entry),
-            *_children(process.pid),
-        ]
-        for pid in dict.fromkeys(pids):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        return max((step_of(path.name) or 0 for path in output_dir.glob("checkpoint-*")), default=0)
-
-    def _run_to_end(self, command: list[str], environ: dict[str, str], log: Path) -> None:
-        with _process(command, environ, log) as process:
+    def _run_to_end(self, machine: Machine, command: list[str], environ: dict[str, str]) -> None:
+        with machine.running(command, environ) as process:
             code = process.wait(PATIENCE)
         if code:
-            last = log.read_text(errors="replace").strip().rpartition("\n")[2]
-            raise CkptsyncError(f"{' '.join(command[:5])} … ended with {code}: {last}", hint="Run again with --keep FOLDER.")
+            told = f"{' '.join(command[:5])} … ended with {code}: {machine.last_words}"
+            raise CkptsyncError(told, hint="Run again with --keep FOLDER.")
 
     def _compare(self, resumed: Path, reference: Path, durable: int) -> bool:
         results = comparison.compare(resumed, reference)
-        for each in results:
-            click.echo(f"          {each.part:<13} {'identical' if each.equal else 'DIFFERENT'}   {each.detail}")
+        for line in told(results):
+            click.echo(line)
         equal = all(each.equal for each in results)
         verdict = "bit for bit the uninterrupted one" if equal else "NOT the uninterrupted one"
         repeated = f"from step {durable} of {layouts.read_state(resumed).global_step}"
@@ -169,30 +157,3 @@ def _training(output_dir: Path, *, slowly: bool = False) -> list[str]:
     """The training's command. The first one dawdles, so that there is a middle in which to kill it."""
     words = f"--max-steps {STEPS} --save-steps {SAVE_EVERY} --seed {SEED} --step-seconds {0.15 if slowly else 0}"
     return [sys.executable, "-m", "ckptsync.trainer.tiny", "--output-dir", str(output_dir), *words.split()]
-
-
-def _last(output_dir: Path) -> Path:
-    return max(output_dir.glob("checkpoint-*"), key=lambda path: step_of(path.name) or 0)
-
-
-def _children(pid: int) -> list[int]:
-    """Every process below this one (/proc), deepest last."""
-    found = []
-    with contextlib.suppress(OSError):
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, re.findall(r"\d+", children.read_text())):
-                found += [child, *_children(child)]
-    return found
-
-
-@contextlib.contextmanager
-def _process(command: list[str], environ: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose output goes to a file, and which doesn't outlive the block."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
