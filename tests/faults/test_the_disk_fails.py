@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.integration.conftest import wait_for
 from tests.server_process import ServerProcess
 
 NOBODY = 65534
+THREE_GIGABYTES = 3 * 10**9
 DAY = 86400.0
 
 
@@ -172,24 +174,29 @@ def test_very_many_small_files_become_one_version(followed: Followed, note: Note
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_file_of_three_gigabytes_goes_out_in_parts(followed: Followed, note: Note) -> None:
-    size = 3 * 10**9
-    name = followed.save()
-    folder = followed.output_dir / name
+def test_a_file_of_three_gigabytes_goes_out_in_parts(tmp_path: Path, note: Note) -> None:
+    # A server of its own, in a folder that goes away: it really writes the three gigabytes.
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder, ServerProcess(Path(folder) / "data") as server:
+        followed = Followed(Path(folder), server, "three-gigabytes")
+        name = followed.save()
+        _grow(followed.output_dir / name, THREE_GIGABYTES)
+        followed.saves[name] = evidence.digests(followed.output_dir / name)
+        started = time.monotonic()
+
+        done = followed.once(timeout=500)
+
+        assert done.returncode == 0, done.stderr
+        asked = server.requests()
+        assert any(each["operation"] == "CompleteMultipartUploadArtifact" for each in asked)
+        assert sum(each["method"] == "PUT" for each in asked) > THREE_GIGABYTES / (100 * 2**20)
+        note("one 3 GB file", f"uploaded in parts in {time.monotonic() - started:.0f} s", followed.damage())
+
+
+def _grow(folder: Path, size: int) -> None:
+    """Make the weights of a checkpoint so large, with a hole for the bytes."""
     header = json.dumps({"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     state = (folder / "trainer_state.json").read_bytes()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + size)
     (folder / "trainer_state.json").write_bytes(state)
-    followed.saves[name] = evidence.digests(folder)
-    started = time.monotonic()
-
-    done = followed.once(timeout=500)
-
-    assert done.returncode == 0, done.stderr
-    asked = followed.server.requests()
-    puts = [each for each in asked if each["method"] == "PUT"]
-    assert any(each["operation"] == "CompleteMultipartUploadArtifact" for each in asked)
-    assert len(puts) > size / (100 * 2**20)
-    note("one 3 GB file", f"uploaded in parts in {time.monotonic() - started:.0f} s", followed.damage())
