@@ -80,5 +80,5 @@ def retry(
         reraise=True,
     )(unit)
     if failures:
-        log.warning("%s works again after %d failures", what, failures)
+        log.warning("%s works again, after %d failed attempt%s", what, failures, "s" if failures > 1 else "")
     return result

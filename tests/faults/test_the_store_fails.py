@@ -34,7 +34,7 @@ def rule(match: dict[str, str], count: int | None, **action: Any) -> dict[str, A
 
 def attempts(said: str) -> str:
     """How often an upload began, with the lines about it checked: one when it starts to fail, one when it works again."""
-    failing, recovered = said.count("failed, trying again"), said.count("works again after")
+    failing, recovered = said.count("failed, trying again"), said.count("works again, after")
     assert failing == recovered <= 1, said
     return f"{said.count('uploading checkpoint')} attempts, {failing + recovered} log lines about it"
 

@@ -335,7 +335,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(
     assert len(told) == 3, told
     assert "watching all the same" in told[0]
     assert "failed, trying again" in told[1]
-    assert "works again after" in told[2]
+    assert "works again, after" in told[2]
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_a_network_that_comes_up_late_is_waited_for_where_only_the_store_may_hav
     server.faults([])
 
     assert process.wait(60) == 0, job.said
-    assert "works again after" in job.said
+    assert "works again, after" in job.said
     assert job.starts == [0]
 
 

@@ -161,3 +161,12 @@ def test_a_refused_command_leaves_nothing_behind(folder: Path, home: Path) -> No
     ckptsync(folder, home, "verify", "out/checkpoint-5")
 
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_setting_that_no_command_has_is_named_and_one_of_another_command_is_not(folder: Path, home: Path) -> None:
+    (folder / "typo.toml").write_text('quite-period = "5s"\nmax-age = "30m"\nkeep-last = 3\n')
+
+    done = ckptsync(folder, home, "status", ".", "--config", "typo.toml")
+
+    assert done.returncode == 0
+    assert done.stderr == "ckptsync: typo.toml: no command has a setting 'quite-period'; it is ignored\n"

@@ -92,7 +92,7 @@ def test_failing_is_said_once_and_the_recovery_once(caplog: pytest.LogCaptureFix
 
     assert [record.message for record in caplog.records] == [
         "the upload failed, trying again: injected: away 0",
-        "the upload works again after 5 failures",
+        "the upload works again, after 5 failed attempts",
     ]
 
 

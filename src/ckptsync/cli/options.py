@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,7 +119,25 @@ def _load_settings(context: click.Context, _parameter: click.Parameter, value: P
     context.meta[_SETTINGS] = value
     path, named = settings_file(context)
     settings = config.load_file(path, required=named)
+    _warn_of_unknown(context, path, settings)
     context.default_map = {**settings, **(context.default_map or {})}
+
+
+def _warn_of_unknown(context: click.Context, path: Path, settings: Mapping[str, object]) -> None:
+    """Name the settings that no command has: most likely a slip of the pen, and without a word it would have no effect."""
+    unknown = set(settings) - _names(context.command)
+    group = context.parent.command if context.parent else None
+    if not unknown or not isinstance(group, click.Group) or context.parent is None:
+        return
+    for name in group.list_commands(context.parent):
+        command = group.get_command(context.parent, name)
+        unknown -= _names(command) if command else set()
+    for name in sorted(unknown):
+        click.echo(f"ckptsync: {path}: no command has a setting {name.replace('_', '-')!r}; it is ignored", err=True)
+
+
+def _names(command: click.Command) -> set[str]:
+    return {parameter.name for parameter in command.params if parameter.name}
 
 
 def _set_up_log(context: click.Context, _parameter: click.Parameter, value: int) -> int:
