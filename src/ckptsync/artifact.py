@@ -19,7 +19,7 @@ from ckptsync.store import Upload
 NAME_LENGTH = 128
 """The longest artifact name that W&B accepts (wandb 0.31, measured)."""
 
-OWN_ALIAS = re.compile(r"latest|best|final|preempted|step-\d+|epoch_[\d.]+|checkpoint_global_step_\d+|final_model")
+OWN_ALIAS = re.compile(r"latest|best|final|preempted|step-\d+|epoch_[\d.]+|checkpoint_global_step_\d+|final_model|base_model")
 """Aliases that ckptsync, the wandb client or HF's WandbCallback gives. Any other one is a user's."""
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "trl", "safetensors", "wandb")

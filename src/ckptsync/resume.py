@@ -133,7 +133,8 @@ def find_versions(store: Store, run: Run) -> list[Version]:
     ours = {each.qualified for each in outputs}
     for name in dict.fromkeys(each.name for each in outputs):
         found += [each for each in store.versions(name) if each.qualified in ours]
-    return found
+    # The text that HF's WandbCallback logs of the model's architecture under the same name (transformers 5.24).
+    return [each for each in found if "base_model" not in each.aliases]
 
 
 def pick(versions: Sequence[Version], alias: str, run: Run) -> Version:

@@ -224,6 +224,14 @@ class Spool:
         except OSError as error:
             log.warning("not written to history.jsonl: %s: %s", event, error)
 
+    def pruned(self) -> Iterator[str]:
+        """The versions that were let go after a receipt, as NAME:vN, from history.jsonl."""
+        with contextlib.suppress(OSError), (self.root / "history.jsonl").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if '"pruned"' in line:
+                    with contextlib.suppress(ValueError):
+                        yield str(json.loads(line).get("artifact"))
+
     def _directories(self, name: str) -> list[Path]:
         try:
             entries = sorted((self.root / name).iterdir())

@@ -67,3 +67,38 @@ def test_the_architecture_is_short() -> None:
 
 def test_the_test_command_of_the_readme_is_the_one_that_the_gate_runs() -> None:
     assert re.search(r'^pip install "\.\[test\]" && pytest$', README, re.MULTILINE)
+
+
+GUIDE = {
+    "project": ("guide", "test_project_"),
+    "logging": ("guide", "test_logging_"),
+    "`WANDB_LOG_MODEL=checkpoint`": ("guide", "test_checkpoint_"),
+    "`WANDB_LOG_MODEL=end`": ("guide", "test_end_"),
+    "`WANDB_LOG_MODEL=false`": ("commands", "test_a_training_that_asks_for_no_upload_"),
+    "best model": ("guide", "test_best_model_"),
+    "load a model": ("guide", "test_load_"),
+    "resume": ("guide", "test_resume_in_python_"),
+    "registry": ("guide", "test_registry_"),
+    "tables of predictions": ("guide", "test_tables_"),
+    "extra variables": ("guide", "test_extra_variables_"),
+    "own `wandb.init`": ("guide", "test_own_init_"),
+    "notebook": ("notebook", "test_a_notebook_"),
+    "what WandbCallback uploaded": ("guide", "test_what_hf_uploaded_"),
+}
+"""The rows of the README's table of W&B's guide, and the test of each: its file in tests/workflow, and how its name begins."""
+
+
+def test_every_row_of_the_table_of_the_guide_has_its_test() -> None:
+    table = README.partition("| in the guide | with ckptsync |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()]
+
+    missing = [row for row in rows if row not in GUIDE]
+    untested = [
+        row
+        for row, (file, start) in GUIDE.items()
+        if f"\ndef {start}" not in (ROOT / "tests" / "workflow" / f"test_{file}.py").read_text()
+    ]
+
+    assert not missing
+    assert not untested
+    assert len(rows) == len(GUIDE)

@@ -65,7 +65,8 @@ class Following:
 
     def note(self, output_dir: Path) -> None:
         """Write down what has to hold for every upload of this folder, whoever starts it, and say what is asked for oddly."""
-        record.update(output_dir, record_command=None if self.record_command else False)
+        keep = Retention(self.keep_last, self.keep_best, self.keep_every)
+        record.update(output_dir, record_command=None if self.record_command else False, keep=str(keep) if keep else None)
         wanted = config.wanted_models()
         if wanted == "false":
             log.warning("WANDB_LOG_MODEL=false: the training asks for no upload, but this command was told to upload, and does")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ import click
 
 from ckptsync import download, durable, layouts, record, resume
 from ckptsync.checkpoint import Checkpoint, Verdict, step_of
-from ckptsync.cli import options, progress
+from ckptsync.cli import options, progress, tables
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import IntegrityError, UsageError
 from ckptsync.retrying import INTERACTIVE, retry
 from ckptsync.spool import Spool
+
+DAY_FROM = 1.0
+"""Seconds between the first and the last save from which a growth per day is told."""
 
 
 @click.command(
@@ -37,8 +39,9 @@ def status_command(
     """Tell the last durable step, its age, and what waits, for each OUTPUT_DIR (default: this folder).
 
     JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, last_durable_version,
-    newest_local_step, finished, at_risk_seconds, pending, parked, torn, copied (counts), and the names in pending_names,
-    parked_reasons, torn_names.
+    newest_local_step, finished, at_risk_seconds, pending, parked, torn, copied (counts), the names in pending_names,
+    parked_reasons, torn_names; stored_bytes (in the store, from here), spool_bytes (waiting), keep (the policy), and
+    growth_bytes_per_day of training where there is none.
     """
     del project, entity, local
     folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
@@ -67,7 +70,7 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "entity": known.text("entity"),
         "watcher": durable.Lock(spool.lock_path).holder,
         "last_durable_step": newest.step if newest else None,
-        "last_durable_at": _iso(newest.saved_at) if newest else None,
+        "last_durable_at": tables.iso(newest.saved_at) if newest else None,
         "last_durable_version": f"{newest.artifact}:{newest.version}" if newest else None,
         "newest_local_step": max(steps, default=None),
         "finished": finished,
@@ -79,6 +82,22 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "pending_names": [each.name for each in pending],
         "parked_reasons": {each.name: reason for each, reason in parked},
         "torn_names": torn,
+        **_storage(spool, known),
+    }
+
+
+def _storage(spool: Spool, known: record.Record) -> dict[str, Any]:
+    """What the receipts say of the storage in use: each version counts in full, though files that don't change are kept once."""
+    gone = set(spool.pruned())
+    receipts = sorted(spool.receipts(), key=lambda each: each.saved_at)
+    stored = {f"{each.artifact}:{each.version}": each.bytes for each in receipts}
+    seconds = receipts[-1].saved_at - receipts[0].saved_at if receipts else 0.0
+    policy = known.text("keep")
+    return {
+        "stored_bytes": sum(size for name, size in stored.items() if name.rpartition("/")[2] not in gone),
+        "growth_bytes_per_day": None if policy or seconds < DAY_FROM else round(sum(stored.values()) / seconds * 86400),
+        "spool_bytes": sum(each.bytes for each in spool.pending()),
+        "keep": policy,
     }
 
 
@@ -103,7 +122,7 @@ def _words(report: dict[str, Any]) -> str:
     at_risk = (
         "none: the training is finished"
         if report["finished"]
-        else f"what was computed in the last {_age(report['at_risk_seconds'])}"
+        else f"what was computed in the last {tables.age(report['at_risk_seconds'])}"
     )
     lines.append(f"  at risk   {at_risk}")
     lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
@@ -111,8 +130,19 @@ def _words(report: dict[str, Any]) -> str:
     lines.append(f"  watcher   {report['watcher'] or 'none: start `ckptsync watch`'}")
     if report["copied"]:
         lines.append(f"  copied    {report['copied']} of these: the file system allows neither reflinks nor hard links here")
+    lines.append(f"  storage   {_stored(report)}")
     lines += [f"  parked    {name}: {reason}" for name, reason in report["parked_reasons"].items()]
     return "\n".join(lines)
+
+
+def _stored(report: dict[str, Any]) -> str:
+    stored = f"{tables.size(report['stored_bytes'])} in the store"
+    if report["keep"]:
+        return f"{stored}, kept are {report['keep']}"
+    growth = report["growth_bytes_per_day"]
+    if growth is None:
+        return stored
+    return f"{stored}, growing by {tables.size(growth)} a day of training; --keep-last or `ckptsync prune` bounds it"
 
 
 @click.command(
@@ -203,12 +233,3 @@ def _verdict_report(path: Path, verdict: Verdict) -> dict[str, Any]:
         "problems": [{"file": problem.file, "reason": problem.reason} for problem in verdict.problems],
         "notes": list(verdict.notes),
     }
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
-
-
-def _age(seconds: float | None) -> str:
-    seconds = seconds or 0
-    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -1,0 +1,135 @@
+"""A notebook in a real kernel: train, interrupt, `resumed_run`, finish; and the watcher in the background of a program."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Tool
+from tests.server_process import ServerProcess
+from tests.workflow.conftest import names, python, run_on
+
+TRAIN = """
+import wandb
+import ckptsync
+from tests.workflow.program import trainer
+
+run = wandb.init(id="notebook", settings=wandb.Settings(console="off"))
+training = trainer({out!r}, steps=16, save=4)
+"""
+
+INTERRUPT = """
+from transformers import TrainerCallback
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 10:
+            raise KeyboardInterrupt
+
+training.add_callback(Interrupt())
+try:
+    with ckptsync.watch_in_background({out!r}) as watching:
+        training.train()
+except KeyboardInterrupt:
+    pass
+run.finish()
+print("interrupted at", training.state.global_step, "watcher alive:", watching.alive)
+"""
+
+RESUME = """
+with ckptsync.resumed_run("notebook", output_dir={new!r}, settings=wandb.Settings(console="off")) as (run, checkpoint_dir):
+    assert ckptsync.verify(checkpoint_dir).resumable
+    training = trainer({new!r}, steps=16, save=4)
+    with ckptsync.watch_in_background({new!r}):
+        training.train(resume_from_checkpoint=str(checkpoint_dir))
+    run.finish()
+print("finished at", training.state.global_step, "from", checkpoint_dir.name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_trains_is_interrupted_resumes_and_finishes(
+    tool: Tool, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: the notebook was not executed")
+    import nbformat
+
+    out, new = repr(str(tmp_path / "out")), repr(str(tmp_path / "new"))
+    cells = [each.replace("{out!r}", out).replace("{new!r}", new) for each in (TRAIN, INTERRUPT, RESUME)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in cells])
+    for name, value in {**tool.environment, "PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    began = time.monotonic()
+
+    where = {"metadata": {"path": str(tool.home)}}
+    nbclient.NotebookClient(notebook, timeout=150, kernel_name="python3", resources=where).execute()
+
+    said = [
+        "".join(output.get("text", "") for output in cell.outputs if output.get("name") == "stdout") for cell in notebook.cells
+    ]
+    assert "interrupted at 10 watcher alive: False" in said[1]
+    assert "finished at 16 from checkpoint-8" in said[2]
+    run = run_on(server, "notebook")
+    assert run["state"] == "finished"
+    assert run["summary"]["train/global_step"] == 16
+    assert len(names(run, "inputArtifacts")) == 1
+    assert {row["step"] for row in tool.json("list", "notebook") if row["kind"] == "checkpoint"} >= {8, 16}
+    assert time.monotonic() - began < 170
+
+
+def test_a_watcher_in_the_background_ends_with_its_program_after_it_has_uploaded(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    script = f"""
+import os, sys
+from pathlib import Path
+import ckptsync
+from tests.checkpoints import make_checkpoint
+watching = ckptsync.watch_in_background({str(out)!r}, run_id="left")
+entered = watching.__enter__()
+make_checkpoint(Path({str(out)!r}), 4, content="left")
+print(entered.process.pid, flush=True)
+os._exit(0)
+"""
+
+    pid = int(python(tool, script).stdout)
+
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+    assert list((out / ".ckptsync/receipts").glob("checkpoint-4.*"))
+
+
+def test_what_programs_import_is_light_and_typed(tool: Tool) -> None:
+    script = """
+import sys
+import ckptsync
+assert {"pull", "verify", "resumed_run", "watch_in_background", "SyncCallback", "PredictionTableCallback"} <= set(dir(ckptsync))
+assert not {"click", "wandb", "torch", "transformers", "ckptsync.api"} & set(sys.modules), "the package itself"
+ckptsync.pull, ckptsync.verify, ckptsync.resumed_run, ckptsync.watch_in_background
+assert not {"wandb", "torch", "transformers"} & set(sys.modules), "the functions"
+"""
+
+    python(tool, script)
+
+
+def test_pull_in_python_raises_what_went_wrong(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    script = f"""
+import ckptsync
+from ckptsync import errors
+for run, kind in (("nobody-knows-it", errors.NotFoundError), ("a/b", errors.UsageError)):
+    try:
+        ckptsync.pull(run, {str(tmp_path / "dest")!r})
+    except kind as error:
+        print(error.exit_code)
+assert not ckptsync.verify({str(tmp_path)!r}).complete
+"""
+
+    assert python(tool, script).stdout.split() == ["4", "2"]
+    assert not (tmp_path / "dest").exists()
