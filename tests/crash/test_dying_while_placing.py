@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import wandb
 
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.resume import Resume
 from ckptsync.spool import Spool
+from ckptsync.wandb_store import WandbStore
 from tests import evidence
 from tests.checkpoints import make_checkpoint
 from tests.crash import deaths
@@ -19,13 +21,13 @@ from tests.crash.test_dying_while_pinning import pin
 from tests.crash.test_dying_while_uploading import upload
 from tests.server_process import ServerProcess
 
+# Imported here once, not in every fork.
+assert wandb.__version__
 RUN = Run("placed", "tests", "local")
 
 
 def place(output_dir: Path, server: ServerProcess, private: Path) -> None:
     """Bring the newest checkpoint of the run into a folder."""
-    from ckptsync.wandb_store import WandbStore
-
     store = WandbStore(Connection(server.url, server.api_key), RUN, private)
     Resume(store, RUN, output_dir, progress=lambda _done, _total: None).place()
     store.close()

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import wandb
 
 from ckptsync import retention
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.retention import Retention
 from ckptsync.spool import Spool
+from ckptsync.wandb_store import WandbStore
 from tests import evidence
 from tests.checkpoints import checkpoint_at, make_checkpoint
 from tests.crash import deaths
@@ -23,6 +25,8 @@ from tests.crash.test_dying_while_uploading import KEEPING_ALL, upload
 from tests.integration.conftest import wait_for
 from tests.server_process import ServerProcess
 
+# Imported here once, not in every fork.
+assert wandb.__version__
 STEPS = (10, 20, 30)
 KEPT = ("checkpoint-20", "checkpoint-30")
 POLICY = Retention(last=2)
@@ -30,8 +34,6 @@ POLICY = Retention(last=2)
 
 def prune(output_dir: Path, server: ServerProcess) -> None:
     """Delete all but the newest two versions of a run."""
-    from ckptsync.wandb_store import WandbStore
-
     run = Run(output_dir.name, "tests", "local")
     store = WandbStore(Connection(server.url, server.api_key), run, output_dir.parent / f"{output_dir.name}-private")
     versions = store.versions(f"checkpoint-{output_dir.name}")
