@@ -39,9 +39,9 @@ def status_command(
     """Tell the last durable step, its age, and what waits, for each OUTPUT_DIR (default: this folder).
 
     JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, last_durable_version,
-    newest_local_step, finished, at_risk_seconds, pending, parked, torn, copied (counts), the names in pending_names,
-    parked_reasons, torn_names; stored_bytes (in the store, from here), spool_bytes (waiting), keep (the policy), and
-    growth_bytes_per_day of training where there is none.
+    newest_local_step, finished, at_risk_seconds, at_risk_steps (saved here, not durable), upload_bytes_per_second,
+    pending, parked, torn, copied (counts), the names in pending_names, parked_reasons, torn_names; stored_bytes (in the
+    store, from here), spool_bytes (waiting), keep (the policy), and growth_bytes_per_day of training where there is none.
     """
     del project, entity, local
     folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
@@ -74,6 +74,8 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "last_durable_version": f"{newest.artifact}:{newest.version}" if newest else None,
         "newest_local_step": max(steps, default=None),
         "finished": finished,
+        "at_risk_steps": max(0, max(steps, default=0) - (newest.step if newest else 0)),
+        "upload_bytes_per_second": _rate(spool),
         "at_risk_seconds": 0 if finished else round(time.time() - newest.saved_at) if newest else _age_of_training(output_dir),
         "pending": len(pending),
         "parked": len(parked),
@@ -101,6 +103,13 @@ def _storage(spool: Spool, known: record.Record) -> dict[str, Any]:
     }
 
 
+def _rate(spool: Spool) -> int | None:
+    """How fast the last upload was, hashing and commit included; None before the first one."""
+    measured = [each for each in spool.receipts() if each.seconds > 0]
+    last = max(measured, key=lambda each: each.committed_at, default=None)
+    return round(last.bytes / last.seconds) if last else None
+
+
 def _finished(checkpoint: Checkpoint) -> bool:
     state = checkpoint.verdict.state
     return state is not None and state.finished
@@ -124,9 +133,13 @@ def _words(report: dict[str, Any]) -> str:
         if report["finished"]
         else f"what was computed in the last {tables.age(report['at_risk_seconds'])}"
     )
+    if report["at_risk_steps"] and not report["finished"]:
+        at_risk += f", {report['at_risk_steps']} steps of it saved here and not durable yet"
     lines.append(f"  at risk   {at_risk}")
     lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
     lines.append(f"  waiting   {report['pending']}, parked {report['parked']}, torn {report['torn']}")
+    if report["upload_bytes_per_second"]:
+        lines.append(f"  uploads   {report['upload_bytes_per_second'] / 1e6:.3g} MB/s, the last one")
     lines.append(f"  watcher   {report['watcher'] or 'none: start `ckptsync watch`'}")
     if report["copied"]:
         lines.append(f"  copied    {report['copied']} of these: the file system allows neither reflinks nor hard links here")
