@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from ckptsync import config, download, resume, retention, snapshot
+from ckptsync import artifact, config, download, resume, retention, snapshot
 from ckptsync.checkpoint import File, Run
 from ckptsync.errors import CkptsyncError
 from ckptsync.resume import Resume
@@ -35,6 +35,9 @@ from ckptsync.store import Upload
 
 SENT_STEP = 64 * 2**10
 """Bytes that have to be sent to count as progress: the client's heartbeats and its own log go on while an upload hangs."""
+
+RECENT = 86400.0
+"""Seconds: what WandbCallback uploaded before that is history, not a second uploader."""
 
 PROGRESS_INTERVAL = 1.0
 """Seconds between two progress lines. Also the life sign by which the parent tells a slow upload from a stalled one."""
@@ -70,6 +73,7 @@ class Publisher:
         self._answers = answers
         self._lock = threading.Lock()
         self._done = self._total = 0
+        self._looked_for_others = False
         self._operations = {"check": self._check, "upload": self._upload, "model": self._upload_model, "prune": self._prune}
         self._operations |= {"pull": self._pull, "place": self._place}
 
@@ -99,7 +103,18 @@ class Publisher:
         with contextlib.suppress(CkptsyncError):
             lag = time.time() - pinned.saved_at
             self.store.measure({"upload_seconds": seconds, "bytes": pinned.bytes, "lag_seconds": lag, "step": pinned.step})
-        return {"version": asdict(version), "seconds": seconds, "attached": attached}
+        return {"version": asdict(version), "seconds": seconds, "attached": attached, "others": self._others(run, started)}
+
+    def _others(self, run: Run, now: float) -> str | None:
+        """The artifact to which HF's WandbCallback uploads this training's checkpoints too; looked for once."""
+        if self._looked_for_others:
+            return None
+        self._looked_for_others = True
+        with contextlib.suppress(CkptsyncError):
+            for each in self.store.versions(artifact.artifact_name(run.run_id, kind="model")):
+                if not each.ours and each.step is not None and each.created_at > now - RECENT:
+                    return str(each)
+        return None
 
     def _upload_model(self, job: dict[str, Any]) -> dict[str, Any]:
         started = time.time()

@@ -187,6 +187,7 @@ class Uploader:
         self._choosing = threading.Lock()
         self._in_hand: Snapshot | None = None
         self._begun = 0.0
+        self._told_others = False
 
     def check(self) -> Run:
         """The run with its entity, once the store accepted the key. One attempt."""
@@ -366,7 +367,12 @@ class Uploader:
         if newest and newest.sequence > pinned.sequence:
             upload = replace(upload, latest=newest.version)
         job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
-        return self._ask(job, told=lambda line: self._note(pinned, line))
+        answer = self._ask(job, told=lambda line: self._note(pinned, line))
+        if answer.get("others") and not self._told_others:
+            self._told_others = True
+            hint = "start the training with WANDB_LOG_MODEL=false, and it no longer waits for that"
+            log.warning("HF's WandbCallback uploads these checkpoints too, as %s: %s", answer["others"], hint)
+        return answer
 
     def _put_model_beside(self, pinned: Snapshot) -> None:
         """When the training is finished, make its model a version. What stops that for good doesn't stop the checkpoint."""

@@ -42,6 +42,10 @@ class FakeStore:
         time.sleep(self.seconds)
         return VERSION
 
+    def versions(self, name: str) -> list[Version]:
+        self._scripted("versions")
+        return []
+
     def attach(self, version: Version, run: Run) -> bool:
         self._scripted("attach")
         self.attached = run
@@ -91,7 +95,7 @@ def test_an_upload_is_put_attached_and_measured_in_this_order(pinned: Snapshot) 
 
     (answer,) = answers(store, job(pinned))
 
-    assert store.calls == ["check", "put", "attach", "measure"]
+    assert store.calls == ["check", "put", "attach", "measure", "versions"]
     assert answer["event"] == "done"
     assert answer["version"]["qualified"] == "me/p/checkpoint-a:v0"
     assert answer["attached"]

@@ -332,3 +332,40 @@ def test_libraries_that_differ_are_told() -> None:
 
     assert [each for each in resume.differences(version) if each.startswith("wandb was 0.0.1 and is ")] != []
     assert resume.differences(replace(version, metadata={"ckptsync": {"libraries": "hostile"}})) == []
+
+
+def test_the_best_checkpoint_is_brought_too_and_never_passes_for_the_newest(store: FolderStore, output_dir: Path) -> None:
+    store.keep(4, saved_at=1000.0)
+    store.keep(8, saved_at=2000.0, best="/old/machine/out/checkpoint-4")
+
+    placed = Resume(store, RUN, output_dir, progress=lambda *_: None, patience=QUICK).place()  # type: ignore[arg-type]
+
+    newest = Spool(output_dir).newest_receipt()
+    assert placed.path.name == "checkpoint-8"
+    assert (output_dir / "checkpoint-4" / "trainer_state.json").is_file()
+    assert newest is not None
+    assert newest.step == 8
+    assert len(list(Spool(output_dir).receipts())) == 2
+
+
+def test_a_best_checkpoint_that_the_store_lacks_is_told_and_stops_nothing(
+    store: FolderStore, output_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.keep(8, saved_at=2000.0, best="/old/machine/out/checkpoint-4")
+
+    placed = Resume(store, RUN, output_dir, progress=lambda *_: None, patience=QUICK).place()  # type: ignore[arg-type]
+
+    assert placed.step == 8
+    assert "the best checkpoint so far, checkpoint-4, is missing" in caplog.text
+
+
+def test_a_best_checkpoint_that_is_here_under_another_path_is_told(
+    store: FolderStore, output_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_checkpoint(output_dir, 4, saved_at=1000.0)
+    store.keep(8, saved_at=2000.0, best="/old/machine/out/checkpoint-4")
+
+    Resume(store, RUN, output_dir, progress=lambda *_: None, patience=QUICK).place()  # type: ignore[arg-type]
+
+    assert f"the best checkpoint so far is {output_dir / 'checkpoint-4'}" in caplog.text
+    assert store.fetched == ["v0"]

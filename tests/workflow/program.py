@@ -109,6 +109,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--run-name", default=None)
     parser.add_argument("--load-best", action="store_true")
+    parser.add_argument("--first-is-best", action="store_true", help="take the highest loss for the best: that of the first save")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--own-init", action="store_true")
     parser.add_argument("--log-model", default=None)
@@ -125,7 +126,9 @@ def main() -> int:
         import wandb
 
         wandb.init(project="sentiment", name="bert-high-lr", tags=["baseline", "high-lr"], group="bert")
-    more = {"run_name": options.run_name} if options.run_name else {}
+    more: dict[str, Any] = {"run_name": options.run_name} if options.run_name else {}
+    if options.first_is_best:
+        more |= {"metric_for_best_model": "loss", "greater_is_better": True}
     made = trainer(
         options.output_dir,
         steps=options.steps,

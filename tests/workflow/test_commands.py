@@ -277,6 +277,20 @@ def test_a_policy_of_watch_lets_go_after_each_receipt_and_says_so(tool: Tool, se
     assert status["stored_bytes"] == sum(row["bytes"] for row in tool.json("list", "policy"))
 
 
+def test_a_second_uploader_in_the_training_is_told_once(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    make_run(server, "doubled")
+    out = tmp_path / "out"
+    for step in (4, 8):
+        made = make_checkpoint(out, step, content="doubled", saved_at=time.time() - 100 + step)
+        publish(server, made, "doubled", as_hf_does=True)
+
+    done = tool.watch_once(out, "doubled")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("HF's WandbCallback uploads these checkpoints too, as model-doubled:v1") == 1
+    assert "WANDB_LOG_MODEL=false" in done.stderr
+
+
 def test_status_tells_the_growth_where_nothing_bounds_it(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for step in (4, 8):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,25 @@ def test_resume_in_python_goes_on_with_the_run_and_a_verified_checkpoint(
     assert run["summary"]["train/global_step"] == 8
     assert names(run, "inputArtifacts") == {"checkpoint-python:v0"}
     assert run["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_best_model_is_not_forgotten_when_a_resume_goes_on_elsewhere(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    out, new = tmp_path / "out", tmp_path / "new"
+    words = ["--load-best", "--first-is-best", "--steps", "12"]
+    watch = ["--quiet-period", "0.2", "--backlog", "all"]
+    crashed = tool(
+        "run", "--run-id", "best", "--output-dir", out, *watch, "--", *program(out, *words, "--crash-at", "10"), timeout=150
+    )
+    assert crashed.returncode == 137, crashed.stderr
+    best = Path(str(layouts.read_state(out / "checkpoint-8").best_checkpoint)).name
+    shutil.rmtree(out)
+
+    resumed = tool("resume", "best", "--output-dir", new, *watch, "--", *program(new, *words), timeout=150)
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert best == "checkpoint-4"
+    assert (new / best / "trainer_state.json").is_file()
+    assert Path(str(layouts.read_state(new / "checkpoint-12").best_checkpoint)).parent == new
+    [model] = [row for row in tool.json("list", "best") if row["kind"] == "model"]
+    assert f"checkpoint-{model['step']}" == Path(str(layouts.read_state(new / "checkpoint-12").best_checkpoint)).name
