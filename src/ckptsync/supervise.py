@@ -235,18 +235,8 @@ class Supervisor:
 
     def _is_over(self) -> bool:
         """Asked by the watching loop at every turn, which makes it the place to look at the rate as well."""
-        self._tell_fit()
+        _tell_fit(self._fit, self._daemon, self._terms.grace or usual_grace(self._notices.found))
         return self._over.is_set()
-
-    def _tell_fit(self) -> None:
-        durable, rate = self._daemon.uploader.durable, self._daemon.uploader.rate
-        if durable is None or not (rate or durable.seconds):
-            return
-        seconds = durable.bytes / rate if rate else durable.seconds
-        grace = self._terms.grace or usual_grace(self._notices.found)
-        warning = self._fit.judge(size=durable.bytes, seconds=seconds, grace=grace)
-        if warning:
-            log.warning("%s", warning)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -332,12 +322,25 @@ def _finished(newest: Checkpoint | None) -> bool:
     return newest is not None and newest.verdict.state is not None and newest.verdict.state.finished
 
 
+def _tell_fit(fit: Fit, daemon: Daemon, grace: float | None) -> None:
+    """Warn where an upload, at the rate of the last one, takes longer than the notice."""
+    durable, rate = daemon.uploader.durable, daemon.uploader.rate
+    if durable is None or not (rate or durable.seconds):
+        return
+    seconds = durable.bytes / rate if rate else durable.seconds
+    warning = fit.judge(size=durable.bytes, seconds=seconds, grace=grace)
+    if warning:
+        log.warning("%s", warning)
+
+
 class Lookout:
     """What a watcher beside a training that it didn't start does at a notice. Signals only ranks that carry a SyncCallback."""
 
     def __init__(self, daemon: Daemon, terms: Terms) -> None:
         self.notice: Notice | None = None
         self._daemon = daemon
+        self._terms = terms
+        self._fit = Fit()
         self._training = LeftRunning(daemon.spool.output_dir)
         self._asked = False
         self._notices = Notices(terms.sources, self._leave)
@@ -353,6 +356,7 @@ class Lookout:
 
     def ended(self) -> bool:
         """Whether a notice came and the training that was asked to save has left. One that can't be asked is followed on."""
+        _tell_fit(self._fit, self._daemon, self._terms.grace or usual_grace(self._notices.found))
         return self._asked and self._training.ended()
 
     def preempted(self) -> bool:
