@@ -188,6 +188,7 @@ class Uploader:
         self._in_hand: Snapshot | None = None
         self._begun = 0.0
         self._told_others = False
+        self._told_elsewhere = False
 
     def check(self) -> Run:
         """The run with its entity, once the store accepted the key. One attempt."""
@@ -362,6 +363,7 @@ class Uploader:
         preempted = self._spool.preempted(pinned.checkpoint, pinned.fingerprint)
         preempted |= self._hurried_at is not None and pinned.saved_at >= self._hurried_at
         known = record.read(self._spool.output_dir)
+        self._tell_elsewhere(known)
         upload = artifact.describe(pinned, self.run, known, stem=self._stem, preempted=preempted)
         newest = self._spool.newest_receipt()
         if newest and newest.sequence > pinned.sequence:
@@ -373,6 +375,14 @@ class Uploader:
             hint = "start the training with WANDB_LOG_MODEL=false, and it no longer waits for that"
             log.warning("HF's WandbCallback uploads these checkpoints too, as %s: %s", answer["others"], hint)
         return answer
+
+    def _tell_elsewhere(self, known: record.Record) -> None:
+        """Once, where the training's own wandb.init names another run than the one that its checkpoints go to."""
+        found = (known.text("project") or self.run.project, known.text("run_id") or self.run.run_id)
+        if found != (self.run.project, self.run.run_id) and not self._told_elsewhere:
+            self._told_elsewhere = True
+            flags = f"--project {found[0]} --run-id {found[1]}"
+            log.warning("the training logs to run %s/%s, its checkpoints go to %s: give %s", *found, self.run, flags)
 
     def _put_model_beside(self, pinned: Snapshot) -> None:
         """When the training is finished, make its model a version. What stops that for good doesn't stop the checkpoint."""

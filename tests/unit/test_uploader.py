@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptsync import record
 from ckptsync.checkpoint import Run, Snapshot
 from ckptsync.errors import PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.retrying import Patience
@@ -223,3 +224,17 @@ def test_a_word_to_finish_is_never_missed(make: Make) -> None:
         thread.join(20)
 
         assert not thread.is_alive()
+
+
+def test_a_training_that_names_another_project_itself_is_told_once(
+    make: Make, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (5, 6):
+        pin(spool, step)
+    record.update(spool.output_dir, run_id="a", project="of-wandb-init")
+
+    assert make().drain()
+
+    assert caplog.text.count("the training logs to run of-wandb-init/a") == 1
+    assert "give --project of-wandb-init --run-id a" in caplog.text
+    assert durable(spool) == [5, 6]
