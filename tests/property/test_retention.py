@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,39 +21,49 @@ POLICIES = st.builds(
 )
 
 
-@st.composite
-def histories(draw: st.DrawFn) -> list[Version]:
-    """The versions of a run: ours and others', whole and not, with all kinds of aliases, saved in any order."""
-    count = draw(st.integers(0, 12))
-    return [draw(a_version(number)) for number in draw(st.permutations(range(count)))]
+OURS = st.tuples(
+    st.integers(0, 12),
+    st.integers(0, 50),
+    st.sampled_from([64, 64, 64, 63]),
+    st.booleans(),
+    st.none() | st.integers(0, 12),
+    st.sampled_from([{}, {}, {}, {"kind": "model"}]),
+)
+ALIASES = st.sampled_from(
+    [[], [], ["best"], ["latest"], ["preempted"], ["final", "best"], ["production"], ["keep-this", "best"], ["epoch"], ["step-x"]]
+)
+EXPIRY = st.sampled_from([None, None, NOW - 50, NOW + 50])
 
 
-@st.composite
-def a_version(draw: st.DrawFn, number: int) -> Version:
-    step = draw(st.integers(0, 12)) * 10
-    aliases = draw(st.lists(st.sampled_from(["best", "latest", "preempted", f"step-{step}", "final"]), unique=True))
-    aliases += draw(st.lists(st.sampled_from(["production", "keep-this", "epoch", "step-x"]), unique=True, max_size=1))
+def a_version(number: int, values: tuple[Any, ...], aliases: list[str], expires_at: float | None, by_us: bool) -> Version:
+    step, saved_at, size, resumable, best, kind = values
     ours = {
-        "step": step,
-        "saved_at": draw(st.floats(0, NOW)),
+        "step": step * 10,
+        "saved_at": float(saved_at),
         "files": 7,
-        "bytes": draw(st.sampled_from([64, 64, 64, 63])),
-        "resumable": draw(st.booleans()),
-        "best": draw(st.none() | st.integers(0, 12).map(lambda each: each * 10)),
-        **draw(st.sampled_from([{}, {}, {}, {"kind": "model"}])),
+        "bytes": size,
+        "resumable": resumable,
+        "best": None if best is None else best * 10,
+        **kind,
     }
     return Version(
         qualified=f"me/p/checkpoint-a:v{number}",
         name="checkpoint-a",
         version=f"v{number}",
-        aliases=tuple(aliases),
+        aliases=(*aliases, f"step-{step * 10}"),
         bytes=64,
         files=7,
         digest=str(number),
-        created_at=draw(st.floats(0, NOW)),
-        metadata={"ckptsync": ours} if draw(st.booleans() | st.just(True)) else {},
-        expires_at=draw(st.none() | st.floats(NOW - 100, NOW + 100)),
+        created_at=float(saved_at),
+        metadata={"ckptsync": ours} if by_us else {},
+        expires_at=expires_at,
     )
+
+
+def histories() -> st.SearchStrategy[list[Version]]:
+    """The versions of a run: ours and others', whole and not, with all kinds of aliases, saved in any order."""
+    rows = st.lists(st.tuples(OURS, ALIASES, EXPIRY, st.sampled_from([True, True, True, False])), max_size=10)
+    return rows.map(lambda found: [a_version(number, *row) for number, row in enumerate(found)])
 
 
 def kept(choices: Sequence[Choice]) -> list[Version]:
