@@ -1,0 +1,74 @@
+"""What /proc says of processes: real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptsync import processes
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
+
+CATCHES = "import signal, sys; signal.signal(signal.SIGUSR1, print); print('up', flush=True); sys.stdin.read()"
+STARTS = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CATCHES!r}])"
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, which started another one that catches SIGUSR1."""
+    command = [sys.executable, "-c", STARTS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process
+        for pid in processes.group(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_group_is_all_of_its_living_processes_and_those_below_are_found(child: subprocess.Popen[bytes]) -> None:
+    below = processes.below(child.pid)
+
+    assert len(below) == 1
+    assert sorted(processes.group(child.pid)) == sorted([child.pid, *below])
+
+
+def test_only_who_has_a_handler_catches_a_signal(child: subprocess.Popen[bytes]) -> None:
+    (grandchild,) = processes.below(child.pid)
+
+    assert processes.catches(grandchild, signal.SIGUSR1)
+    assert not processes.catches(child.pid, signal.SIGUSR1)
+    assert not processes.catches(grandchild, signal.SIGTERM)
+
+
+def test_a_process_that_was_written_down_is_found_while_it_lives_and_no_other_one_with_its_number(
+    child: subprocess.Popen[bytes],
+) -> None:
+    named = processes.name(child.pid)
+
+    assert processes.living(named) == child.pid
+    assert processes.living(named | {"born": "1"}) is None
+    assert processes.living(named | {"host": "elsewhere"}) is None
+    for pid in processes.group(child.pid):
+        os.kill(pid, signal.SIGKILL)
+    child.wait()
+    assert processes.living(named) is None
+
+
+@pytest.mark.parametrize("named", [None, 7, "7", [], {}, {"host": None}, {"pid": 1}])
+def test_what_names_no_process_is_nobody(named: object) -> None:
+    assert processes.living(named) is None
+
+
+def test_a_process_that_only_waits_to_be_reaped_is_gone() -> None:
+    zombie = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+
+    assert processes.birth(zombie.pid) is None
+    zombie.wait()
+    assert processes.birth(zombie.pid) is None
