@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import xxhash
 
 from tests.server_process import ServerProcess
 
@@ -17,7 +18,7 @@ VERSIONS = """query Versions($name: String!, $project: String!) { project(name: 
     currentManifest { file { directUrl } } } } } } } }"""
 
 Digests = Mapping[str, str]
-"""The files of one save: relative path, then base64 of the MD5."""
+"""The files of one save: relative path, then base64 of the XXH128."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def _kept(server: ServerProcess, version: str, node: Mapping[str, object]) -> Ke
 
 def digest(content: bytes) -> str:
     """As a manifest writes it."""
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    return base64.b64encode(xxhash.xxh128(content).digest()).decode()
 
 
 def digests(folder: Path) -> Digests:
@@ -108,5 +109,5 @@ def look(folder: Path, *, but: str = ".ckptsync") -> dict[str, tuple[int, int, i
 
 
 def hexadecimal(content: bytes) -> str:
-    """The MD5 as it stands in the server's addresses."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    """The XXH128 as it stands in the server's addresses."""
+    return xxhash.xxh128(content).hexdigest()

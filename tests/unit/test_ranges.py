@@ -225,3 +225,72 @@ def test_a_symbolic_link_in_the_place_of_the_file_is_not_followed(server: Server
         download(server)
 
     assert precious.read_text() == "precious"
+
+
+class Noted:
+    """Downloads with a note of what is finished, and what the hasher was shown."""
+
+    def __init__(self, target: Path, server: Server, mark: str = "digest") -> None:
+        self.target = target
+        self.note = ranges.Finished.of(target, len(server.content), mark)
+        self.shown = bytearray()
+        self._server = server
+
+    def __call__(self) -> None:
+        with requests.Session() as session, ThreadPoolExecutor(4) as pool:
+            session.trust_env = False
+            self.shown.clear()
+            ranges.download(
+                session,
+                self._server.url,
+                self.target,
+                len(self._server.content),
+                pool=pool,
+                arrived=lambda _: None,
+                seen=self.shown.extend,
+                finished=self.note,
+            )
+
+
+def test_every_byte_is_shown_in_order(server: Server, tmp_path: Path) -> None:
+    server.content = large()
+    noted = Noted(tmp_path / "file.bin", server)
+
+    noted()
+
+    assert bytes(noted.shown) == server.content
+    assert noted.note.starts() == {0, ranges.RANGE, 2 * ranges.RANGE}
+
+
+def test_ranges_that_are_finished_are_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+    server.content = large()
+    noted = Noted(tmp_path / "file.bin", server)
+    noted()
+    noted.note.path.write_text(noted.note.head + f"{ranges.RANGE}\n{2 * ranges.RANGE}\n12")
+    before = len(server.asked)
+
+    noted()
+
+    assert server.asked[before:] == [f"bytes=0-{ranges.RANGE - 1}"]
+    assert bytes(noted.shown) == server.content
+
+
+def test_a_note_of_another_content_counts_for_nothing(server: Server, tmp_path: Path) -> None:
+    server.content = large()
+    Noted(tmp_path / "file.bin", server, "older")()
+    before = len(server.asked)
+
+    Noted(tmp_path / "file.bin", server, "newer")()
+
+    assert len(server.asked[before:]) == 3
+
+
+def test_a_note_beside_a_file_of_another_size_counts_for_nothing(server: Server, tmp_path: Path) -> None:
+    server.content = large()
+    noted = Noted(tmp_path / "file.bin", server)
+    noted()
+    noted.target.write_bytes(b"short")
+
+    noted()
+
+    assert noted.target.read_bytes() == server.content

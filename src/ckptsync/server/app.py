@@ -29,6 +29,7 @@ from .faults import Faults, Line
 from .requestlog import RequestLog
 from .signing import Signer
 from .sweeping import sweep_content, sweep_expired
+from .zerocopy import ZeroCopy
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +119,15 @@ def _application(service: Service, host: str, *, faults: bool, log_requests: Pat
     app = OriginGuard(app, own_names(host), any_address=host in ("0.0.0.0", "::", ""))  # noqa: S104 - compared only
     if log_requests is not None:
         app = RequestLog(app, log_requests)
-    return Line(app) if faults else app
+    # Faults change the bytes of an answer, so there they have to pass through here.
+    return Line(app) if faults else ZeroCopy(app)
 
 
 def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="asyncio",
+        http="h11",
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .zerocopy import EXTENSION
+
 MAX_VALUE = 200
 SECRET_NAME = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
@@ -61,6 +63,8 @@ class RequestLog:
                 status = message["status"]
             elif message["type"] == "http.response.body":
                 counts["sent"] += len(message.get("body", b""))
+            elif message["type"] == EXTENSION:
+                counts["sent"] += message["count"]
             await send(message)
 
         # The same dict travels inwards, so that what inner parts note in it can be read here.

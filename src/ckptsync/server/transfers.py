@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .content import BadDigestError, Content, Upload
+from .zerocopy import EXTENSION
 
 BLOCK = 512 * 1024
 RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
@@ -133,7 +135,7 @@ class Download:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200 if wanted is None else 206, "headers": raw})
         for key, first, last in self._spans(start, stop):
-            await self._send_piece(send, key, first, last)
+            await self._send_piece(scope, send, key, first, last)
         await send({"type": "http.response.body", "body": b""})
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
@@ -145,15 +147,18 @@ class Download:
                 yield key, first, last
             offset += length
 
-    async def _send_piece(self, send: Send, key: str, first: int, last: int) -> None:
+    async def _send_piece(self, scope: Scope, send: Send, key: str, first: int, last: int) -> None:
         loop = asyncio.get_running_loop()
-        descriptor = await loop.run_in_executor(self.pool, os.open, self.content.path(key), os.O_RDONLY)
+        file = await loop.run_in_executor(self.pool, partial(open, self.content.path(key), "rb", buffering=0))
         try:
+            if EXTENSION in scope.get("extensions", {}):
+                await send({"type": EXTENSION, "file": file, "offset": first, "count": last - first, "more_body": True})
+                return
             while first < last:
-                block = await loop.run_in_executor(self.pool, os.pread, descriptor, min(BLOCK, last - first), first)
+                block = await loop.run_in_executor(self.pool, os.pread, file.fileno(), min(BLOCK, last - first), first)
                 if not block:
                     raise OSError("a content is shorter than it was")
                 first += len(block)
                 await send({"type": "http.response.body", "body": block, "more_body": True})
         finally:
-            os.close(descriptor)
+            file.close()
