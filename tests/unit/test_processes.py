@@ -60,7 +60,7 @@ def test_a_process_that_was_written_down_is_found_while_it_lives_and_no_other_on
     assert processes.living(named) is None
 
 
-@pytest.mark.parametrize("named", [None, 7, "7", [], {}, {"host": None}, {"pid": 1}])
+@pytest.mark.parametrize("named", [None, 7, "text", [], {}, {"host": None}, {"pid": 1}], ids=repr)
 def test_what_names_no_process_is_nobody(named: object) -> None:
     assert processes.living(named) is None
 
