@@ -134,6 +134,7 @@ def test_extra_variables_reach_the_training_as_they_are(tool: Tool, tmp_path: Pa
     assert done.stdout.split() == ["all", "a,b"]
 
 
+@pytest.mark.slow
 def test_end_only_the_final_model_is_uploaded(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
@@ -233,6 +234,7 @@ with ckptsync.resumed_run("python", output_dir={out!r}, settings=wandb.Settings(
 """
 
 
+@pytest.mark.slow
 def test_resume_in_python_goes_on_with_the_run_and_a_verified_checkpoint(
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:

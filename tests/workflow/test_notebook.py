@@ -81,6 +81,7 @@ def test_a_notebook_trains_is_interrupted_resumes_and_finishes(
     assert time.monotonic() - began < 170
 
 
+@pytest.mark.slow
 def test_a_watcher_in_the_background_ends_with_its_program_after_it_has_uploaded(
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:

@@ -89,7 +89,8 @@ def test_a_causal_model_is_shown_with_each_prediction_beside_its_label(alone: To
     assert sum(a == b for a, b in pairs) > len(pairs) / 2
 
 
-@pytest.mark.parametrize("kind", ["generate", pytest.param("teacher", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["generate", "teacher"])
 def test_a_sequence_to_sequence_model_is_shown_generated_or_token_by_token(alone: Tool, tmp_path: Path, kind: str) -> None:
     tables = train(alone, kind, str(tmp_path / "out"), "4")
 
