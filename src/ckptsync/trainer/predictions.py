@@ -72,12 +72,10 @@ class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ign
     def _rows(self, state: Any) -> list[tuple[Any, ...]]:
         import torch
 
-        # Dropout off and on again is predict's work; the generators are ours to put back, or a resume would differ.
-        kept = torch.random.get_rng_state()
-        try:
+        # A loader draws a seed and generation may sample: without this a resumed training would not equal this one.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
             output = self._trainer.predict(self._samples, metric_key_prefix="predictions")
-        finally:
-            torch.random.set_rng_state(kept)
         predictions, labels = _first(output.predictions), _first(output.label_ids)
         return [
             (
