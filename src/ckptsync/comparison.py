@@ -29,7 +29,7 @@ PARTS = {
 
 DIFFERENCE_SECONDS = 600.0
 
-SMALL = 1e-3
+SMALL = 1e-2
 """A relative difference below this looks like arithmetic, not like another training."""
 
 TIMING = re.compile(r".*(?:runtime|per_second|_time|total_flos|num_input_tokens_seen)$")

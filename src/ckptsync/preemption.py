@@ -279,7 +279,7 @@ class Fit:
     """Whether an upload fits into the time between notice and end. Pure but for what it remembers having said."""
 
     MUCH = 1.5
-    """By this factor an upload's time has to change before it is said again."""
+    """By this factor an upload's time has to grow before it is said again."""
 
     def __init__(self) -> None:
         self._said: float | None = None
@@ -287,14 +287,14 @@ class Fit:
     def judge(self, *, size: int, seconds: float, grace: float | None) -> str | None:
         """A warning with the numbers where an upload that took `seconds` for `size` bytes is longer than the notice; else None.
 
-        Said once, and again when the time has changed much or had fitted meanwhile.
+        Said once, and again when the time has grown much or had fitted meanwhile.
         """
         if grace is None or seconds <= 0:
             return None
         if seconds <= grace:
             self._said = None
             return None
-        if self._said is not None and 1 / self.MUCH < seconds / self._said < self.MUCH:
+        if self._said is not None and seconds < self._said * self.MUCH:
             return None
         self._said = seconds
         return (

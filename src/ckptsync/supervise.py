@@ -323,12 +323,15 @@ def _finished(newest: Checkpoint | None) -> bool:
 
 
 def _tell_fit(fit: Fit, daemon: Daemon, grace: float | None) -> None:
-    """Warn where an upload, at the rate of the last one, takes longer than the notice."""
-    durable, rate = daemon.uploader.durable, daemon.uploader.rate
-    if durable is None or not (rate or durable.seconds):
+    """Warn where an upload takes longer than the notice: the last one, or the first one once a quarter of it is through."""
+    durable, progress, rate = daemon.uploader.durable, daemon.uploader.progress, daemon.uploader.rate
+    if durable is not None and durable.seconds > 0:
+        size, seconds = durable.bytes, durable.seconds
+    elif progress and rate and progress.done * 4 > progress.total:
+        size, seconds = progress.total, progress.total / rate
+    else:
         return
-    seconds = durable.bytes / rate if rate else durable.seconds
-    warning = fit.judge(size=durable.bytes, seconds=seconds, grace=grace)
+    warning = fit.judge(size=size, seconds=seconds, grace=grace)
     if warning:
         log.warning("%s", warning)
 
