@@ -1,4 +1,4 @@
-"""For every test: a machine on which nobody is logged in to W&B, and hypothesis without surprises on a busy one."""
+"""For every test: a machine on which nobody is logged in to W&B, hypothesis without surprises on a busy one, and its figures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,33 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import figures
+
 hypothesis.settings.register_profile(
     "ckptsync", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("ckptsync")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    figures.begin()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for table in figures.gathered():
+        table.show(terminalreporter)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run when a figure is wrong, whatever the tests said."""
+    if any(table.wrong() for table in figures.gathered()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        figures.end()
+
 
 _OTHERS = ("CREDENTIALS_DIRECTORY", "NETRC", "NOTIFY_SOCKET", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 

@@ -54,13 +54,3 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One server for a module."""
     with ServerProcess(tmp_path_factory.mktemp("server") / "data") as started:
         yield started
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table."""
-    TABLE.show(terminalreporter)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run on a wrong figure."""
-    TABLE.judge(session)

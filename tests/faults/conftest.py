@@ -27,16 +27,6 @@ MAKE_RUN = """mutation UpsertBucket($name: String!) { upsertBucket(input: {name:
     config: "{}"}) { bucket { id } } }"""
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table."""
-    TABLE.show(terminalreporter)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run on a wrong figure."""
-    TABLE.judge(session)
-
-
 @pytest.fixture
 def note() -> Note:
     """Writes a row: the fault, what happened in words, and the damage, which a test can't overlook here."""

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.figures import Table
 
 SCRIPT = Path(__file__).with_name("saves.py")
 DEEPSPEED = "CKPTSYNC_TEST_DEEPSPEED_PYTHON"
@@ -24,11 +26,6 @@ GROUPS = {
 }
 LAYOUTS = tuple(layout for layouts in GROUPS.values() for layout in layouts)
 Rows = dict[str, Counter[str]]
-TABLE = pytest.StashKey[Rows]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TABLE] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,9 +34,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def table(pytestconfig: pytest.Config) -> Rows:
+def table() -> Iterator[Rows]:
     """Counts by layout, printed at the end of the run."""
-    return pytestconfig.stash[TABLE]
+    rows: Rows = {}
+    yield rows
+    columns = list(dict.fromkeys(column for counts in rows.values() for column in counts if not column.startswith("of ")))
+    shown = Table("damaged checkpoints caught before an upload", ("layout", *columns), zero=())
+    for name, counts in {**rows, "all": sum(rows.values(), Counter())}.items():
+        shown.add(name, *(cell(counts, column) for column in columns))
 
 
 @pytest.fixture(scope="session")
@@ -112,20 +114,6 @@ def copy(tmp_path: Path) -> Callable[[Path], Path]:
         return target
 
     return duplicate
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash[TABLE]
-    if not rows:
-        return
-    columns = list(dict.fromkeys(column for counts in rows.values() for column in counts if not column.startswith("of ")))
-    terminalreporter.section("damaged checkpoints caught before an upload")
-    terminalreporter.write_line(f"{'layout':<22}" + "".join(f"{column:>24}" for column in columns))
-    total: Counter[str] = Counter()
-    for name, counts in rows.items():
-        total.update(counts)
-        terminalreporter.write_line(f"{name:<22}" + "".join(f"{cell(counts, column):>24}" for column in columns))
-    terminalreporter.write_line(f"{'all':<22}" + "".join(f"{cell(total, column):>24}" for column in columns))
 
 
 def cell(counts: Counter[str], column: str) -> str:
