@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-import socket
 from collections.abc import Mapping
 from functools import cache
-from importlib import metadata as installed
 from pathlib import PurePath
 from typing import Any
 
@@ -114,7 +113,7 @@ def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
         "bytes": snapshot.bytes,
         "fingerprint": snapshot.fingerprint,
         "libraries": libraries(),
-        "host": socket.gethostname(),
+        "host": os.uname().nodename,
         "output_dir": str(snapshot.directory.parent.parent.parent),
         "best": best_step(snapshot),
         "command": command if command and recordable(command) and record.may_record_command else None,
@@ -133,6 +132,8 @@ def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
 @cache
 def libraries() -> dict[str, str]:
     """The versions of what trains, read from the installed packages' own metadata without importing any."""
+    from importlib import metadata as installed
+
     found = {}
     for name in LIBRARIES:
         try:

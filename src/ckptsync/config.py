@@ -6,11 +6,8 @@ first three; this module knows the rest.
 
 from __future__ import annotations
 
-import configparser
-import netrc
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +56,8 @@ def default_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 def load_file(path: Path, *, required: bool) -> dict[str, Any]:
     """The settings of a TOML file, keys with dashes as in the flags. Raises ConfigurationError for what can't be read."""
+    import tomllib
+
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
@@ -140,6 +139,8 @@ def _credential(environ: Mapping[str, str]) -> str | None:
 
 def _netrc_password(host: str, environ: Mapping[str, str]) -> str | None:
     """The key that `wandb login` left in the netrc file."""
+    import netrc
+
     named = environ.get("NETRC")
     hosts = _CLOUD_HOSTS if host in _CLOUD_HOSTS else (host,)
     for path in [named] if named else ["~/.netrc", "~/_netrc"]:
@@ -155,6 +156,8 @@ def _netrc_password(host: str, environ: Mapping[str, str]) -> str | None:
 def _settings_base_url(environ: Mapping[str, str]) -> str | None:
     """The address that `wandb login --host` left in W&B's own settings file."""
     folder = environ.get("WANDB_CONFIG_DIR") or _home() / ".config" / "wandb"
+    import configparser
+
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(Path(folder) / "settings")

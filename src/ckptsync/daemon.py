@@ -29,7 +29,7 @@ from ckptsync.errors import (
     TransientStoreError,
 )
 from ckptsync.settling import Rested, Settling
-from ckptsync.spool import Spool
+from ckptsync.spool import Spool, newest
 from ckptsync.standing import Standing
 from ckptsync.uploader import Policy, Uploader
 from ckptsync.watcher import Hints
@@ -185,6 +185,7 @@ class Daemon:
         # What waits counts too: what it superseded must not come after it, or `latest` would go backwards.
         known: list[Receipt | Snapshot] = [*self.spool.receipts(), *self.spool.pending()]
         self._before = guard.progress(record.read(self.watch.output_dir), known)
+        self.uploader.durable = newest(each for each in known if isinstance(each, Receipt))
 
     def check_store(self) -> None:
         """Find out now, not in an hour, whether the key is accepted. A store that is away is no reason not to start."""

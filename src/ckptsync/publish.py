@@ -39,6 +39,9 @@ SENT_STEP = 64 * 2**10
 RECENT = 86400.0
 """Seconds: what WandbCallback uploaded before that is history, not a second uploader."""
 
+YIELDING = 19
+"""The niceness of a process that takes only what others leave. wandb-core, our own child, has it too."""
+
 PROGRESS_INTERVAL = 1.0
 """Seconds between two progress lines. Also the life sign by which the parent tells a slow upload from a stalled one."""
 
@@ -47,6 +50,9 @@ def main() -> int:
     """Serve jobs until stdin ends. The first line of stdin says for which run and where to keep the client's own files."""
     answers = _claim_stdout()
     hello = json.loads(sys.stdin.readline())
+    if hello.get("yielding"):
+        # The kernel derives the disk's priority from it (ioprio_set(2)): the lowest that never starves.
+        os.nice(YIELDING)
     from ckptsync.wandb_store import WandbStore
 
     publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
@@ -98,6 +104,7 @@ class Publisher:
         run = self.store.check(Run(**job["run"]))
         with self._progress_lines():
             version = self.store.put(pinned, upload, progress=self._note)
+        snapshot.leave_cache(pinned)
         seconds = time.time() - started
         attached = self.store.attach(version, run)
         with contextlib.suppress(CkptsyncError):

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-import tenacity
+from typing import TYPE_CHECKING, TypeVar
 
 from ckptsync.errors import TransientStoreError
+
+if TYPE_CHECKING:
+    import tenacity
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ def retry(
     when it begins to fail and once when it works again. `reached` says how far the unit has come: a failure after it came
     further than ever is a first failure again, so that a line that breaks now and then ends no long transfer.
     """
+    # Not at the top: it brings asyncio, and most commands try nothing again.
+    import tenacity
+
     stop = stop or threading.Event()
     failures = 0
     failing_since, furthest = math.inf, reached()

@@ -45,6 +45,11 @@ def choose(pending: Sequence[Snapshot], *, keep_all: bool, hurry: bool = False) 
     return first, [each for each in queue if each not in wanted]
 
 
+def newest(receipts: Iterable[Receipt]) -> Receipt | None:
+    """The one of the checkpoint that was saved last."""
+    return max(receipts, key=lambda each: (each.sequence, each.committed_at), default=None)
+
+
 def rest_of_upload(usual: float, elapsed: float) -> float:
     """The seconds that an upload which usually takes `usual` may still need; for ever when it is long overdue."""
     return max(0.0, usual - elapsed) if elapsed <= 1.5 * usual else math.inf
@@ -153,7 +158,7 @@ class Spool:
 
     def newest_receipt(self) -> Receipt | None:
         """The receipt of the checkpoint that was saved last among the durable ones."""
-        return max(self.receipts(), key=lambda each: (each.sequence, each.committed_at), default=None)
+        return newest(self.receipts())
 
     def receipt_path(self, name: str) -> Path:
         """Where the receipt of a snapshot is, or will be."""

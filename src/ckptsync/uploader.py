@@ -40,7 +40,8 @@ class Policy:
     """How uploads go. `limit` is in bytes, `stall` in seconds without a sign of progress.
 
     `keep` says what stays in the store after each upload. With `only_model` no checkpoint goes out, only the final model. `mode`
-    is online; offline, where all waits for a later start; or disabled, where nothing is pinned either.
+    is online; offline, where all waits for a later start; or disabled, where nothing is pinned either. With `yielding` the
+    uploads take only what processor and disk time the training leaves.
     """
 
     keep_all: bool = False
@@ -51,6 +52,7 @@ class Policy:
     keep: Retention = Retention()  # noqa: RUF009 - frozen
     only_model: bool = False
     mode: str = "online"
+    yielding: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,15 @@ class Progress:
 class Child:
     """The process that uploads. It lives while there is work, and for a little after, since its start costs a second."""
 
-    def __init__(self, run: Run, environment: Mapping[str, str], private: Path, *, command: Sequence[str] = PUBLISH) -> None:
+    def __init__(
+        self,
+        run: Run,
+        environment: Mapping[str, str],
+        private: Path,
+        *,
+        yielding: bool = True,
+        command: Sequence[str] = PUBLISH,
+    ) -> None:
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         try:
             self._process = subprocess.Popen(
@@ -82,7 +92,7 @@ class Child:
         except OSError as error:
             raise TransientStoreError(f"the upload process cannot be started: {error}") from error
         threading.Thread(target=self._read, daemon=True).start()
-        self._send({"run": asdict(run), "private": str(private)})
+        self._send({"run": asdict(run), "private": str(private), "yielding": yielding})
 
     def ask(self, job: Mapping[str, Any], *, stall: float, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Have one job done. Raises what the child reports, and TransientStoreError when it died or stopped moving."""
@@ -350,7 +360,7 @@ class Uploader:
             self.progress = None
         receipt = _receipt(pinned, answer)
         self._spool.commit(pinned, receipt)
-        self.durable = self._spool.newest_receipt()
+        self.durable = spool.newest([*filter(None, [self.durable]), receipt])
         self.rate = receipt.bytes / receipt.seconds if receipt.seconds else None
         self.last_error = None
         name = receipt.artifact.rpartition("/")[2]
@@ -365,7 +375,7 @@ class Uploader:
         known = record.read(self._spool.output_dir)
         self._tell_elsewhere(known)
         upload = artifact.describe(pinned, self.run, known, stem=self._stem, preempted=preempted)
-        newest = self._spool.newest_receipt()
+        newest = self.durable
         if newest and newest.sequence > pinned.sequence:
             upload = replace(upload, latest=newest.version)
         job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
@@ -422,7 +432,9 @@ class Uploader:
         if self._child is None:
             private = self._spool.root / "wandb"
             durable.remove_tree(private)
-            self._child = Child(self.run, self._environment, private, command=self._command)
+            # When the machine is about to go, the upload comes first.
+            yielding = self.policy.yielding and self._hurried_at is None
+            self._child = Child(self.run, self._environment, private, yielding=yielding, command=self._command)
         try:
             return self._child.ask(job, stall=self.policy.stall, told=told)
         except TransientStoreError:

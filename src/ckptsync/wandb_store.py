@@ -332,6 +332,8 @@ class WandbStore:
             artifact = self._client().artifact(version.qualified)
             entries = _entries(artifact, version)
             urls = _Urls(artifact)
+        for entry in entries.values():
+            entry.require_no_links(into)
         _remove_others(into, {*entries, *(path + ranges.SIDECAR for path in entries)})
         done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
 
@@ -348,7 +350,6 @@ class WandbStore:
 
             def bring(entry: _Entry) -> None:
                 note = ranges.Finished.of(into / entry.path, entry.size, entry.digest)
-                entry.require_no_links(into)
                 # One that was left in the middle has its size already, and is not read for nothing.
                 if not note.path.exists() and entry.proved(into):
                     arrived(entry.size)

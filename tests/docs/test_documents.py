@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import ckptsync
 from ckptsync import errors
-from ckptsync.cli import COMMANDS
+from ckptsync.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -102,3 +103,11 @@ def test_every_row_of_the_table_of_the_guide_has_its_test() -> None:
     assert not missing
     assert not untested
     assert len(rows) == len(GUIDE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_of_each_what_the_command_itself_says(command: str) -> None:
+    found = cli.get_command(click.Context(cli), command)
+
+    assert found is not None
+    assert found.get_short_help_str(limit=110) == COMMANDS[command][1]

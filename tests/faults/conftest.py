@@ -59,6 +59,12 @@ class Followed:
         self._watcher = self.tool.start("watch", self.output_dir, *self._words, log=self._log)
         wait_for(lambda: "watching" in self.said(), what="the watcher")
 
+    @property
+    def pid(self) -> int:
+        """Of the watcher."""
+        assert self._watcher is not None
+        return self._watcher.pid
+
     def once(self, **more: Any) -> subprocess.CompletedProcess[str]:
         """Upload what is there and return."""
         return self.tool("watch", self.output_dir, *self._words, "--once", **more)

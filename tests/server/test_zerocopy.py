@@ -1,10 +1,12 @@
-"""Files that the kernel sends: the same bytes as any others, and no harm in a client that goes away."""
+"""Bytes that go past the process or past uvicorn: the same as any others, and no harm in a client that goes away."""
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
@@ -40,7 +42,7 @@ def test_a_whole_file_comes_as_it_was_put(plain: ServerProcess, address: str, co
     assert plain.request("GET", address) == (200, content)
 
 
-@pytest.mark.parametrize("first, last", [(0, 0), (1, 2**22), (2**22 - 1, 2**22 + 1), (SIZE - 5, SIZE - 1)])
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (1, 2**22), (2**22 - 1, 2**22 + 1), (SIZE - 5, SIZE - 1)])
 def test_a_range_comes_alone(plain: ServerProcess, address: str, content: bytes, first: int, last: int) -> None:
     found = plain.request("GET", address, headers={"Range": f"bytes={first}-{last}"})
 
@@ -87,3 +89,65 @@ def _read(line: socket.socket, length: int) -> bytes:
     while len(body) < length:
         body += line.recv(2**16)
     return bytes(body)
+
+
+def put(server: ServerProcess, content: bytes, *, length: int | None = None, pause: float = 0.0) -> bytes:
+    """Send a body by hand, in two parts with a pause between them, and return all that comes back until the line is closed."""
+    url = urlsplit(str(api.announce(server, api.create(server, f"by-hand-{len(content)}"), "w", content)["uploadUrl"]))
+    head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {length or len(content)}\r\n\r\n"
+    with socket.create_connection((url.hostname or "", url.port or 0)) as line:
+        line.settimeout(20)
+        line.sendall(head.encode() + content[:100])
+        time.sleep(pause)
+        line.sendall(content[100:])
+        if length:
+            return b""
+        answer = bytearray()
+        while piece := line.recv(2**16):
+            answer += piece
+    return bytes(answer)
+
+
+@pytest.mark.parametrize("size", [2**20 - 1, 2**20, 2**20 + 1, 2**20 + 2**19, SIZE])
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_a_large_body_is_kept_and_its_connection_closed(plain: ServerProcess, size: int, pause: float) -> None:
+    if size < 2**20:
+        api.save(plain, "small", {"weights": (body := os.urandom(size))})
+    else:
+        answer = put(plain, (body := os.urandom(size)), pause=pause)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer.lower()
+
+    assert api.announce(plain, api.create(plain, "again"), "w", body)["uploadUrl"] is None
+
+
+def test_a_large_body_that_is_not_the_announced_one_is_refused(plain: ServerProcess) -> None:
+    announced, sent = os.urandom(SIZE), os.urandom(SIZE)
+    node = api.announce(plain, api.create(plain, "other"), "w", announced)
+
+    assert api.put(plain, node["uploadUrl"], sent) == 400
+    assert api.announce(plain, api.create(plain, "other"), "w", announced)["uploadUrl"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(plain: ServerProcess, content: bytes) -> None:
+    incoming = plain.data_dir / "incoming"
+
+    for _ in range(5):
+        put(plain, os.urandom(3 * 2**20), length=SIZE)
+
+    deadline = time.monotonic() + 20
+    while any(incoming.iterdir()):
+        assert time.monotonic() < deadline, "an upload that nobody finishes is still there"
+        time.sleep(0.02)
+    assert plain.request("GET", "/healthz")[0] == 200
+
+
+def test_many_large_bodies_at_once_are_each_kept_whole(plain: ServerProcess) -> None:
+    bodies = [os.urandom(2**20 + number * 100_003) for number in range(24)]
+
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(lambda body: put(plain, body, pause=0.01), bodies))
+
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+    for body in bodies:
+        assert api.announce(plain, api.create(plain, "many"), "w", body)["uploadUrl"] is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-import traceback
 
 import click
 
@@ -14,24 +13,24 @@ from ckptsync.cli import journal
 from ckptsync.errors import CkptsyncError
 
 COMMANDS = {
-    "run": "resuming",
-    "watch": "watching",
-    "resume": "resuming",
-    "list": "versions",
-    "pull": "transferring",
-    "push": "transferring",
-    "status": "looking",
-    "verify": "looking",
-    "prune": "keeping",
-    "promote": "keeping",
-    "doctor": "examining",
-    "install-units": "units",
-    "uninstall-units": "units",
-    "server": "serving",
-    "drill": "drill",
-    "demo": "demo",
+    "run": ("resuming", "Start a training, or resume it where there is something to resume."),
+    "watch": ("watching", "Follow an output folder and upload each checkpoint."),
+    "resume": ("resuming", "Pull the newest valid checkpoint and restart the training."),
+    "list": ("versions", "The versions of a run's checkpoints."),
+    "pull": ("transferring", "Bring one version here, every byte verified."),
+    "push": ("transferring", "Upload one checkpoint, or try the parked ones again."),
+    "status": ("looking", "The last durable step and what is at risk."),
+    "verify": ("looking", "Is a checkpoint whole, and if not, why."),
+    "prune": ("keeping", "Delete versions that nothing asks to keep."),
+    "promote": ("keeping", "Link a version to the registry."),
+    "doctor": ("examining", "What will go wrong, before it does."),
+    "install-units": ("units", "Write systemd units that keep a training safe."),
+    "uninstall-units": ("units", "Take away what install-units wrote."),
+    "server": ("serving", "The embedded W&B-compatible server."),
+    "drill": ("drill", "Rehearse with your own command: kill it, resume it, compare."),
+    "demo": ("demo", "Kill a training, resume it, compare: no account needed."),
 }
-"""Command → the module of this package that holds it."""
+"""Command → the module of this package that holds it, and what `--help` says of it without importing that."""
 
 INTERRUPTED = 130
 
@@ -47,9 +46,14 @@ class LazyGroup(click.Group):
         """The command of that name, or None, upon which click suggests a similar one."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ckptsync.cli.{COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"ckptsync.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_") + "_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, none of them imported."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -88,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _tell(text: str, code: int) -> int:
     """The one line on stderr; with -v the traceback comes first."""
     if logging.getLogger().isEnabledFor(logging.DEBUG) and sys.exc_info()[0]:
+        import traceback
+
         traceback.print_exc()
     line = " ".join(text.split())
     click.echo(f"<3>{line}" if journal.reads(sys.stderr) else f"ckptsync: {line}", err=True)

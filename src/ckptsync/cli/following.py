@@ -41,6 +41,7 @@ class Following:
     keep_every: int | None
     name_by: str
     record_command: bool
+    nice: bool
 
     def policy(self, *, retry_for: float | None = None, once: bool = False) -> Policy:
         """The same for the uploader. `retry_for` is None for a store that is waited for without end."""
@@ -52,6 +53,7 @@ class Following:
             keep=Retention(self.keep_last, self.keep_best, self.keep_every),
             only_model=config.wanted_models() == "end",
             mode=config.uploading(),
+            yielding=self.nice,
         )
 
     def stem(self, run: Run, output_dir: Path) -> str:
@@ -122,6 +124,12 @@ def followed(function: options.Command) -> options.Command:
                 default=True,
                 envvar="CKPTSYNC_RECORD_COMMAND",
                 help="Keep the training's command in each version's metadata, for a resume elsewhere.",
+            ),
+            click.option(
+                "--nice/--no-nice",
+                default=True,
+                envvar="CKPTSYNC_NICE",
+                help="Let uploads take only the processor and disk time that the training leaves.",
             ),
         ]
     ):

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -192,6 +191,8 @@ def connected_if_online(*, local: bool) -> Iterator[Connection | None]:
 @contextlib.contextmanager
 def opened_store(connection: Connection, run: Run) -> Iterator[WandbStore]:
     """W&B in this process, with the client's own files in a folder that goes away with the block."""
+    import tempfile
+
     from ckptsync.wandb_store import WandbStore
 
     with _environment_kept(), tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:

@@ -95,13 +95,13 @@ class Upload:
         self.path = self.store.incoming / secrets.token_hex(16)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
-    def digest(self, chunks: Iterable[bytes]) -> None:
+    def digest(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Hash the next chunks of the body. May run beside `write`: neither holds the interpreter for long."""
         for chunk in chunks:
             for hasher in self._hashers.values():
                 hasher.update(chunk)
 
-    def write(self, chunks: Iterable[bytes]) -> None:
+    def write(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Write the next chunks of the body."""
         for chunk in chunks:
             view = memoryview(chunk)

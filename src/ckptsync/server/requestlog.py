@@ -77,6 +77,7 @@ class RequestLog:
                 "seconds": round(time.time() - entry["time"], 6),
                 "status": status,
                 **counts,
+                "received": scope.get("ckptsync.received", counts["received"]),
             }
             with self._lock:
                 self._file.write(json.dumps(entry) + "\n")

@@ -7,7 +7,7 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +17,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .content import BadDigestError, Content, Upload
+from .directbody import BODY, DirectBody
 from .zerocopy import EXTENSION
 
 BLOCK = 512 * 1024
+Piece = bytes | memoryview
 RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
@@ -35,6 +37,21 @@ async def receive_body(
     `record` is called with the key and the size before the answer. A body that doesn't match its Content-MD5 or its key is
     answered with 400 and leaves nothing.
     """
+    direct = _direct(request)
+    answer = await _received(request, direct, content, pool, key, record)
+    if direct:
+        answer.headers["Connection"] = "close"
+    return answer
+
+
+async def _received(
+    request: Request,
+    direct: DirectBody | None,
+    content: Content,
+    pool: Executor,
+    key: str | None,
+    record: Callable[[str, int], None] | None,
+) -> Response:
     try:
         md5 = _content_md5(request.headers.get("content-md5"))
     except ValueError:
@@ -42,7 +59,8 @@ async def receive_body(
     loop = asyncio.get_running_loop()
     upload = await loop.run_in_executor(pool, content.upload, key, md5)
     try:
-        await _fill(upload, request, pool)
+        await _fill(upload, _pieces(direct) if direct else _blocks(request), pool)
+        request.scope["ckptsync.received"] = upload.size
         kept = await loop.run_in_executor(pool, upload.keep)
         if record is not None:
             await loop.run_in_executor(pool, record, kept, upload.size)
@@ -69,25 +87,41 @@ def _content_md5(header: str | None) -> bytes | None:
     return digest
 
 
-async def _fill(upload: Upload, request: Request, pool: Executor) -> None:
-    """Hash and write the body in blocks, both at once, while the next block is received."""
+async def _fill(upload: Upload, pieces: AsyncIterator[Sequence[Piece]], pool: Executor) -> None:
+    """Hash and write the body in pieces, both at once, while the next piece is received."""
     loop = asyncio.get_running_loop()
     busy: list[asyncio.Future[None]] = []
-    block: list[bytes] = []
-    size = 0
     try:
-        async for chunk in request.stream():
-            block.append(chunk)
-            size += len(chunk)
-            if size >= BLOCK:
-                await asyncio.gather(*busy)
-                busy = [loop.run_in_executor(pool, step, block) for step in (upload.digest, upload.write)]
-                block, size = [], 0
+        async for piece in pieces:
+            await asyncio.gather(*busy)
+            busy = [loop.run_in_executor(pool, step, piece) for step in (upload.digest, upload.write)]
     finally:
         # Also when the client is gone: the file is closed next, and a thread may still be writing to it.
         await asyncio.gather(*busy)
-    await loop.run_in_executor(pool, upload.digest, block)
-    await loop.run_in_executor(pool, upload.write, block)
+
+
+def _direct(request: Request) -> DirectBody | None:
+    """A large body, past the server that calls us, where that is possible."""
+    take = request.scope.get("extensions", {}).get(BODY)
+    return take() if take else None
+
+
+async def _pieces(body: DirectBody) -> AsyncIterator[Sequence[Piece]]:
+    async for piece in body:
+        yield (piece,)
+
+
+async def _blocks(request: Request) -> AsyncIterator[Sequence[Piece]]:
+    """The chunks of a body as they come, at least BLOCK bytes of them at once."""
+    block: list[Piece] = []
+    size = 0
+    async for chunk in request.stream():
+        block.append(chunk)
+        size += len(chunk)
+        if size >= BLOCK:
+            yield block
+            block, size = [], 0
+    yield block
 
 
 def requested_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -9,11 +9,14 @@ import asyncio
 import os
 from collections.abc import Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
+
+from .directbody import BODY, DirectBody
 
 EXTENSION = "http.response.zerocopysend"
 
@@ -34,6 +37,7 @@ class ZeroCopy:
             await self.app(scope, receive, send)
             return
         scope.setdefault("extensions", {})[EXTENSION] = {}
+        scope["extensions"][BODY] = partial(DirectBody.of, scope, cycle)
 
         async def sending(message: Message) -> None:
             if message["type"] == EXTENSION:
