@@ -22,6 +22,8 @@ from ckptsync.server import local
 class ServerProcess:
     """Starts on entering, stops on leaving; `url`, `api_key` and `data_dir` are what a client needs."""
 
+    program: Sequence[str] = ("-m", "ckptsync.server")
+
     def __init__(
         self, data_dir: Path, *, port: int = 0, faults: bool = True, crash_after: float = 300, args: Sequence[str] = ()
     ) -> None:
@@ -53,7 +55,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start, or start again after `stop` or `kill`: on the same folder and the same port."""
         (self.data_dir / "server.json").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "ckptsync.server", "--data-dir", str(self.data_dir), "--port", str(self._port)]
+        command = [sys.executable, *self.program, "--data-dir", str(self.data_dir), "--port", str(self._port)]
         self._process = subprocess.Popen(
             [*command, "--until-stdin-closes", "--log-requests", str(self.request_log), *self._args],
             stdin=subprocess.PIPE,

@@ -1,0 +1,83 @@
+"""The ratios of a run as a picture: `python -m tests.bench.chart RESULT.json CHART.svg [TABLE.md]`.
+
+A bar is what ckptsync takes of what the other takes; the mark is the target, the line the spread of the rounds. Logarithmic.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tests.bench.row import Row
+from tests.bench.table import markdown
+
+LEFT, RIGHT, LINE, TOP = 430, 330, 22, 46
+LEAST, MOST = 0.001, 3.0
+OURS, SHORT, MARK, INK, FAINT = "#2a7f9e", "#c8553d", "#222222", "#333333", "#d8d8d8"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read the JSON of a run, write the chart, and the table where a third name is given."""
+    report = json.loads(Path(arguments[0]).read_text("utf-8"))
+    rows = [row_of(each) for each in report["rows"]]
+    Path(arguments[1]).write_text(svg([row for row in rows if row.against], report["machine"]), "utf-8")
+    if len(arguments) > 2:
+        Path(arguments[2]).write_text(markdown(rows), "utf-8")
+    return 0
+
+
+def row_of(value: dict[str, Any]) -> Row:
+    """A row from its JSON."""
+    return Row(**{name: each for name, each in value.items() if name != "ok"})
+
+
+def svg(rows: Sequence[Row], machine: dict[str, Any]) -> str:
+    """The picture, with no script and no font of its own."""
+    height = TOP + LINE * len(rows) + 30
+    width = LEFT + RIGHT + 30
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        _text(10, 16, "What ckptsync takes, as a share of what the other takes; shorter is better", size=13),
+        _text(
+            10, 32, f"{machine['processors']}, wandb {machine['versions']['wandb']}; mark: the target; line: the rounds' spread"
+        ),
+    ]
+    for value in (0.001, 0.01, 0.1, 1.0):
+        parts.append(f'<path d="M{_x(value):.1f} {TOP - 4}V{height - 24}" stroke="{INK if value == 1 else FAINT}"/>')
+        parts.append(_text(_x(value), height - 10, f"{value:g}", anchor="middle"))
+    for number, row in enumerate(rows):
+        parts += _bar(row, TOP + LINE * number)
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _bar(row: Row, top: int) -> list[str]:
+    middle = top + LINE / 2
+    end, colour = _x(row.value), OURS if row.ok else SHORT
+    parts = [
+        _text(LEFT - 8, middle + 4, f"{row.what} / {row.against}", anchor="end", size=9),
+        f'<rect x="{LEFT}" y="{top + 4}" width="{max(end - LEFT, 1):.1f}" height="{LINE - 8}" fill="{colour}"/>',
+        f'<path d="M{_x(row.low):.1f} {middle}H{_x(row.high):.1f}" stroke="{INK}"/>',
+        _text(max(end, _x(row.high)) + 5, middle + 4, f"{row.value:.2g}"),
+    ]
+    if row.target is not None:
+        parts.append(f'<path d="M{_x(row.target):.1f} {top + 2}v{LINE - 4}" stroke="{MARK}" stroke-width="2"/>')
+    return parts
+
+
+def _x(value: float) -> float:
+    clipped = min(max(value, LEAST), MOST)
+    return LEFT + RIGHT * math.log(clipped / LEAST) / math.log(MOST / LEAST)
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 11) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{INK}">{escape(text)}</text>'
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

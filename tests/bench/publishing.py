@@ -1,0 +1,14 @@
+"""Versions without the client, as many as are wanted: three small files each."""
+
+from __future__ import annotations
+
+from tests.bench.bed import PROJECT, BenchServer
+from tests.server import api
+
+
+def publish(server: BenchServer, name: str, number: int) -> None:
+    """One more version of an artifact in the bench's project."""
+    files = {f"file-{each}": f"{number} {each}".encode() for each in range(3)}
+    answer = api.save(server, name, files, projectName=PROJECT, metadata='{"ckptsync": {"step": 1}}')
+    if "errors" in answer:
+        raise RuntimeError(str(answer["errors"]))
