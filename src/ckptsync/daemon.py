@@ -251,7 +251,10 @@ class Daemon:
         whole: list[tuple[Rested, Checkpoint]] = []
         while not self.uploader.changed.empty():
             self._settling.forget(self.uploader.changed.get())
-        for rested in reversed(self._settling.look()):
+        resting = self._settling.look()
+        if self._settling.fresh:
+            self.uploader.expect()
+        for rested in reversed(resting):
             if self._dealt_with(rested) or (whole and not self._wanted_beside(rested, whole[0][1])):
                 self._settling.accept(rested)
             elif checkpoint := self._judge(rested):

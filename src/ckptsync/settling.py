@@ -61,6 +61,8 @@ class Settling:
         self._refused: dict[str, tuple[File, ...]] = {}
         self._candidates: dict[str, _Candidate] = {}
         self.cost = 0.0
+        self.fresh = False
+        """Whether the last look found a folder on its way that the look before had not."""
 
     def look(self) -> list[Rested]:
         """The folders that rest and wait for a decision, in the order of saving. Every one has to be told to one of the below."""
@@ -68,8 +70,10 @@ class Settling:
         seen = dict(self._folders())
         for gone in [name for name in self._candidates if name not in seen]:
             del self._candidates[gone]
+        before = self._candidates.keys() & seen.keys()
         for name, path in seen.items():
             self._consider(name, path)
+        self.fresh = bool(self._candidates.keys() - before)
         resting = [self._rested(name) for name in self._candidates if self._rests(name)]
         self.cost = time.perf_counter() - started
         return sorted(resting, key=lambda each: (each.saved_at, each.step))

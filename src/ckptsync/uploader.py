@@ -186,6 +186,7 @@ class Uploader:
         """Names of checkpoints whose pins no longer held what was accepted: whoever watches has to look at them again."""
         self._wake = threading.Event()
         self._finishing = False
+        self._expecting = False
         self._spool = store
         self._environment = environment
         self._stop = stop
@@ -212,12 +213,27 @@ class Uploader:
         After a stop the newest goes out once more, or with `keep_all` no further one.
         """
         while not self._finishing:
+            if self._expecting:
+                self._expecting = False
+                with contextlib.suppress(CkptsyncError, OSError):
+                    self._start_child()
             self.drain()
             if not self._woken(self.policy.linger):
                 self.close()
                 self._woken(None)
         self.drain()
         self.close()
+
+    def expect(self) -> None:
+        """Say that something will soon be pinned: a process that has imported the client by then saves the upload a second."""
+        if self._child is None and self.policy.mode == "online":
+            self._expecting = True
+            self._wake.set()
+
+    @property
+    def child_is_there(self) -> bool:
+        """Whether a process that uploads runs at this moment."""
+        return self._child is not None
 
     def wake(self) -> None:
         """Say that something was pinned."""
@@ -429,19 +445,24 @@ class Uploader:
             log.info("pruned %s:%s, step %s", name, each["version"], each["step"])
 
     def _ask(self, job: Mapping[str, Any], *, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        child = self._start_child()
+        try:
+            return child.ask(job, stall=self.policy.stall, told=told)
+        except TransientStoreError:
+            # A fresh process: whatever state the client was left in goes with the old one.
+            child.kill()
+            self._child = None
+            raise
+
+    def _start_child(self) -> Child:
+        """The process that uploads, started where there is none. Raises TransientStoreError."""
         if self._child is None:
             private = self._spool.root / "wandb"
             durable.remove_tree(private)
             # When the machine is about to go, the upload comes first.
             yielding = self.policy.yielding and self._hurried_at is None
             self._child = Child(self.run, self._environment, private, yielding=yielding, command=self._command)
-        try:
-            return self._child.ask(job, stall=self.policy.stall, told=told)
-        except TransientStoreError:
-            # A fresh process: whatever state the client was left in goes with the old one.
-            self._child.kill()
-            self._child = None
-            raise
+        return self._child
 
     def _note(self, pinned: Snapshot, line: Mapping[str, Any]) -> None:
         self.progress = Progress(pinned, str(line["stage"]), int(line["done"]), int(line["total"]), int(line["moved"]))

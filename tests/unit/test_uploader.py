@@ -65,6 +65,13 @@ def jobs(tmp_path: Path) -> list[tuple[str, str]]:
     return [(process, name) for process, _, name in (line.partition(" ") for line in lines)]
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
 def durable(spool: Spool) -> list[int]:
     return sorted(each.step for each in spool.receipts())
 
@@ -238,3 +245,29 @@ def test_a_training_that_names_another_project_itself_is_told_once(
     assert caplog.text.count("the training logs to run of-wandb-init/a") == 1
     assert "give --project of-wandb-init --run-id a" in caplog.text
     assert durable(spool) == [5, 6]
+
+
+def test_a_child_that_is_expected_to_be_needed_is_started_before_and_does_the_job(
+    make: Make, spool: Spool, tmp_path: Path, stop: threading.Event
+) -> None:
+    uploader = make(linger=30.0)
+    thread = threading.Thread(target=uploader.serve)
+    thread.start()
+
+    uploader.expect()
+    wait_until(lambda: uploader.child_is_there)
+    pin(spool, 10)
+    uploader.wake()
+    wait_until(lambda: durable(spool) == [10])
+    uploader.finish()
+    thread.join(30)
+
+    assert len({process for process, _ in jobs(tmp_path)}) == 1
+
+
+def test_no_child_is_started_where_nothing_is_uploaded(make: Make) -> None:
+    uploader = make(mode="offline")
+
+    uploader.expect()
+
+    assert not uploader.child_is_there
