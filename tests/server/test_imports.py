@@ -21,6 +21,8 @@ def _imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module or "")
+            if node.module == "ckptsync":
+                assert [alias.name for alias in node.names] == ["__version__"]
     return names
 
 
@@ -29,7 +31,7 @@ def test_a_module_imports_only_the_errors_and_the_servers_own_packages(path: Pat
     foreign = {name for name in _imported(path) if name.partition(".")[0] not in sys.stdlib_module_names}
 
     assert {name.partition(".")[0] for name in foreign} <= ALLOWED
-    assert {name for name in foreign if name.startswith("ckptsync")} <= {"ckptsync.errors"}
+    assert {name for name in foreign if name.startswith("ckptsync")} <= {"ckptsync", "ckptsync.errors"}
 
 
 def test_the_module_that_finds_the_server_needs_only_the_standard_library() -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from ckptsync import __version__
 from tests.server import api
 from tests.server.conftest import Client
 from tests.server_process import ServerProcess
@@ -55,7 +56,7 @@ def test_health_needs_no_key_and_tells_no_secret(server: ServerProcess) -> None:
     status, body = server.request("GET", "/healthz", key="")
 
     assert status == 200
-    assert json.loads(body) == {"status": "ok", "pid": server.pid}
+    assert json.loads(body) == {"status": "ok", "pid": server.pid, "version": __version__}
 
 
 @pytest.mark.parametrize(
