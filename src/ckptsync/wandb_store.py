@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import hashlib
 import os
 import re
 import secrets
 import threading
-from base64 import b64encode
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from ckptsync import ranges, snapshot
@@ -35,6 +33,7 @@ from ckptsync.errors import (
     StoreError,
     TransientStoreError,
 )
+from ckptsync.manifest import Entry, Urls, entries_of, remove_others, written
 from ckptsync.store import Progress, Upload
 
 TYPE = "model"
@@ -330,11 +329,11 @@ class WandbStore:
         """See Store."""
         with self._translated(f"the download of {version.name}:{version.version}"):
             artifact = self._client().artifact(version.qualified)
-            entries = _entries(artifact, version)
-            urls = _Urls(artifact)
+            entries = entries_of(artifact, version)
+            urls = Urls(artifact)
         for entry in entries.values():
             entry.require_no_links(into)
-        _remove_others(into, {*entries, *(path + ranges.SIDECAR for path in entries)})
+        remove_others(into, {*entries, *(path + ranges.SIDECAR for path in entries)})
         done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
 
         def arrived(count: int) -> None:
@@ -348,7 +347,7 @@ class WandbStore:
         with requests.Session() as session, ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(READERS) as files:
             session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=READERS * 2))
 
-            def bring(entry: _Entry) -> None:
+            def bring(entry: Entry) -> None:
                 note = ranges.Finished.of(into / entry.path, entry.size, entry.digest)
                 # One that was left in the middle has its size already, and is not read for nothing.
                 if not note.path.exists() and entry.proved(into):
@@ -368,7 +367,7 @@ class WandbStore:
                             finished=note,
                         )
                     note.forget()
-                    if _written(digest) == entry.digest:
+                    if written(digest) == entry.digest:
                         return
                 raise IntegrityError(f"{version.name}:{version.version}: {entry.path} does not have the digest of its manifest")
 
@@ -380,8 +379,8 @@ class WandbStore:
         what = f"the reading of {version}"
         with self._translated(what):
             artifact = self._client().artifact(version.qualified)
-            entries = _entries(artifact, version)
-            urls = _Urls(artifact)
+            entries = entries_of(artifact, version)
+            urls = Urls(artifact)
         done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
 
         def arrived(count: int) -> None:
@@ -392,7 +391,7 @@ class WandbStore:
 
         import requests
 
-        def read(session: requests.Session, entry: _Entry) -> Problem | None:
+        def read(session: requests.Session, entry: Entry) -> Problem | None:
             if entry.path in proved:
                 arrived(entry.size)
                 return None
@@ -471,7 +470,7 @@ class WandbStore:
         }:
             return False
         self._algorithms[name] = _algorithm(committed)
-        entries = [_Entry.of(path, entry) for path, entry in committed.manifest.entries.items()]
+        entries = [Entry.of(path, entry) for path, entry in committed.manifest.entries.items()]
         with ThreadPoolExecutor(READERS) as readers:
             return all(readers.map(lambda entry: entry.proved(folder), entries))
 
@@ -522,18 +521,6 @@ def translate(error: Exception, what: str) -> CkptsyncError:
     return TransientStoreError(message)
 
 
-def _entries(artifact: Any, version: Version) -> dict[str, _Entry]:
-    """The files that a version's manifest names. Raises IntegrityError for a manifest that makes no sense."""
-    from pydantic import ValidationError
-
-    try:
-        manifest = artifact.manifest
-    except ValidationError as error:
-        # Anything else may be an error page in the manifest's place: the client doesn't look at the status (wandb 0.31).
-        raise IntegrityError(f"the manifest of {version.name}:{version.version} makes no sense") from error
-    return {path: _Entry.of(path, entry) for path, entry in manifest.entries.items()}
-
-
 @contextlib.contextmanager
 def _local(what: str) -> Iterator[None]:
     """Tell a full or read-only disk of this machine from a failing store: trying again would not help."""
@@ -543,15 +530,6 @@ def _local(what: str) -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         raise CkptsyncError(f"{what} failed: {error.strerror}", hint=NO_ROOM_HINT) from error
-
-
-def _remove_others(folder: Path, wanted: Collection[str]) -> None:
-    """Delete what an earlier download of something else left in a folder; links are removed, never followed."""
-    for parent, folders, files in os.walk(folder):
-        for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]:
-            path = Path(parent, name)
-            if path.is_symlink() or path.relative_to(folder).as_posix() not in wanted:
-                path.unlink()
 
 
 def _algorithm(artifact: Any) -> Algorithm:
@@ -591,80 +569,3 @@ def _version(artifact: Any) -> Version:
         metadata=dict(artifact.metadata or {}),
         expires_at=created_at + artifact.ttl.total_seconds() if artifact.ttl else None,
     )
-
-
-def _written(digest: Any) -> str:
-    """A digest as the manifest writes it."""
-    return b64encode(digest.digest()).decode()
-
-
-class _Entry:
-    """One file of a manifest, with its path proved to stay inside the folder that it is put into."""
-
-    __slots__ = ("algorithm", "digest", "path", "size")
-
-    def __init__(self, path: str, size: int, digest: str, algorithm: str) -> None:
-        self.path, self.size, self.digest, self.algorithm = path, size, digest, algorithm
-
-    @classmethod
-    def of(cls, path: str, entry: Any) -> _Entry:
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
-            raise IntegrityError(
-                f"the version names a file {path!r}, which would leave the folder", hint="Do not trust this version."
-            )
-        if entry.ref is not None:
-            raise IntegrityError(f"{path} is only a reference to {entry.ref}, not a stored file")
-        return cls(path, int(entry.size or 0), str(entry.digest), str(entry.digest_algorithm().value))
-
-    def proved(self, folder: Path) -> bool:
-        """Whether the file in a folder has this entry's size and digest."""
-        self.require_no_links(folder)
-        target = folder / self.path
-        try:
-            if target.stat().st_size != self.size:
-                return False
-            return self._digest(target) == self.digest
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-
-    def require_no_links(self, folder: Path) -> None:
-        """Raise IntegrityError where the file, or a folder on the way to it, is a link."""
-        target = folder / self.path
-        if any(parent.is_symlink() for parent in (target, *target.parents) if parent != folder and folder in parent.parents):
-            raise IntegrityError(f"{target} leads through a symbolic link", hint="Remove the link.")
-
-    def digest_of(self, pieces: Iterable[bytes | memoryview]) -> str:
-        """The digest of these bytes, as the manifest writes it."""
-        digest = self.hasher()
-        for piece in pieces:
-            digest.update(piece)
-        return _written(digest)
-
-    def hasher(self) -> Any:
-        """What hashes the bytes of such a file."""
-        if "XXH128" in self.algorithm.upper():
-            import xxhash
-
-            return xxhash.xxh3_128()
-        return hashlib.md5(usedforsecurity=False)
-
-    def _digest(self, target: Path) -> str:
-        buffer = bytearray(4 * 2**20)
-        view = memoryview(buffer)
-        with target.open("rb", buffering=0) as file:
-            return self.digest_of(view[:count] for count in iter(lambda: file.readinto(buffer), 0))
-
-
-class _Urls:
-    """The signed URLs of a version's files, a page at a time. An expired one is asked for again on the next try of the fetch."""
-
-    def __init__(self, artifact: Any) -> None:
-        self._known = {file.name: file.direct_url for file in artifact.files(per_page=1000)}
-
-    def of(self, path: str) -> str:
-        """The URL of a file. Raises TransientStoreError when the store gave none."""
-        url = self._known.get(path)
-        if not url:
-            raise TransientStoreError(f"the store gave no address for {path}")
-        return str(url)

@@ -1,0 +1,114 @@
+"""What a version's manifest says of its files: where each may go, and the digest that proves its bytes. Knows no wandb.
+
+A manifest comes from the network, so a path in it is proved to stay inside the folder before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from base64 import b64encode
+from collections.abc import Collection, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ckptsync.checkpoint import Version
+from ckptsync.errors import IntegrityError, TransientStoreError
+
+
+def entries_of(artifact: Any, version: Version) -> dict[str, Entry]:
+    """The files that a version's manifest names. Raises IntegrityError for a manifest that makes no sense."""
+    from pydantic import ValidationError
+
+    try:
+        manifest = artifact.manifest
+    except ValidationError as error:
+        # Anything else may be an error page in the manifest's place: the client doesn't look at the status (wandb 0.31).
+        raise IntegrityError(f"the manifest of {version.name}:{version.version} makes no sense") from error
+    return {path: Entry.of(path, entry) for path, entry in manifest.entries.items()}
+
+
+def remove_others(folder: Path, wanted: Collection[str]) -> None:
+    """Delete what an earlier download of something else left in a folder; links are removed, never followed."""
+    for parent, folders, files in os.walk(folder):
+        for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]:
+            path = Path(parent, name)
+            if path.is_symlink() or path.relative_to(folder).as_posix() not in wanted:
+                path.unlink()
+
+
+def written(digest: Any) -> str:
+    """A digest as the manifest writes it."""
+    return b64encode(digest.digest()).decode()
+
+
+class Entry:
+    """One file of a manifest, with its path proved to stay inside the folder that it is put into."""
+
+    __slots__ = ("algorithm", "digest", "path", "size")
+
+    def __init__(self, path: str, size: int, digest: str, algorithm: str) -> None:
+        self.path, self.size, self.digest, self.algorithm = path, size, digest, algorithm
+
+    @classmethod
+    def of(cls, path: str, entry: Any) -> Entry:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
+            raise IntegrityError(
+                f"the version names a file {path!r}, which would leave the folder", hint="Do not trust this version."
+            )
+        if entry.ref is not None:
+            raise IntegrityError(f"{path} is only a reference to {entry.ref}, not a stored file")
+        return cls(path, int(entry.size or 0), str(entry.digest), str(entry.digest_algorithm().value))
+
+    def proved(self, folder: Path) -> bool:
+        """Whether the file in a folder has this entry's size and digest."""
+        self.require_no_links(folder)
+        target = folder / self.path
+        try:
+            if target.stat().st_size != self.size:
+                return False
+            return self._digest(target) == self.digest
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def require_no_links(self, folder: Path) -> None:
+        """Raise IntegrityError where the file, or a folder on the way to it, is a link."""
+        target = folder / self.path
+        if any(parent.is_symlink() for parent in (target, *target.parents) if parent != folder and folder in parent.parents):
+            raise IntegrityError(f"{target} leads through a symbolic link", hint="Remove the link.")
+
+    def digest_of(self, pieces: Iterable[bytes | memoryview]) -> str:
+        """The digest of these bytes, as the manifest writes it."""
+        digest = self.hasher()
+        for piece in pieces:
+            digest.update(piece)
+        return written(digest)
+
+    def hasher(self) -> Any:
+        """What hashes the bytes of such a file."""
+        if "XXH128" in self.algorithm.upper():
+            import xxhash
+
+            return xxhash.xxh3_128()
+        return hashlib.md5(usedforsecurity=False)
+
+    def _digest(self, target: Path) -> str:
+        buffer = bytearray(4 * 2**20)
+        view = memoryview(buffer)
+        with target.open("rb", buffering=0) as file:
+            return self.digest_of(view[:count] for count in iter(lambda: file.readinto(buffer), 0))
+
+
+class Urls:
+    """The signed URLs of a version's files, a page at a time. An expired one is asked for again on the next try of the fetch."""
+
+    def __init__(self, artifact: Any) -> None:
+        self._known = {file.name: file.direct_url for file in artifact.files(per_page=1000)}
+
+    def of(self, path: str) -> str:
+        """The URL of a file. Raises TransientStoreError when the store gave none."""
+        url = self._known.get(path)
+        if not url:
+            raise TransientStoreError(f"the store gave no address for {path}")
+        return str(url)
