@@ -51,8 +51,10 @@ def main() -> int:
     answers = _claim_stdout()
     hello = json.loads(sys.stdin.readline())
     if hello.get("yielding"):
-        # The kernel derives the disk's priority from it (ioprio_set(2)): the lowest that never starves.
-        os.nice(YIELDING)
+        # The kernel derives the disk's priority from it (ioprio_set(2)): the lowest that never starves. A service whose system
+        # calls are filtered may not ask; its unit has set the priorities then, and an upload is worth more than its niceness.
+        with contextlib.suppress(OSError):
+            os.nice(YIELDING)
     from ckptsync.wandb_store import WandbStore
 
     publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
