@@ -52,6 +52,11 @@ def fingerprint(files: Iterable[File]) -> str:
     return digest.hexdigest()[:12]
 
 
+def saved_at(files: Iterable[File]) -> float:
+    """When the newest file was written, in seconds since the epoch."""
+    return max((file.mtime_ns for file in files), default=0) / 1e9
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingState:
     """What trainer_state.json says. `log_history` is left out but for the last value of each metric."""
@@ -133,7 +138,7 @@ class Checkpoint:
     @property
     def saved_at(self) -> float:
         """Seconds since the epoch at which its newest file was written."""
-        return max((file.mtime_ns for file in self.files), default=0) / 1e9
+        return saved_at(self.files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from ckptsync import durable, guard, layouts, notify, record
-from ckptsync.checkpoint import Checkpoint, Receipt, Run, Snapshot, Verdict, step_of
+from ckptsync.checkpoint import Checkpoint, Receipt, Run, Snapshot, Verdict, fingerprint, step_of
 from ckptsync.errors import (
     CkptsyncError,
     ConfigurationError,
@@ -278,7 +278,7 @@ class Daemon:
         """The checkpoint, if it is whole; else None, with the reason told."""
         size = self.watch.world_size or record.read(self.watch.output_dir).world_size
         verdict = layouts.inspect(rested.path, world_size=size)
-        if verdict.files != rested.files:
+        if fingerprint(verdict.files) != rested.fingerprint:
             return None
         self._tell_seen(rested)
         if not verdict.complete:
