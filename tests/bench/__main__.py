@@ -40,16 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found.append(row)
                 _say(f"{row.noun}: {row.what}: {row.value:.4g} (at most {row.target})")
             _say(f"{noun} took {time.monotonic() - started:.0f} s, load {os.getloadavg()[0]:.1f}")
+            report |= {"load_after": os.getloadavg(), "rows": [row.to_json() for row in found]}
+            # After each noun: a run takes half an hour, and what is measured is measured.
+            if options.json and options.json != "-":
+                Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(disk, ignore_errors=True)
-    report |= {"load_after": os.getloadavg(), "rows": [row.to_json() for row in found]}
-    if options.json:
-        text = json.dumps(report, indent=1) + "\n"
-        if options.json == "-":
-            sys.stdout.write(text)
-        else:
-            Path(options.json).write_text(text, encoding="utf-8")
+    if options.json == "-":
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
     show(found)
     return 0
 
