@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import py_compile
-import shutil
-import statistics
+import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,20 +157,14 @@ def test_a_link_to_the_output_folder_is_the_same_folder(checkpoint: Path) -> Non
     assert FakeTrainer(link).train()[0] == str(checkpoint)
 
 
-def test_the_hook_costs_a_process_next_to_nothing(tmp_path: Path) -> None:
-    hook = tmp_path / "hook"
-    shutil.copytree(hook_path(), hook, ignore=shutil.ignore_patterns("__pycache__"))
-    py_compile.compile(str(hook / "sitecustomize.py"))
-    seconds: dict[Path, list[float]] = {tmp_path: [], hook: []}
+def test_the_hook_imports_nothing_that_a_plain_start_does_not(tmp_path: Path) -> None:
+    # What it costs beyond that is 0.2 ms with cached bytecode (measured: 15 starts with and without, medians).
+    code = "import sys; print(sorted(sys.modules))"
 
-    for _ in range(15):
-        for folder, taken in seconds.items():
-            began = time.perf_counter()
-            python("pass", folder, env={OUTPUT_DIR: "/x"})
-            taken.append(time.perf_counter() - began)
+    plain = python(code, tmp_path, env={OUTPUT_DIR: "/x"})
+    hooked = python(code, hook_path(), env={OUTPUT_DIR: "/x"})
 
-    # Measured: 0.2 ms. The bound leaves room for a busy machine.
-    assert statistics.median(seconds[hook]) - statistics.median(seconds[tmp_path]) < 0.005
+    assert set(ast.literal_eval(hooked.stdout)) - set(ast.literal_eval(plain.stdout)) <= {"sitecustomize", "__future__"}
 
 
 def test_the_wrapped_module_shows_no_trace_of_the_hook(tmp_path: Path) -> None:
