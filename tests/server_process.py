@@ -18,6 +18,9 @@ from typing import Any, Self
 
 from ckptsync.server import local
 
+MARK = "MARK"
+"""A method of no other request; at /_faults no fault is injected into it."""
+
 
 class ServerProcess:
     """Starts on entering, stops on leaving; `url`, `api_key` and `data_dir` are what a client needs."""
@@ -126,6 +129,20 @@ class ServerProcess:
         return [rule["hits"] for rule in json.loads(self.request("GET", "/_faults")[1])]
 
     def requests(self) -> list[dict[str, Any]]:
-        """What has been asked of the server so far, from its request log."""
-        lines = self.request_log.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """What has been asked of the server so far, from its request log.
+
+        A request is logged after its answer has gone, so one more is made and waited for.
+        """
+        if self._process is not None and self._process.poll() is None:
+            before = self._logged(mark=True)
+            self.request(MARK, "/_faults")
+            deadline = time.monotonic() + 30
+            while len(self._logged(mark=True)) == len(before):
+                assert time.monotonic() < deadline, "the server does not log its requests"
+                time.sleep(0.01)
+        return self._logged(mark=False)
+
+    def _logged(self, *, mark: bool) -> list[dict[str, Any]]:
+        whole, _, _ = self.request_log.read_text(encoding="utf-8").rpartition("\n")
+        requests = [json.loads(line) for line in whole.splitlines()]
+        return [request for request in requests if (request["method"] == MARK) is mark]
