@@ -18,13 +18,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptsync import artifact, durable, errors, model, record, spool
 from ckptsync.checkpoint import Receipt, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
 from ckptsync.retention import Retention
 from ckptsync.retrying import FOR_EVER, Patience, retry
+
+if TYPE_CHECKING:
+    from ckptsync.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class Policy:
 
     `keep` says what stays in the store after each upload. With `only_model` no checkpoint goes out, only the final model. `mode`
     is online; offline, where all waits for a later start; or disabled, where nothing is pinned either. With `yielding` the
-    uploads take only what processor and disk time the training leaves.
+    uploads take only what processor and disk time the training leaves, and `max_rate` is how many bytes a second they may send.
     """
 
     keep_all: bool = False
@@ -53,6 +56,7 @@ class Policy:
     only_model: bool = False
     mode: str = "online"
     yielding: bool = True
+    max_rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,7 @@ class Uploader:
         self._deadline: float | None = None
         self._hurried_at: float | None = None
         self._child: Child | None = None
+        self._throttle: Throttle | None = None
         self._choosing = threading.Lock()
         self._in_hand: Snapshot | None = None
         self._begun = 0.0
@@ -356,6 +361,9 @@ class Uploader:
             self._child.close()
             self._child = None
             durable.remove_tree(self._spool.root / "wandb")
+        if self._throttle:
+            self._throttle.close()
+            self._throttle = None
 
     def kill(self) -> None:
         """End the child at once: the upload in hand is lost, its snapshot is not."""
@@ -461,8 +469,23 @@ class Uploader:
             durable.remove_tree(private)
             # When the machine is about to go, the upload comes first.
             yielding = self.policy.yielding and self._hurried_at is None
-            self._child = Child(self.run, self._environment, private, yielding=yielding, command=self._command)
+            environment = {**self._environment, **self._limited()}
+            self._child = Child(self.run, environment, private, yielding=yielding, command=self._command)
         return self._child
+
+    def _limited(self) -> dict[str, str]:
+        """What the child's environment needs to keep within the rate; a hurry lifts the limit of an upload in hand too."""
+        if self._throttle is None and self.policy.max_rate and self._hurried_at is None:
+            from ckptsync.throttle import Throttle
+
+            try:
+                self._throttle = Throttle(self._max_rate, self._environment).start()
+            except OSError as error:
+                raise TransientStoreError(f"the limit on uploads cannot be set up: {error}") from error
+        return self._throttle.environment() if self._throttle else {}
+
+    def _max_rate(self) -> float | None:
+        return self.policy.max_rate if self._hurried_at is None else None
 
     def _note(self, pinned: Snapshot, line: Mapping[str, Any]) -> None:
         self.progress = Progress(pinned, str(line["stage"]), int(line["done"]), int(line["total"]), int(line["moved"]))

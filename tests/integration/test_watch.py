@@ -433,3 +433,15 @@ def test_an_upload_that_stalls_is_ended_and_tried_again(
     assert durable == [4]
     assert "made no progress for 3 s" in log.read_text()
     assert kept(server, "stalled") == [(4, ["latest", "step-4"])]
+
+
+def test_uploads_keep_within_the_rate_that_was_asked_for(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
+    make_checkpoint(output_dir, 4, content="limited", size=2_000_000, saved_at=time.time() - 100)
+
+    done = tool.watch_once(output_dir, "limited", "--max-upload-rate", "2M/s")
+
+    assert done.returncode == 0, done.stderr
+    receipt = next(iter(Spool(output_dir).receipts()))
+    assert receipt.bytes > 4_000_000
+    assert receipt.seconds > 1.8, "four megabytes at two of them a second"
+    assert kept(server, "limited") == [(4, ["latest", "step-4"])]

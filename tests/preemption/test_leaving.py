@@ -219,6 +219,18 @@ def test_a_watcher_beside_a_training_asks_its_ranks_to_save_and_ends_when_all_is
     assert "preempted" in job.versions()[0]["aliases"]
 
 
+def test_a_limit_on_uploads_is_lifted_when_the_machine_goes(job: Job) -> None:
+    job.options += ["--max-upload-rate", "20K"]
+    job.command = job.saver("--seconds", 0.1, "--save", 2, "--steps", 1000, "--size", 10_000_000)
+    process = job.start()
+    job.wait_for_step(3)
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(60) == 75, "twenty megabytes take a quarter of an hour at that rate"
+    assert job.durable() >= 4
+
+
 @pytest.mark.slow
 def test_an_upload_that_is_longer_than_the_notice_is_told_once_with_numbers(job: Job) -> None:
     job.options += ["--grace", "0.01s"]

@@ -42,6 +42,7 @@ class Following:
     name_by: str
     record_command: bool
     nice: bool
+    max_upload_rate: int | None
 
     def policy(self, *, retry_for: float | None = None, once: bool = False) -> Policy:
         """The same for the uploader. `retry_for` is None for a store that is waited for without end."""
@@ -54,6 +55,7 @@ class Following:
             only_model=config.wanted_models() == "end",
             mode=config.uploading(),
             yielding=self.nice,
+            max_rate=self.max_upload_rate or None,
         )
 
     def stem(self, run: Run, output_dir: Path) -> str:
@@ -131,6 +133,7 @@ def followed(function: options.Command) -> options.Command:
                 envvar="CKPTSYNC_NICE",
                 help="Let uploads take only the processor and disk time that the training leaves.",
             ),
+            options.max_upload_rate,
         ]
     ):
         gathered = add(gathered)

@@ -15,7 +15,7 @@ import click
 from ckptsync import config, record
 from ckptsync.checkpoint import Run
 from ckptsync.cli import journal
-from ckptsync.cli.quantities import Duration
+from ckptsync.cli.quantities import Duration, Rate
 from ckptsync.config import Connection
 from ckptsync.preemption import CHOICES
 
@@ -100,6 +100,16 @@ def retained(function: Command) -> Command:
         "--keep-every", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_EVERY", help="Keep those of every so many steps."
     )
     return last(best(every(function)))
+
+
+def max_upload_rate(function: Command) -> Command:
+    """Add --max-upload-rate."""
+    return click.option(
+        "--max-upload-rate",
+        type=Rate(),
+        envvar="CKPTSYNC_MAX_UPLOAD_RATE",
+        help="Bytes a second that uploads may take: 20M. Lifted once the machine is about to go; 0 is no limit.",
+    )(function)
 
 
 def as_json(function: Command) -> Command:

@@ -22,6 +22,16 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * 1024 ** (" KMGT".index(match[2] or " ")))
 
 
+class Rate(Size):
+    """Bytes a second: a size, with or without `/s`."""
+
+    name = "rate"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """See click."""
+        return super().convert(re.sub(r"(?i)/s$", "", str(value).strip()), param, ctx)
+
+
 class Duration(click.ParamType[float]):
     """Seconds, with an optional unit: 90, 90s, 30m, 12h, 2d."""
 

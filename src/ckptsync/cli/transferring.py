@@ -60,12 +60,14 @@ def pull_command(
 @click.argument("directory", metavar="CHECKPOINT_DIR", type=click.Path(path_type=Path))
 @click.option("--parked", is_flag=True, help="DIR is an output folder: try again what a permanent error had stopped there.")
 @click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
+@options.max_upload_rate
 @options.as_json
 @options.common
 def push_command(
     directory: Path,
     parked: bool,
     run_id: str | None,
+    max_upload_rate: int | None,
     as_json: bool,
     project: str | None,
     entity: str | None,
@@ -90,7 +92,7 @@ def push_command(
             run=run,
             environment={**os.environ, **connection.environment()},
             stem=run.run_id,
-            policy=Policy(keep_all=True, patience=patience),
+            policy=Policy(keep_all=True, patience=patience, max_rate=max_upload_rate or None),
         )
         watched = daemon.Daemon(watch, daemon.Stop())
         with watched.held():

@@ -56,7 +56,8 @@ def watch_command(
     """Follow the Trainer's OUTPUT_DIR and upload each new checkpoint as a version of checkpoint-<run_id>.
 
     Runs beside the training and changes nothing in it. SIGTERM finishes the upload in hand; a second one quits. SIGHUP reads
-    the settings file again: backlog, spool-limit, quiet-period, stall-timeout, keep-* and retry-for change under way.
+    the settings file again: backlog, spool-limit, quiet-period, stall-timeout, max-upload-rate, keep-* and retry-for change
+    under way.
     """
     manager = notify.claim()
     if output_dir is None:
