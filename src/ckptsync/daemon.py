@@ -265,14 +265,14 @@ class Daemon:
 
     def _dealt_with(self, rested: Rested) -> bool:
         """Whether this very save is queued, parked or durable, or older than what is."""
-        known = self.spool.knows(f"{rested.path.name}.{rested.fingerprint}")
+        known = self.spool.knows(f"{rested.name}.{rested.fingerprint}")
         return known or guard.left_behind(rested.step, rested.saved_at, self._before)
 
     def _wanted_beside(self, rested: Rested, newest: Checkpoint) -> bool:
         """When several came at once: whether an older one is wanted too. The best is, since no later upload brings it."""
         state = newest.verdict.state
         best = state.best_checkpoint if state else None
-        return self.watch.policy.keep_all or (best is not None and Path(best).name == rested.path.name)
+        return self.watch.policy.keep_all or (best is not None and Path(best).name == rested.name)
 
     def _judge(self, rested: Rested) -> Checkpoint | None:
         """The checkpoint, if it is whole; else None, with the reason told."""
@@ -333,14 +333,14 @@ class Daemon:
 
     def _tell_seen(self, rested: Rested) -> None:
         """Once for each save that is new."""
-        if self._seen.get(rested.path.name) != rested.fingerprint:
-            self._seen[rested.path.name] = rested.fingerprint
-            self.spool.record("seen", checkpoint=rested.path.name, print=rested.fingerprint, step=rested.step)
+        if self._seen.get(rested.name) != rested.fingerprint:
+            self._seen[rested.name] = rested.fingerprint
+            self.spool.record("seen", checkpoint=rested.name, print=rested.fingerprint, step=rested.step)
 
     def _tell_why_not(self, rested: Rested, verdict: Verdict) -> None:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
-        self.spool.record("incomplete", checkpoint=rested.path.name, step=rested.step, reason=reasons)
-        log.warning("not uploaded, not whole: %s: %s", rested.path.name, reasons)
+        self.spool.record("incomplete", checkpoint=rested.name, step=rested.step, reason=reasons)
+        log.warning("not uploaded, not whole: %s: %s", rested.name, reasons)
 
     def _tell_refused(self, checkpoint: Checkpoint, error: OSError) -> None:
         """Once, and again only for another reason: it is tried every few seconds."""

@@ -53,12 +53,24 @@ def retry(
     when it begins to fail and once when it works again. `reached` says how far the unit has come: a failure after it came
     further than ever is a first failure again, so that a line that breaks now and then ends no long transfer.
     """
-    # Not at the top: it brings asyncio, and most commands try nothing again.
+    failures = 0
+    failing_since, furthest = math.inf, reached()
+    refused: TransientStoreError | None
+    try:
+        return unit()
+    except TransientStoreError as error:
+        refused = error
+    # Only now: it brings asyncio, 4 MB of memory, and a watcher whose store is there tries nothing again.
     import tenacity
 
     stop = stop or threading.Event()
-    failures = 0
-    failing_since, furthest = math.inf, reached()
+
+    def first_known() -> Result:
+        nonlocal refused
+        if refused:
+            known, refused = refused, None
+            raise known
+        return unit()
 
     def ended(_state: tenacity.RetryCallState) -> bool:
         nonlocal failing_since, furthest
@@ -82,7 +94,7 @@ def retry(
         sleep=tenacity.sleep_using_event(stop),
         before_sleep=failing,
         reraise=True,
-    )(unit)
+    )(first_known)
     if failures:
         log.warning("%s works again, after %d failed attempt%s", what, failures, "s" if failures > 1 else "")
     return result
