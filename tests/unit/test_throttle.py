@@ -147,12 +147,11 @@ def test_who_does_not_know_the_secret_gets_nowhere(origin: Origin, throttle: Thr
 @pytest.mark.parametrize("request_", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n", b"\x00" * 2**17])
 def test_nonsense_ends_the_line_and_nothing_else(origin: Origin, throttle: Throttle, request_: bytes) -> None:
     port = urlsplit(throttle.environment()["WANDB_HTTP_PROXY"]).port
-    with socket.create_connection(("127.0.0.1", port or 0), timeout=20) as line:
-        # A line that was hung up on while it was written to is an error here, of one kind or another.
-        with contextlib.suppress(OSError):
-            line.sendall(request_)
-            line.shutdown(socket.SHUT_WR)
-            assert line.recv(100) == b""
+    # A line that is hung up on while it is written to is an error here, of one kind or another.
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=20) as line, contextlib.suppress(OSError):
+        line.sendall(request_)
+        line.shutdown(socket.SHUT_WR)
+        assert line.recv(100) == b""
 
     assert put(throttle, f"{origin.url}/a", b"body") == b"body"
 
