@@ -53,8 +53,8 @@ def _watched(bed: Bed, count: int) -> Iterator[Row]:
 
 
 def _fill(output_dir: Path, count: int) -> None:
-    first = checkpoints.make_checkpoint(output_dir, 1, max_steps=10**6)
     old = time.time() - 10**6
+    first = checkpoints.make_checkpoint(output_dir, 1, max_steps=10**6, saved_at=old + 1)
     for step in range(2, count + 1):
         folder = output_dir / f"checkpoint-{step}"
         folder.mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.bench import minimal
 from tests.bench.bed import Bed, BenchServer, Helper, Md5Server, wait_for
 from tests.bench.payload import LARGE, Payload
-from tests.bench.rounds import interleaved, timed
+from tests.bench.rounds import MEMORY, interleaved, timed
 from tests.bench.row import Row, compared
 
 RUN = "speed"
@@ -37,6 +37,7 @@ def _rows(bed: Bed, kind: type[BenchServer], note: str) -> Iterator[Row]:
                 "wandb": lambda: _wandb(payload, server, helper, root),
             },
             bed.rounds,
+            memory=MEMORY,
         )
         helper.close()
     shutil.rmtree(root)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.bench import minimal, outward
 from tests.bench.bed import PROJECT, Bed, BenchServer, Helper, Md5Server, command
 from tests.bench.payload import LARGE, Payload
-from tests.bench.rounds import interleaved, timed
+from tests.bench.rounds import MEMORY, interleaved, timed
 from tests.bench.row import Row, compared
 
 NAME = f"checkpoint-{outward.RUN}"
@@ -35,7 +35,7 @@ def _rows(bed: Bed, kind: type[BenchServer], note: str) -> Iterator[Row]:
         files = helper.ask(op="shape", name=NAME, private=str(root / "private"))
         large = {path: (f"{algorithm_of(server, digest)}-{digest}", size) for path, (_, digest, size) in files.items()}
         pull = Pull(server, environment, root, large)
-        found = interleaved({"ours": pull.ours, "wandb": pull.wandb, "ranges": pull.in_ranges}, bed.rounds)
+        found = interleaved({"ours": pull.ours, "wandb": pull.wandb, "ranges": pull.in_ranges}, bed.rounds, memory=MEMORY)
         into = str(root / "fetched")
         half = [path for path in LARGE if path != "model-00001-of-00002.safetensors"]
 
@@ -43,7 +43,7 @@ def _rows(bed: Bed, kind: type[BenchServer], note: str) -> Iterator[Row]:
             return float(helper.ask(op="fetch", name=NAME, into=into, private=str(root / "private"), keep=keep))
 
         fetch([])
-        halves = interleaved({"empty": lambda: fetch([]), "half": lambda: fetch(half)}, bed.rounds)
+        halves = interleaved({"empty": lambda: fetch([]), "half": lambda: fetch(half)}, bed.rounds, memory=MEMORY)
         helper.close()
     shutil.rmtree(root)
     size = outward.payload_size(payload.sizes)

@@ -39,7 +39,7 @@ class Row:
 
 
 def compared(
-    noun: str, what: str, against: str, ours: Sequence[float], theirs: Sequence[float], *, target: float, unit: str = "s"
+    noun: str, what: str, against: str, ours: Sequence[float], theirs: Sequence[float], *, target: float | None, unit: str = "s"
 ) -> Row:
     """Ours as a ratio to theirs, round by round."""
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
