@@ -1,13 +1,16 @@
-"""The ratios of a run as a picture: `python -m tests.bench.chart RESULT.json CHART.svg [TABLE.md]`.
+"""Several runs as a picture and a table: `python -m tests.bench.chart RESULT.json… CHART.svg TABLE.md`.
 
-A bar is what ckptsync takes of what the other takes; the mark is the target, the line the spread of the rounds. Logarithmic.
+In the picture a bar is what ckptsync takes of what the other takes, on a logarithmic scale; the mark is the target, the line the
+spread of all rounds.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -17,17 +20,21 @@ from tests.bench.row import Row
 from tests.bench.table import markdown
 
 LEFT, RIGHT, LINE, TOP = 430, 330, 22, 46
-LEAST, MOST = 0.001, 3.0
+LEAST, MOST = 0.0001, 5.0
 OURS, SHORT, MARK, INK, FAINT = "#2a7f9e", "#c8553d", "#222222", "#333333", "#d8d8d8"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Read the JSON of a run, write the chart, and the table where a third name is given."""
-    report = json.loads(Path(arguments[0]).read_text("utf-8"))
-    rows = [row_of(each) for each in report["rows"]]
-    Path(arguments[1]).write_text(svg([row for row in rows if row.against], report["machine"]), "utf-8")
-    if len(arguments) > 2:
-        Path(arguments[2]).write_text(markdown(rows), "utf-8")
+    """Read what the runs wrote with --json, and write chart and table."""
+    *results, chart, table = map(Path, arguments)
+    reports = [json.loads(path.read_text("utf-8")) for path in results]
+    runs: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for report in reports:
+        for row in map(row_of, report["rows"]):
+            runs[row.noun, row.what, row.against].append(row)
+    rows = [together(each) for each in runs.values()]
+    chart.write_text(svg([row for row in rows if row.against], reports[0]["machine"]), "utf-8")
+    table.write_text(markdown(rows, [[run.value for run in each] for each in runs.values()]), "utf-8")
     return 0
 
 
@@ -36,10 +43,26 @@ def row_of(value: dict[str, Any]) -> Row:
     return Row(**{name: each for name, each in value.items() if name != "ok"})
 
 
+def together(runs: Sequence[Row]) -> Row:
+    """The median of the runs, with the spread of all their rounds."""
+    first = runs[0]
+    theirs = [run.theirs for run in runs if run.theirs is not None]
+    return Row(
+        *(first.noun, first.what, first.against, first.unit),
+        statistics.median(run.ours for run in runs),
+        statistics.median(theirs) if theirs else None,
+        statistics.median(run.value for run in runs),
+        min(run.low for run in runs),
+        max(run.high for run in runs),
+        first.target,
+        sum(run.rounds for run in runs),
+    )
+
+
 def svg(rows: Sequence[Row], machine: dict[str, Any]) -> str:
     """The picture, with no script and no font of its own."""
     height = TOP + LINE * len(rows) + 30
-    width = LEFT + RIGHT + 30
+    width = LEFT + RIGHT + 60
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
@@ -48,7 +71,7 @@ def svg(rows: Sequence[Row], machine: dict[str, Any]) -> str:
             10, 32, f"{machine['processors']}, wandb {machine['versions']['wandb']}; mark: the target; line: the rounds' spread"
         ),
     ]
-    for value in (0.001, 0.01, 0.1, 1.0):
+    for value in (0.0001, 0.001, 0.01, 0.1, 1.0):
         parts.append(f'<path d="M{_x(value):.1f} {TOP - 4}V{height - 24}" stroke="{INK if value == 1 else FAINT}"/>')
         parts.append(_text(_x(value), height - 10, f"{value:g}", anchor="middle"))
     for number, row in enumerate(rows):

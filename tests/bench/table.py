@@ -21,12 +21,14 @@ def show(rows: Sequence[Row]) -> None:
     Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160).print(table)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The same as a table of the README."""
-    lines = ["| what | against | ours | theirs | value | spread | at most |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        *shown, target = cells(row)
-        lines.append("| " + " | ".join([*shown, target if row.ok else f"{target}: **short**"]) + " |")
+def markdown(rows: Sequence[Row], runs: Sequence[Sequence[float]]) -> str:
+    """The same of several runs, as a table of the README. What is judged is the runs' median."""
+    lines = ["| what | against | ours | theirs | each run | all rounds | at most |", "|---|---|---|---|---|---|---|"]
+    for row, each in zip(rows, runs, strict=True):
+        what, _, ours, theirs, _, spread, target = cells(row)
+        found = ", ".join(f"{run:.3g}" for run in each)
+        short = "" if row.ok else " (short)"
+        lines.append(f"| {what} | {row.against} | {ours} | {theirs} | {found} | {spread} | {target}{short} |")
     return "\n".join(lines) + "\n"
 
 
