@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -137,3 +139,11 @@ def test_a_unit_that_comes_further_each_time_is_given_the_whole_patience_again()
 
     patience = Patience(first=0.001, longest=0.002, give_up_after=0.05)
     assert retry(unit, what="the download", patience=patience, reached=lambda: calls) == "done"
+
+
+def test_a_unit_that_works_at_once_brings_nothing_along() -> None:
+    program = "import sys; from ckptsync.retrying import INTERACTIVE, retry; retry(int, what='it', patience=INTERACTIVE)"
+    program += "; print('asyncio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
