@@ -210,6 +210,8 @@ class Daemon:
         self.raise_outcome()
         for pinned, reason in self.spool.parked():
             raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
+        if self.stop.event.is_set() and (waiting := self.spool.waiting()):
+            raise CkptsyncError(f"stopped with {len(waiting)} not durable: {', '.join(waiting)}", hint="Start it again to go on.")
 
     def follow(self, *, ended: Callable[[], bool] = lambda: False) -> None:
         """Watch until `stop` is requested or `ended` says so, then take what is whole, and let the uploader finish.

@@ -435,6 +435,20 @@ def test_an_upload_that_stalls_is_ended_and_tried_again(
     assert kept(server, "stalled") == [(4, ["latest", "step-4"])]
 
 
+def test_a_single_pass_that_is_stopped_says_what_is_not_durable(
+    server: ServerProcess, output_dir: Path, watching: Watching, log: Path
+) -> None:
+    for step in (4, 8):
+        make_checkpoint(output_dir, step, content="cut", saved_at=time.time() - 100 + step)
+    server.faults([slow_put(3.0)])
+    watcher = watching("cut", "--once")
+    wait_for(lambda: any(server.fault_hits()), what="the first upload")
+
+    assert stopped(watcher) == 1
+    assert receipts(output_dir) == [4]
+    assert "stopped with 1 not durable: checkpoint-8." in log.read_text()
+
+
 def test_uploads_keep_within_the_rate_that_was_asked_for(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
     make_checkpoint(output_dir, 4, content="limited", size=2_000_000, saved_at=time.time() - 100)
 
