@@ -202,6 +202,7 @@ class Uploader:
         self._throttle: Throttle | None = None
         self._choosing = threading.Lock()
         self._in_hand: Snapshot | None = None
+        self._announced = ""
         self._begun = 0.0
         self._told_others = False
         self._told_elsewhere = False
@@ -371,7 +372,10 @@ class Uploader:
             self._child.kill()
 
     def _attempt(self, pinned: Snapshot) -> None:
-        log.info("uploading %s: %d files, %d bytes", pinned.name, len(pinned.files), pinned.bytes)
+        if pinned.name != self._announced:
+            # Not again with every attempt: a store may be away for days.
+            self._announced = pinned.name
+            log.info("uploading %s: %d files, %d bytes", pinned.name, len(pinned.files), pinned.bytes)
         self._begun = time.monotonic()
         try:
             if self.policy.only_model:
@@ -427,7 +431,7 @@ class Uploader:
         except TransientStoreError:
             raise
         except CkptsyncError as error:
-            log.warning("no final model in the store: %s", error)
+            log.warning("no final model in the store: %s; the checkpoint's own version holds it too", error)
         else:
             log.info("the final model is %s:%s", version["name"], version["version"])
 
