@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -103,6 +103,7 @@ class WandbStore:
         self._run = run
         self._sync_run: Any = None
         self._algorithms: dict[str, Algorithm] = {}
+        self._names = {run.run_id, run.project, run.entity or ""}
         self._settings = wandb.Settings(
             silent=True,
             console="off",
@@ -132,11 +133,13 @@ class WandbStore:
         if not entity:
             raise RejectedError("the W&B key belongs to no entity", hint="Give --entity, or set WANDB_ENTITY.")
         self._run = Run(run.run_id, run.project, entity)
+        self._names |= {run.run_id, run.project, entity}
         return self._run
 
     def put(self, snapshot_: Snapshot, upload: Upload, *, progress: Progress) -> Version:
         """See Store. The version is logged by the run `ckptsync-<run_id>`, never by the training's own."""
         run = self._require_entity()
+        self._names |= {upload.name, str(snapshot_.content)}
         with self._translated(f"the upload of {snapshot_.name}"):
             artifact = self._artifact(run, upload)
             artifact.add_dir(str(snapshot_.content), policy="immutable", skip_cache=True)
@@ -230,6 +233,7 @@ class WandbStore:
     def versions(self, name: str) -> list[Version]:
         """See Store."""
         run = self._require_entity()
+        self._names.add(name)
         try:
             with self._translated(f"the list of {name}"):
                 found = [
@@ -254,6 +258,7 @@ class WandbStore:
     def put_model(self, folder: Path, files: Sequence[File], upload: Upload) -> Version:
         """See Store. Logged by the sync run, like a checkpoint."""
         run = self._require_entity()
+        self._names |= {upload.name, str(folder)}
         what = f"the upload of {upload.name}"
         with self._translated(what):
             artifact = self._artifact(run, upload)
@@ -498,17 +503,22 @@ class WandbStore:
         except CkptsyncError:
             raise
         except Exception as error:
-            raise translate(error, what) from error
+            raise translate(error, what, self._names) from error
 
 
-def translate(error: Exception, what: str) -> CkptsyncError:
-    """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31)."""
+def translate(error: Exception, what: str, names: Collection[str] = ()) -> CkptsyncError:
+    """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31).
+
+    `names` are the user's own: in an error about the run `bert-500` that is no status.
+    """
     import wandb
 
     # Without what follows the question mark: a signed address is good for whoever reads it.
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(error).split())) or type(error).__name__
     shown = text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
     message = f"{what} failed: {shown}"
+    for name in sorted(filter(_misleading, names), key=len, reverse=True):
+        text = text.replace(name, "…")
     # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
     if _AWAY.search(text):
         return TransientStoreError(message)
@@ -519,6 +529,11 @@ def translate(error: Exception, what: str) -> CkptsyncError:
     if _FINAL.search(text) or isinstance(error, wandb.errors.UsageError):
         return PermanentStoreError(message)
     return TransientStoreError(message)
+
+
+def _misleading(name: str) -> bool:
+    """Whether it would pass for the reason of an error."""
+    return any(pattern.search(name) for pattern in (_AWAY, _DENIED, _GONE, _FINAL))
 
 
 @contextlib.contextmanager
