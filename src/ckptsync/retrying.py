@@ -32,6 +32,9 @@ class Patience:
     give_up_after: float | None = None
 
 
+HURRIED_WAIT = 1.0
+"""Seconds between two attempts, at most, when the machine is about to go."""
+
 FOR_EVER = Patience()
 """For the watcher: days without network end in an upload."""
 
@@ -46,12 +49,14 @@ def retry(
     patience: Patience,
     stop: threading.Event | None = None,
     reached: Callable[[], int] = lambda: 0,
+    hurried: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Do `unit` until it succeeds, fails for good, the patience ends, or `stop` is set. Then its last error is raised.
 
     Full jitter with a cap (exponential backoff as AWS describes it), so that many watchers don't return in step. Says once
     when it begins to fail and once when it works again. `reached` says how far the unit has come: a failure after it came
-    further than ever is a first failure again, so that a line that breaks now and then ends no long transfer.
+    further than ever is a first failure again, so that a line that breaks now and then ends no long transfer. `hurried` says
+    that no wait is to be long any more, the one in hand included.
     """
     failures = 0
     failing_since, furthest = math.inf, reached()
@@ -80,6 +85,11 @@ def retry(
         out_of_patience = patience.give_up_after is not None and now - failing_since >= patience.give_up_after
         return stop.is_set() or out_of_patience
 
+    def wait(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, HURRIED_WAIT)) and not hurried():
+            pass
+
     def failing(state: tenacity.RetryCallState) -> None:
         nonlocal failures
         failures += 1
@@ -91,7 +101,7 @@ def retry(
         retry=tenacity.retry_if_exception_type(TransientStoreError),
         wait=tenacity.wait_random_exponential(multiplier=patience.first, max=patience.longest),
         stop=ended,
-        sleep=tenacity.sleep_using_event(stop),
+        sleep=wait,
         before_sleep=failing,
         reraise=True,
     )(first_known)

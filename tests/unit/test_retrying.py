@@ -141,6 +141,21 @@ def test_a_unit_that_comes_further_each_time_is_given_the_whole_patience_again()
     assert retry(unit, what="the download", patience=patience, reached=lambda: calls) == "done"
 
 
+def test_a_hurry_ends_the_wait_in_hand_and_every_long_one_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+    unit = Unit(*away(2))
+    hurried = threading.Event()
+    timer = threading.Timer(0.2, hurried.set)
+    timer.start()
+    started = time.monotonic()
+
+    assert retry(unit, what="the upload", patience=Patience(first=600, longest=600), hurried=hurried.is_set) == "done"
+
+    timer.join()
+    assert unit.calls == 3
+    assert time.monotonic() - started < 60, "without a hurry it waits for 20 minutes"
+
+
 def test_a_unit_that_works_at_once_brings_nothing_along() -> None:
     program = "import sys; from ckptsync.retrying import INTERACTIVE, retry; retry(int, what='it', patience=INTERACTIVE)"
     program += "; print('asyncio' in sys.modules)"
