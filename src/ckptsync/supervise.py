@@ -312,7 +312,8 @@ class Supervisor:
         """See to it that the newest goes first. When the time is up and the training has ended, end the waiting for a store."""
         pause = threading.Event()
         while not (self._over.is_set() and self._deadline and time.monotonic() > self._deadline + MERCY):
-            self._daemon.uploader.give_way()
+            with contextlib.suppress(OSError):
+                self._daemon.uploader.give_way()
             pause.wait(0.5)
         self._daemon.stop.request()
 
@@ -323,7 +324,12 @@ def _finished(newest: Checkpoint | None) -> bool:
 
 
 def _tell_fit(fit: Fit, daemon: Daemon, grace: float | None) -> None:
-    """Warn where an upload takes longer than the notice: the last one, or the first one once a quarter of it is through."""
+    """Warn where an upload takes longer than the notice: the last one, or the first one once a quarter of it is through.
+
+    Not under a limit, which is lifted at the notice: what the line can do then is not known.
+    """
+    if daemon.uploader.policy.max_rate:
+        return
     durable, progress, rate = daemon.uploader.durable, daemon.uploader.progress, daemon.uploader.rate
     if durable is not None and durable.seconds > 0:
         size, seconds = durable.bytes, durable.seconds

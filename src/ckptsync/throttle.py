@@ -19,6 +19,8 @@ from functools import partial
 from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from ckptsync.errors import ConfigurationError
+
 log = logging.getLogger(__name__)
 
 LARGEST = 2**18
@@ -39,24 +41,39 @@ _HOP_BY_HOP = ("connection", "proxy-connection", "proxy-authorization", "keep-al
 class Throttle:
     """Runs in a thread of its own from `start` to `close`.
 
-    `rate` is asked anew for every piece: bytes a second, None for no limit.
+    `rate` is asked anew for every piece: bytes a second, None for no limit. `passed` is how many bytes were let out. What a
+    client has sent says less: megabytes of each line lie in the system's buffers.
     """
 
     def __init__(self, rate: Callable[[], float | None], environment: Mapping[str, str]) -> None:
         self._rate = rate
         self._environment = environment
         self._secret = secrets.token_urlsafe(16)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="throttle", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
         self._free_at = 0.0
         self._port = 0
+        self._server: asyncio.Server | None = None
+        self.passed = 0
 
     def start(self) -> Self:
-        """Listen. Raises OSError where no port can be had."""
+        """Listen. Raises OSError where no port can be had, and ConfigurationError for a proxy that speaks no HTTP."""
+        server = urlsplit(self._environment.get("WANDB_BASE_URL", ""))
+        for scheme in ("http", "https"):
+            parent = _parent(self._environment, scheme, server.hostname or "")
+            if parent and parent.scheme not in ("http", "https"):
+                raise ConfigurationError(
+                    f"--max-upload-rate cannot go through the {parent.scheme} proxy of the environment",
+                    hint="Leave the limit out, or name an http proxy.",
+                )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="throttle", daemon=True)
         self._thread.start()
         serving = asyncio.start_server(self._serve, "127.0.0.1", 0, limit=HEAD)
-        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result()
+        try:
+            self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result()
+        except OSError:
+            self.close()
+            raise
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -73,7 +90,8 @@ class Throttle:
         return {"WANDB_HTTP_PROXY": url, "WANDB_HTTPS_PROXY": url}
 
     async def _hang_up(self) -> None:
-        self._server.close()
+        if self._server:
+            self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,7 +125,8 @@ class Throttle:
             raise ValueError("a request without a host")
         port = url.port or (443 if tunnel else 80)
         parent = _parent(self._environment, "https" if tunnel else "http", url.hostname)
-        at = (parent.hostname, parent.port or 80) if parent else (url.hostname, port)
+        usual = 443 if parent and parent.scheme == "https" else 80
+        at = (parent.hostname, parent.port or usual) if parent else (url.hostname, port)
         out_reader, out_writer = await asyncio.wait_for(
             asyncio.open_connection(*at, limit=LARGEST, ssl=bool(parent and parent.scheme == "https")), CONNECTING
         )
@@ -144,6 +163,8 @@ class Throttle:
                 await self._turn(len(piece) / rate)
             writer.write(piece)
             await writer.drain()
+            if limited:
+                self.passed += len(piece)
         if writer.can_write_eof():
             with contextlib.suppress(OSError):
                 writer.write_eof()

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 CLOSING_SECONDS = 20.0
 """How long the child may take to say good-bye to the server once its queue is empty."""
 
+PASSED_STEP = 64 * 2**10
+"""Bytes that have to get through a limit to count as progress."""
+
 PUBLISH = (sys.executable, "-m", "ckptsync.publish")
 """The program that uploads; it speaks the JSON lines that publish describes."""
 
@@ -98,8 +101,18 @@ class Child:
         threading.Thread(target=self._read, daemon=True).start()
         self._send({"run": asdict(run), "private": str(private), "yielding": yielding})
 
-    def ask(self, job: Mapping[str, Any], *, stall: float, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Have one job done. Raises what the child reports, and TransientStoreError when it died or stopped moving."""
+    def ask(
+        self,
+        job: Mapping[str, Any],
+        *,
+        stall: float,
+        told: Callable[[dict[str, Any]], None],
+        passed: Callable[[], int] = lambda: 0,
+    ) -> dict[str, Any]:
+        """Have one job done. Raises what the child reports, and TransientStoreError when it died or stopped moving.
+
+        `passed` grows by what shows elsewhere that it moves.
+        """
         self._send(job)
         deadline, furthest = time.monotonic() + stall, -1
         while True:
@@ -115,8 +128,8 @@ class Child:
             if answer["event"] == "failed":
                 raise _reported(answer)
             told(answer)
-            if answer["moved"] > furthest:
-                deadline, furthest = time.monotonic() + stall, answer["moved"]
+            if (moved := answer["moved"] + passed()) > furthest:
+                deadline, furthest = time.monotonic() + stall, moved
 
     def close(self) -> None:
         """Let it finish its run on the server, and end it when that takes too long."""
@@ -256,7 +269,8 @@ class Uploader:
         Without a measured rate nothing is known, and what is under way goes on: something durable is better than nothing.
         """
         in_hand, known = self._in_hand, self.durable
-        if in_hand is None or self._deadline is None or known is None or known.seconds <= 0:
+        # What was measured with a limit says nothing of the line without it.
+        if in_hand is None or self._deadline is None or known is None or known.seconds <= 0 or self.policy.max_rate:
             return False
         newest = max(self._spool.pending(), key=lambda each: each.sequence, default=in_hand)
         rate, now = known.bytes / known.seconds, time.monotonic()
@@ -279,7 +293,13 @@ class Uploader:
             self._in_hand = None
             return True
         try:
-            while not self._over() and retry(self.upload_next, what="upload", patience=self.policy.patience, stop=self._stop):
+            while not self._over() and retry(
+                self.upload_next,
+                what="upload",
+                patience=self.policy.patience,
+                stop=self._stop,
+                hurried=lambda: self._hurried_at is not None,
+            ):
                 pass
         except TransientStoreError as error:
             self.last_error = error
@@ -368,8 +388,9 @@ class Uploader:
 
     def kill(self) -> None:
         """End the child at once: the upload in hand is lost, its snapshot is not."""
-        if self._child:
-            self._child.kill()
+        child = self._child
+        if child:
+            child.kill()
 
     def _attempt(self, pinned: Snapshot) -> None:
         if pinned.name != self._announced:
@@ -459,7 +480,7 @@ class Uploader:
     def _ask(self, job: Mapping[str, Any], *, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         child = self._start_child()
         try:
-            return child.ask(job, stall=self.policy.stall, told=told)
+            return child.ask(job, stall=self.policy.stall, told=told, passed=self._passed)
         except TransientStoreError:
             # A fresh process: whatever state the client was left in goes with the old one.
             child.kill()
@@ -468,6 +489,9 @@ class Uploader:
 
     def _start_child(self) -> Child:
         """The process that uploads, started where there is none. Raises TransientStoreError."""
+        if self._child and self._throttle is None and self.policy.max_rate and self._hurried_at is None:
+            # The limit was set after it had been started: the next one goes through it.
+            self.close()
         if self._child is None:
             private = self._spool.root / "wandb"
             durable.remove_tree(private)
@@ -487,6 +511,10 @@ class Uploader:
             except OSError as error:
                 raise TransientStoreError(f"the limit on uploads cannot be set up: {error}") from error
         return self._throttle.environment() if self._throttle else {}
+
+    def _passed(self) -> int:
+        """What a limit let out, in steps that the client's heartbeats don't make."""
+        return self._throttle.passed // PASSED_STEP if self._throttle else 0
 
     def _max_rate(self) -> float | None:
         return self.policy.max_rate if self._hurried_at is None else None

@@ -47,6 +47,10 @@ def answer(word: str, job: dict[str, Any], run: dict[str, Any], number: int) -> 
     if word == "hangs":
         say(event="progress", stage="hash", done=0, total=0, moved=0)
         time.sleep(60)
+    if word == "seems to stand":
+        for _ in range(8):
+            say(event="progress", stage="upload", done=0, total=9, moved=0)
+            time.sleep(0.2)
     if word == "hashes slowly":
         for moved in range(8):
             say(event="progress", stage="hash", done=0, total=0, moved=moved)

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from ckptsync.errors import ConfigurationError
 from ckptsync.throttle import Throttle
 
 MB = 10**6
@@ -117,6 +118,7 @@ def test_what_is_sent_takes_its_time_and_all_lines_share_the_rate(
         line.join()
 
     assert time.monotonic() - started >= 0.9
+    assert throttle.passed >= 2 * MB
 
 
 def test_a_limit_that_is_lifted_holds_up_nothing_that_is_under_way(
@@ -205,3 +207,23 @@ def test_closing_hangs_up_on_whoever_is_there(origin: Origin, rate: dict[str, fl
     line.join(20)
 
     assert ended
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "WANDB_HTTP_PROXY"])
+def test_a_proxy_that_speaks_no_http_is_refused_with_the_way_out(variable: str) -> None:
+    with pytest.raises(ConfigurationError, match="socks5 proxy"):
+        Throttle(lambda: None, {variable: "socks5://proxy:1080", "WANDB_BASE_URL": "https://api.wandb.ai"}).start()
+
+
+def test_a_start_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_: Any, **__: Any) -> None:
+        raise OSError("injected: no descriptors")
+
+    monkeypatch.setattr("asyncio.start_server", refused)
+    before = threading.active_count()
+
+    for _ in range(3):
+        with pytest.raises(OSError, match="no descriptors"):
+            Throttle(lambda: None, {}).start()
+
+    assert threading.active_count() == before

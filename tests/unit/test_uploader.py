@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from ckptsync.checkpoint import Run, Snapshot
 from ckptsync.errors import PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.retrying import Patience
 from ckptsync.spool import Spool
-from ckptsync.uploader import Policy, Uploader
+from ckptsync.uploader import Child, Policy, Uploader
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
 CHILD = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))
@@ -271,3 +274,54 @@ def test_no_child_is_started_where_nothing_is_uploaded(make: Make) -> None:
     uploader.expect()
 
     assert not uploader.child_is_there
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_what_gets_through_a_limit_is_progress_though_the_client_stands(make: Make, tmp_path: Path, moves: bool) -> None:
+    (tmp_path / "SCRIPT").write_text('["seems to stand"]')
+    environment = {**os.environ, "SCRIPT": str(tmp_path / "SCRIPT")}
+    child = Child(Run("a", "p"), environment, tmp_path, command=CHILD)
+    passed = itertools.count() if moves else itertools.repeat(0)
+    try:
+        with contextlib.nullcontext() if moves else pytest.raises(TransientStoreError, match="no progress"):
+            child.ask({"op": "check"}, stall=0.6, told=lambda _: None, passed=lambda: next(passed))
+    finally:
+        child.close()
+
+
+def test_a_limit_that_is_set_later_holds_from_the_next_job_on(make: Make, spool: Spool, tmp_path: Path) -> None:
+    uploader = make(linger=60)
+    pin(spool, 1)
+    uploader.drain()
+    uploader.policy = replace(uploader.policy, max_rate=1_000_000)
+    pin(spool, 2)
+    pin(spool, 3)
+
+    uploader.drain()
+
+    first, second, third = [process for process, _ in jobs(tmp_path)]
+    assert first != second == third
+
+
+@pytest.mark.parametrize(("max_rate", "gives"), [(None, True), (1000, False)])
+def test_in_a_hurry_an_upload_gives_way_to_the_newest_where_the_line_is_known(
+    make: Make, spool: Spool, stop: threading.Event, tmp_path: Path, max_rate: int | None, gives: bool
+) -> None:
+    uploader = make("done", "hangs", max_rate=max_rate)
+    pin(spool, 1)
+    uploader.drain()
+    pin(spool, 2)
+    uploads = threading.Thread(target=uploader.drain)
+    uploads.start()
+    wait_until(lambda: len(jobs(tmp_path)) == 2)
+    pin(spool, 3)
+
+    # By the receipt an upload takes 0.5 s, so this one is overdue; with a limit the receipt says nothing of the line without it.
+    time.sleep(0.9)
+    uploader.hurry(60)
+    found = uploader.give_way()
+
+    stop.set()
+    uploader.kill()
+    uploads.join()
+    assert found is gives
