@@ -201,8 +201,10 @@ class Daemon:
 
     def once(self) -> None:
         """Pin what is there, upload it, and return. Raises what kept something from becoming durable."""
+        looked = False
         while not self.stop.event.is_set():
             self.look()
+            looked = True
             if self._settling.unsettled and not self._refused:
                 self.stop.wake.wait(SOON)
             elif not self.uploader.drain() or self.uploader.changed.empty():
@@ -212,6 +214,8 @@ class Daemon:
             raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
         if self.stop.event.is_set() and (waiting := self.spool.waiting()):
             raise CkptsyncError(f"stopped with {len(waiting)} not durable: {', '.join(waiting)}", hint="Start it again to go on.")
+        if self.stop.event.is_set() and (self._settling.unsettled or not looked):
+            raise CkptsyncError("stopped before all that is there was looked at", hint="Start it again to go on.")
 
     def follow(self, *, ended: Callable[[], bool] = lambda: False) -> None:
         """Watch until `stop` is requested or `ended` says so, then take what is whole, and let the uploader finish.

@@ -449,6 +449,27 @@ def test_a_single_pass_that_is_stopped_says_what_is_not_durable(
     assert "stopped with 1 not durable: checkpoint-8." in log.read_text()
 
 
+@pytest.mark.parametrize("run_id", ["bert-500", "lr-401"])
+def test_a_run_id_that_looks_like_an_error_is_a_name_like_any_other(
+    tool: Tool, server: ServerProcess, output_dir: Path, run_id: str
+) -> None:
+    make_checkpoint(output_dir, 4, content=run_id)
+
+    done = tool.watch_once(output_dir, run_id)
+
+    assert done.returncode == 0, done.stderr
+    assert kept(server, run_id) == [(4, ["latest", "step-4"])]
+
+
+def test_a_single_pass_that_is_stopped_before_its_first_look_says_so(output_dir: Path, watching: Watching, log: Path) -> None:
+    make_checkpoint(output_dir, 4, content="early")
+    watcher = watching("early", "--once", "--quiet-period", "60s")
+    wait_for(lambda: "watching" in log.read_text(), what="the log-in")
+
+    assert stopped(watcher) == 1
+    assert "stopped before all that is there was looked at" in log.read_text()
+
+
 def test_uploads_keep_within_the_rate_that_was_asked_for(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
     make_checkpoint(output_dir, 4, content="limited", size=2_000_000, saved_at=time.time() - 100)
 

@@ -267,6 +267,22 @@ def test_push_parked_tries_again_what_a_permanent_error_had_stopped(tool: Tool, 
     assert "nothing was parked" in nothing.stderr
 
 
+def test_push_parked_that_leaves_one_behind_says_which_and_fails(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for step in (4, 8):
+        make_checkpoint(out, step, content="behind", saved_at=time.time() - 100 + step)
+    quota = {"match": {"operation": "CreateArtifact"}, "action": {"graphql_errors": "injected: quota exceeded"}}
+    server.faults([quota | {"count": 2}])
+    assert tool.watch_once(out, "behind").returncode == 1
+    server.faults([quota | {"count": 1}])
+
+    done = tool("push", "--parked", out)
+
+    assert done.returncode == 1
+    assert "checkpoint-4 is not durable, it is parked" in refusal(done)
+    assert steps(tool, "behind") == [8]
+
+
 def test_a_policy_of_watch_lets_go_after_each_receipt_and_says_so(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_run(server, "policy")

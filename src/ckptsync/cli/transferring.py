@@ -12,7 +12,7 @@ import click
 from ckptsync import daemon, download, layouts, record, resume
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
 from ckptsync.cli import asking, options, progress
-from ckptsync.errors import IntegrityError, UsageError
+from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChangedError, UsageError
 from ckptsync.retrying import INTERACTIVE, Patience, retry
 from ckptsync.spool import Spool
 from ckptsync.uploader import Policy
@@ -100,7 +100,8 @@ def push_command(
             retry(watched.uploader.check, what="the log-in", patience=patience)
             watched.uploader.drain()
             watched.raise_outcome()
-        receipts = [each for each in Spool(output_dir).receipts() if each.snapshot in names]
+            receipts = [each for each in watched.spool.receipts() if each.snapshot in names]
+            _require_durable(names - {each.snapshot for each in receipts}, watched.spool)
     _tell(receipts, as_json=as_json)
 
 
@@ -120,6 +121,15 @@ def _pin(spool: Spool, folder: Path) -> str:
     if not spool.knows(name):
         spool.pin(checkpoint)
     return name
+
+
+def _require_durable(missing: set[str], spool: Spool) -> None:
+    """Raise what kept some of them from becoming durable."""
+    for pinned, reason in spool.parked():
+        if pinned.name in missing:
+            raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
+    for name in sorted(missing):
+        raise SnapshotChangedError(f"{name.partition('.')[0]} was rewritten while it was uploaded", hint="Push it again.")
 
 
 def _tell(receipts: list[Receipt], *, as_json: bool) -> None:
