@@ -517,8 +517,7 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(error).split())) or type(error).__name__
     shown = text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
     message = f"{what} failed: {shown}"
-    for name in sorted(filter(_misleading, names), key=len, reverse=True):
-        text = text.replace(name, "…")
+    text = _without(text, names)
     # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
     if _AWAY.search(text):
         return TransientStoreError(message)
@@ -531,9 +530,16 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
     return TransientStoreError(message)
 
 
-def _misleading(name: str) -> bool:
-    """Whether it would pass for the reason of an error."""
-    return any(pattern.search(name) for pattern in (_AWAY, _DENIED, _GONE, _FINAL))
+def _without(text: str, names: Collection[str]) -> str:
+    """The text without those names that would pass for a reason; one that is nothing but such a word only where it is a name."""
+    patterns = (_AWAY, _DENIED, _GONE, _FINAL)
+    for name in sorted(names, key=len, reverse=True):
+        literal = re.escape(name)
+        if any(pattern.fullmatch(name) for pattern in patterns):
+            text = re.sub(rf"(?<=['\"/<-]){literal}|{literal}(?=['\">/:])", "…", text)
+        elif any(pattern.search(name) for pattern in patterns):
+            text = text.replace(name, "…")
+    return text
 
 
 @contextlib.contextmanager

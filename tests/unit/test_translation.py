@@ -16,6 +16,7 @@ from ckptsync.wandb_store import translate
         ("Could not find run <Run me/p/{} (not found)>", NotFoundError),
         ("upload of {} failed: returned error 503: please come back", TransientStoreError),
         ("PUT https://files/{}/a: connection refused", TransientStoreError),
+        ("storage quota exceeded for checkpoint-{}", PermanentStoreError),
         ("{}: permission denied for this project", PermanentStoreError),
         ("{}: returned error 401: user is not logged in", RejectedError),
     ],
