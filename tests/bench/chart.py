@@ -54,7 +54,7 @@ def together(runs: Sequence[Row]) -> Row:
         statistics.median(run.value for run in runs),
         min(run.low for run in runs),
         max(run.high for run in runs),
-        first.target,
+        runs[-1].target,
         sum(run.rounds for run in runs),
     )
 
