@@ -18,10 +18,10 @@ from typing import Any
 
 from ckptsync import config, layouts, record, resume
 from ckptsync.checkpoint import Run, Verdict
+from ckptsync.child import Child
 from ckptsync.download import require_free
 from ckptsync.errors import CkptsyncError, ConfigurationError, UsageError
 from ckptsync.trainer.rejoining import rejoined
-from ckptsync.uploader import Child
 
 STALL = 300.0
 """Seconds without a byte after which a download counts as hung."""

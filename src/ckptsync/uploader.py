@@ -6,22 +6,17 @@ Runs in a thread of its own beside the watching loop and touches the store throu
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptsync import artifact, durable, errors, model, record, spool
+from ckptsync import artifact, durable, model, record, spool
 from ckptsync.checkpoint import Receipt, Run, Snapshot
+from ckptsync.child import PUBLISH, Child
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
 from ckptsync.retention import Retention
 from ckptsync.retrying import FOR_EVER, Patience, retry
@@ -31,14 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLOSING_SECONDS = 20.0
-"""How long the child may take to say good-bye to the server once its queue is empty."""
-
 PASSED_STEP = 64 * 2**10
 """Bytes that have to get through a limit to count as progress."""
-
-PUBLISH = (sys.executable, "-m", "ckptsync.publish")
-"""The program that uploads; it speaks the JSON lines that publish describes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,109 +60,6 @@ class Progress:
     done: int
     total: int
     moved: int
-
-
-class Child:
-    """The process that uploads. It lives while there is work, and for a little after, since its start costs a second."""
-
-    def __init__(
-        self,
-        run: Run,
-        environment: Mapping[str, str],
-        private: Path,
-        *,
-        yielding: bool = True,
-        command: Sequence[str] = PUBLISH,
-    ) -> None:
-        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=dict(environment),
-                text=True,
-                # Its own session: a Ctrl-C or a signal to our group is for us to handle, while the upload in hand goes on.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise TransientStoreError(f"the upload process cannot be started: {error}") from error
-        threading.Thread(target=self._read, daemon=True).start()
-        self._send({"run": asdict(run), "private": str(private), "yielding": yielding})
-
-    def ask(
-        self,
-        job: Mapping[str, Any],
-        *,
-        stall: float,
-        told: Callable[[dict[str, Any]], None],
-        passed: Callable[[], int] = lambda: 0,
-    ) -> dict[str, Any]:
-        """Have one job done. Raises what the child reports, and TransientStoreError when it died or stopped moving.
-
-        `passed` grows by what shows elsewhere that it moves.
-        """
-        self._send(job)
-        deadline, furthest = time.monotonic() + stall, -1
-        while True:
-            try:
-                answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                self.kill()
-                raise TransientStoreError(f"the upload made no progress for {stall:.0f} s and was ended") from None
-            if answer is None:
-                raise TransientStoreError(f"the upload process ended with status {self._process.wait()}")
-            if answer["event"] == "done":
-                return answer
-            if answer["event"] == "failed":
-                raise _reported(answer)
-            told(answer)
-            if (moved := answer["moved"] + passed()) > furthest:
-                deadline, furthest = time.monotonic() + stall, moved
-
-    def close(self) -> None:
-        """Let it finish its run on the server, and end it when that takes too long."""
-        try:
-            if self._process.stdin:
-                self._process.stdin.close()
-            self._process.wait(CLOSING_SECONDS)
-        except (OSError, subprocess.TimeoutExpired):
-            self.kill()
-
-    def kill(self) -> None:
-        """End it now. wandb-core ends with its parent (wandb 0.31, measured)."""
-        if self._process.poll() is None:
-            os.kill(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdin:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-
-    def _send(self, value: Mapping[str, Any]) -> None:
-        try:
-            assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-            self._process.stdin.write(json.dumps(value) + "\n")
-            self._process.stdin.flush()
-        except (OSError, ValueError) as error:
-            raise TransientStoreError("the upload process is gone") from error
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
-        try:
-            with self._process.stdout as lines:
-                for line in lines:
-                    self._answers.put(json.loads(line))
-        except ValueError:
-            # Half a line: it was killed while it wrote.
-            self.kill()
-        self._answers.put(None)
-
-
-def _reported(answer: Mapping[str, Any]) -> CkptsyncError:
-    """The child's error, as the class that it was there."""
-    kind = getattr(errors, str(answer["error"]), CkptsyncError)
-    error: CkptsyncError = kind(str(answer["message"]), hint=answer.get("hint"))
-    return error
 
 
 class Uploader:

@@ -17,10 +17,11 @@ import pytest
 
 from ckptsync import record
 from ckptsync.checkpoint import Run, Snapshot
+from ckptsync.child import Child
 from ckptsync.errors import PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.retrying import Patience
 from ckptsync.spool import Spool
-from ckptsync.uploader import Child, Policy, Uploader
+from ckptsync.uploader import Policy, Uploader
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
 CHILD = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))
