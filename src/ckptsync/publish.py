@@ -33,8 +33,8 @@ from ckptsync.resume import Resume
 from ckptsync.retention import Retention
 from ckptsync.store import Upload
 
-SENT_STEP = 64 * 2**10
-"""Bytes that have to be sent to count as progress: the client's heartbeats and its own log go on while an upload hangs."""
+SENT_STEP, READ_STEP = 64 * 2**10, 2**22
+"""Bytes that count as progress when they are sent or read: the client's heartbeats and its log go on while an upload hangs."""
 
 RECENT = 86400.0
 """Seconds: what WandbCallback uploaded before that is history, not a second uploader."""
@@ -168,14 +168,15 @@ class Publisher:
         """Say once an interval how far the upload is, for as long as the block lasts."""
         over = threading.Event()
         self._done = self._total = 0
-        sent_before = _bytes_sent()
+        _, sent_before = _client_bytes()
 
         def tell() -> None:
             while not over.wait(PROGRESS_INTERVAL):
-                sent = _bytes_sent() - sent_before
+                read, sent = _client_bytes()
+                sent -= sent_before
                 done = max(self._done, min(sent, self._total))
                 stage = "upload" if self._total else "hash"
-                moved = _stepped(sent, SENT_STEP) + _bytes_mapped() + self._done
+                moved = _stepped(sent, SENT_STEP) + _stepped(read, READ_STEP) + _bytes_mapped() + self._done
                 self._tell("progress", stage=stage, done=done, total=self._total, moved=moved)
 
         teller = threading.Thread(target=tell, daemon=True)
@@ -200,15 +201,20 @@ def _stepped(count: int, step: int) -> int:
     return count // step * step
 
 
-def _bytes_sent() -> int:
-    """What wandb-core, our own child, has written so far, by /proc; 0 where there is none. The client itself tells nothing."""
-    total = 0
+def _client_bytes() -> tuple[int, int]:
+    """What wandb-core, our own child, has read and written so far, by /proc; 0 where there is none. The client tells nothing.
+
+    It reads for minutes without a word to anybody: what goes by XXH128 it hashes once more with MD5, one file after the other,
+    and the parts of a file of 2 GiB and more too (wandb 0.31, measured).
+    """
+    read = written = 0
     with contextlib.suppress(OSError, ValueError):
         for task in Path("/proc/self/task").iterdir():
             for child in (task / "children").read_text().split():
-                lines = Path(f"/proc/{child}/io").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
-    return total
+                counts = dict(line.split(": ") for line in Path(f"/proc/{child}/io").read_text().splitlines())
+                read += int(counts["rchar"])
+                written += int(counts["wchar"])
+    return read, written
 
 
 def _bytes_mapped() -> int:
