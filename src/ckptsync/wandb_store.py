@@ -1,4 +1,4 @@
-"""W&B as a store: the only module that imports wandb, and the only place where its exceptions are translated.
+"""W&B as a store: the only module that imports wandb, and the only one that its exceptions leave as ours.
 
 The process that uses it belongs to ckptsync: wandb's folders are pointed to a private place, its own retries are cut short so
 that retrying rules, and the live training run is never initialised here (a second `wandb.init` on it would mark it as finished;
@@ -11,10 +11,9 @@ import contextlib
 import difflib
 import errno
 import os
-import re
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,7 +26,6 @@ from ckptsync.errors import (
     CkptsyncError,
     IntegrityError,
     NotFoundError,
-    PermanentStoreError,
     RejectedError,
     SnapshotChangedError,
     StoreError,
@@ -35,6 +33,7 @@ from ckptsync.errors import (
 )
 from ckptsync.manifest import Entry, Urls, entries_of, remove_others, written
 from ckptsync.store import Progress, Upload
+from ckptsync.translation import translate
 
 TYPE = "model"
 """The type of every collection that holds checkpoints: a collection has one type, and HF's WandbCallback uses this one."""
@@ -63,21 +62,6 @@ DOWNLOADS = 2
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
-_DENIED = re.compile(r"(?i)\b(401|unauthorized|unauthenticated|invalid api key|user is not logged in)\b")
-_FINAL = re.compile(
-    r"(?i)quota|storage limit|limit exceeded|permission|forbidden|\b403\b.*graphql|not allowed|already exists with type"
-    r"|type mismatch|expected type|invalid artifact|read[- ]only"
-)
-_GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable to find|unable to parse '\w+' response data")
-"""The last one is how the client says that a project or collection isn't there (wandb 0.31, `Artifacts._update_response`)."""
-
-_AWAY = re.compile(
-    r"(?i)giving up after|connection (refused|reset|aborted)|no such host|name resolution|timed? ?out|deadline exceeded"
-    r"|\bEOF\b|broken pipe|unreachable|\b(429|50[0-9])\b|most remaining uploads|failed to connect"
-    r"|\b403 client error\b(?!.*/graphql)"
-)
-"""The last one is a signed address that expired on the way to it."""
-
 
 class WandbStore:
     """Versions of W&B artifacts in one entity and project.
@@ -103,7 +87,7 @@ class WandbStore:
         self._run = run
         self._sync_run: Any = None
         self._algorithms: dict[str, Algorithm] = {}
-        self._names = {run.run_id, run.project, run.entity or ""}
+        self._names = _names(run)
         self._settings = wandb.Settings(
             silent=True,
             console="off",
@@ -133,7 +117,7 @@ class WandbStore:
         if not entity:
             raise RejectedError("the W&B key belongs to no entity", hint="Give --entity, or set WANDB_ENTITY.")
         self._run = Run(run.run_id, run.project, entity)
-        self._names |= {run.run_id, run.project, entity}
+        self._names |= _names(self._run)
         return self._run
 
     def put(self, snapshot_: Snapshot, upload: Upload, *, progress: Progress) -> Version:
@@ -216,13 +200,12 @@ class WandbStore:
     def run_state(self, run: Run) -> str:
         """See Store."""
         api = self._client()
-        with self._translated(f"the look-up of run {run}"):
-            try:
+        self._names |= _names(run)
+        try:
+            with self._translated(f"the look-up of run {run}"):
                 return str(api.run(f"{run.entity}/{run.project}/{run.run_id}").state)
-            except (ValueError, self._wandb.errors.CommError) as error:
-                if not _GONE.search(str(error)):
-                    raise
-        raise NotFoundError(f"there is no run {run}", hint=self._near_misses(run))
+        except NotFoundError:
+            raise NotFoundError(f"there is no run {run}", hint=self._near_misses(run)) from None
 
     def logged_step(self, run: Run) -> int | None:
         """The global step of the last row that the training logged, as WandbCallback calls it; None where there is none."""
@@ -246,13 +229,12 @@ class WandbStore:
     def outputs(self, run: Run) -> list[Version]:
         """See Store."""
         api = self._client()
-        with self._translated(f"the outputs of run {run}"):
-            try:
+        self._names |= _names(run)
+        try:
+            with self._translated(f"the outputs of run {run}"):
                 logged = list(api.run(f"{run.entity}/{run.project}/{run.run_id}").logged_artifacts(per_page=200))
-            except ValueError as error:
-                if not _GONE.search(str(error)):
-                    raise
-                raise NotFoundError(f"there is no run {run}") from error
+        except NotFoundError:
+            raise NotFoundError(f"there is no run {run}") from None
         return [_version(each) for each in logged if each.type == TYPE and each.state == "COMMITTED"]
 
     def put_model(self, folder: Path, files: Sequence[File], upload: Upload) -> Version:
@@ -506,40 +488,9 @@ class WandbStore:
             raise translate(error, what, self._names) from error
 
 
-def translate(error: Exception, what: str, names: Collection[str] = ()) -> CkptsyncError:
-    """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31).
-
-    `names` are the user's own: in an error about the run `bert-500` that is no status.
-    """
-    import wandb
-
-    # Without what follows the question mark: a signed address is good for whoever reads it.
-    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(error).split())) or type(error).__name__
-    shown = text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
-    message = f"{what} failed: {shown}"
-    text = _without(text, names)
-    # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
-    if _AWAY.search(text):
-        return TransientStoreError(message)
-    if isinstance(error, wandb.errors.AuthenticationError) or _DENIED.search(text):
-        return RejectedError(f"the W&B server refuses the key: {shown}")
-    if _GONE.search(text):
-        return NotFoundError(message)
-    if _FINAL.search(text) or isinstance(error, wandb.errors.UsageError):
-        return PermanentStoreError(message)
-    return TransientStoreError(message)
-
-
-def _without(text: str, names: Collection[str]) -> str:
-    """The text without those names that would pass for a reason; one that is nothing but such a word only where it is a name."""
-    patterns = (_AWAY, _DENIED, _GONE, _FINAL)
-    for name in sorted(names, key=len, reverse=True):
-        literal = re.escape(name)
-        if any(pattern.fullmatch(name) for pattern in patterns):
-            text = re.sub(rf"(?<=['\"/<-]){literal}|{literal}(?=['\">/:])", "…", text)
-        elif any(pattern.search(name) for pattern in patterns):
-            text = text.replace(name, "…")
-    return text
+def _names(run: Run) -> set[str]:
+    """What the user called things: no reason for anything, when it stands in an error."""
+    return {run.run_id, run.project, run.entity or ""}
 
 
 @contextlib.contextmanager

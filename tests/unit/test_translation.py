@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptsync.errors import CkptsyncError, NotFoundError, PermanentStoreError, RejectedError, TransientStoreError
-from ckptsync.wandb_store import translate
+from ckptsync.translation import translate
 
 
 @pytest.mark.parametrize("name", ["bert-500", "exp-503", "lr-401", "timeout-fix", "read-only", "quota", "404"])

@@ -1,0 +1,61 @@
+"""What an error of the wandb client means for us: try again, a key that is refused, something that isn't there, or never.
+
+Imports nothing of the client: the names of its classes are enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from ckptsync.errors import CkptsyncError, NotFoundError, PermanentStoreError, RejectedError, TransientStoreError
+
+_DENIED = re.compile(r"(?i)\b(401|unauthorized|unauthenticated|invalid api key|user is not logged in)\b")
+_FINAL = re.compile(
+    r"(?i)quota|storage limit|limit exceeded|permission|forbidden|\b403\b.*graphql|not allowed|already exists with type"
+    r"|type mismatch|expected type|invalid artifact|read[- ]only"
+)
+_GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable to find|unable to parse '\w+' response data")
+"""The last one is how the client says that a project or collection isn't there (wandb 0.31, `Artifacts._update_response`)."""
+
+_AWAY = re.compile(
+    r"(?i)giving up after|connection (refused|reset|aborted)|no such host|name resolution|timed? ?out|deadline exceeded"
+    r"|\bEOF\b|broken pipe|unreachable|\b(429|50[0-9])\b|most remaining uploads|failed to connect"
+    r"|\b403 client error\b(?!.*/graphql)"
+)
+"""The last one is a signed address that expired on the way to it."""
+
+
+def translate(error: Exception, what: str, names: Collection[str] = ()) -> CkptsyncError:
+    """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31).
+
+    `names` are the user's own: in an error about the run `bert-500` that is no status.
+    """
+    # Without what follows the question mark: a signed address is good for whoever reads it.
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(error).split())) or type(error).__name__
+    shown = text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
+    message = f"{what} failed: {shown}"
+    text = _without(text, names)
+    kinds = {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("wandb.")}
+    # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
+    if _AWAY.search(text):
+        return TransientStoreError(message)
+    if "AuthenticationError" in kinds or _DENIED.search(text):
+        return RejectedError(f"the W&B server refuses the key: {shown}")
+    if _GONE.search(text):
+        return NotFoundError(message)
+    if _FINAL.search(text) or "UsageError" in kinds:
+        return PermanentStoreError(message)
+    return TransientStoreError(message)
+
+
+def _without(text: str, names: Collection[str]) -> str:
+    """The text without those names that would pass for a reason; one that is nothing but such a word only where it is a name."""
+    patterns = (_AWAY, _DENIED, _GONE, _FINAL)
+    for name in sorted(names, key=len, reverse=True):
+        literal = re.escape(name)
+        if any(pattern.fullmatch(name) for pattern in patterns):
+            text = re.sub(rf"(?<=['\"/<-]){literal}|{literal}(?=['\">/:])", "…", text)
+        elif any(pattern.search(name) for pattern in patterns):
+            text = text.replace(name, "…")
+    return text
