@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import artifact, layouts, preemption, snapshot
+from ckptsync import artifact, grace, layouts, preemption, snapshot
 from ckptsync.checkpoint import step_of
 from ckptsync.record import FOLDER
 from ckptsync.spool import Spool
@@ -157,14 +157,14 @@ def _notices(output_dir: Path) -> Iterator[Finding]:
     else:
         yield Finding("notices", OK, f"the metadata service of {', '.join(found)} answers")
     newest = Spool(output_dir).newest_receipt()
-    grace = preemption.usual_grace(found)
-    if newest is None or not newest.seconds or grace is None:
+    period = grace.usual(found)
+    if newest is None or not newest.seconds or period is None:
         return
-    warning = preemption.Fit().judge(size=newest.bytes, seconds=newest.seconds, grace=grace)
+    warning = grace.Fit().judge(size=newest.bytes, seconds=newest.seconds, grace=period)
     if warning:
         yield Finding("grace period", WARNING, warning, "Save more often or less; see above.")
     else:
-        yield Finding("grace period", OK, f"an upload takes {newest.seconds:.0f} s, the notice here is {grace:.0f} s")
+        yield Finding("grace period", OK, f"an upload takes {newest.seconds:.0f} s, the notice here is {period:.0f} s")
 
 
 def _present(name: str) -> bool:

@@ -17,6 +17,8 @@ from datetime import datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from ckptsync import grace
+
 log = logging.getLogger(__name__)
 
 LINK_LOCAL = "http://169.254.169.254"
@@ -28,9 +30,6 @@ ANSWER_TIMEOUT = 10.0
 
 PROBES = (0.0, 5.0, 15.0, 40.0)
 """Seconds before each look for a service: on a fresh machine the network may come up after us. Then the source ends, silently."""
-
-GRACE = {"gce": 30.0, "aws": 120.0, "azure": 30.0}
-"""Seconds between the notice and the end that each provider promises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ class Google:
             raise ValueError(f"status {answer.status}")
         # Only now: after any failure the next look is a plain one, and no flip is missed.
         self._etag = answer.headers.get("etag")
-        return Notice(self.name, GRACE[self.name]) if answer.text == "TRUE" else None
+        return Notice(self.name, grace.PROMISED[self.name]) if answer.text == "TRUE" else None
 
     def _ask(self, query: str, timeout: float) -> Answer:
         path = "/computeMetadata/v1/instance/preempted" + query
@@ -273,44 +272,6 @@ class Notices:
             return source.present()
         except (OSError, ValueError):
             return False
-
-
-class Fit:
-    """Whether an upload fits into the time between notice and end. Pure but for what it remembers having said."""
-
-    MUCH = 1.5
-    """By this factor an upload's time has to grow before it is said again."""
-
-    def __init__(self) -> None:
-        self._said: float | None = None
-
-    def judge(self, *, size: int, seconds: float, grace: float | None) -> str | None:
-        """A warning with the numbers where an upload that took `seconds` for `size` bytes is longer than the notice; else None.
-
-        Said once, and again when the time has grown much or had fitted meanwhile.
-        """
-        if grace is None or seconds <= 0:
-            return None
-        if seconds <= grace:
-            self._said = None
-            return None
-        if self._said is not None and seconds < self._said * self.MUCH:
-            return None
-        self._said = seconds
-        return (
-            f"an upload takes {seconds:.0f} s ({size / 1e9:.2g} GB at {size / seconds / 1e6:.3g} MB/s), and the notice here is"
-            f" {grace:.0f} s: what is saved at the notice will not be durable in time. What counts is the last upload before it:"
-            f" save often enough that losing the work since then is bearable; save less (PEFT, fewer optimizer states); or, where"
-            f" the time is yours to set, raise it to {seconds * 1.3:.0f} s and say so with --grace"
-        )
-
-
-def usual_grace(found: Sequence[str], environ: Mapping[str, str] = os.environ) -> float | None:
-    """The shortest notice that is usual on this machine, in seconds; None where nothing is known."""
-    known = [GRACE[name] for name in found]
-    # Kubernetes' terminationGracePeriodSeconds, unless the pod says otherwise, which can't be seen from inside.
-    known += [30.0] if "KUBERNETES_SERVICE_HOST" in environ else []
-    return min(known, default=None)
 
 
 def _seconds_until(moment: datetime) -> float:

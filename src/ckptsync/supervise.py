@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-from ckptsync import resume
+from ckptsync import grace, resume
 from ckptsync.checkpoint import Checkpoint
 from ckptsync.daemon import Daemon
 from ckptsync.errors import CkptsyncError, LockedError, PreemptedError
-from ckptsync.launch import LeftRunning
-from ckptsync.preemption import Fit, Notice, Notices, Source, usual_grace
+from ckptsync.preemption import Notice, Notices, Source
 from ckptsync.restarts import Restarts
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class Supervisor:
         # The service is not ready before the training was started.
         daemon.begun = False
         self._restarts = Restarts(terms.restarts)
-        self._fit = Fit()
+        self._fit = grace.Fit()
         self._inbox: queue.SimpleQueue[tuple[Notice, int] | None] = queue.SimpleQueue()
         self._notices = Notices(terms.sources, lambda notice: self._inbox.put((notice, signal.SIGTERM)))
         self._signals: list[int] = []
@@ -235,7 +234,7 @@ class Supervisor:
 
     def _is_over(self) -> bool:
         """Asked by the watching loop at every turn, which makes it the place to look at the rate as well."""
-        _tell_fit(self._fit, self._daemon, self._terms.grace or usual_grace(self._notices.found))
+        self._fit.tell(self._daemon.uploader.pace(), self._terms.grace or grace.usual(self._notices.found))
         return self._over.is_set()
 
     @contextlib.contextmanager
@@ -321,67 +320,3 @@ class Supervisor:
 def _finished(newest: Checkpoint | None) -> bool:
     """Whether the training reached its last step. An exit code never proves it."""
     return newest is not None and newest.verdict.state is not None and newest.verdict.state.finished
-
-
-def _tell_fit(fit: Fit, daemon: Daemon, grace: float | None) -> None:
-    """Warn where an upload takes longer than the notice: the last one, or the first one once a quarter of it is through.
-
-    Not under a limit, which is lifted at the notice: what the line can do then is not known.
-    """
-    if daemon.uploader.policy.max_rate:
-        return
-    durable, progress, rate = daemon.uploader.durable, daemon.uploader.progress, daemon.uploader.rate
-    if durable is not None and durable.seconds > 0:
-        size, seconds = durable.bytes, durable.seconds
-    elif progress and rate and progress.done * 4 > progress.total:
-        size, seconds = progress.total, progress.total / rate
-    else:
-        return
-    warning = fit.judge(size=size, seconds=seconds, grace=grace)
-    if warning:
-        log.warning("%s", warning)
-
-
-class Lookout:
-    """What a watcher beside a training that it didn't start does at a notice. Signals only ranks that carry a SyncCallback."""
-
-    def __init__(self, daemon: Daemon, terms: Terms) -> None:
-        self.notice: Notice | None = None
-        self._daemon = daemon
-        self._terms = terms
-        self._fit = Fit()
-        self._training = LeftRunning(daemon.spool.output_dir)
-        self._asked = False
-        self._notices = Notices(terms.sources, self._leave)
-
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[Lookout]:
-        """Follow the notices while the block lasts."""
-        self._notices.start()
-        try:
-            yield self
-        finally:
-            self._notices.stop()
-
-    def ended(self) -> bool:
-        """Whether a notice came and the training that was asked to save has left. One that can't be asked is followed on."""
-        _tell_fit(self._fit, self._daemon, self._terms.grace or usual_grace(self._notices.found))
-        return self._asked and self._training.ended()
-
-    def preempted(self) -> bool:
-        """Whether a notice came and all that was saved is durable."""
-        return self.notice is not None and not self._daemon.spool.pending()
-
-    def _leave(self, notice: Notice) -> None:
-        spool = self._daemon.spool
-        spool.record("notice" if notice.final else "hint", source=notice.source, seconds=notice.seconds)
-        if not notice.final:
-            log.warning("%s recommends to leave this machine; it may be taken away soon, nobody says when", notice.source)
-            return
-        self.notice = notice
-        self._asked = not self._training.ended()
-        doing = "asking the training to save" if self._asked else "no rank here has a SyncCallback that could save"
-        log.warning("this machine goes away: notice of %s; %s", notice, doing)
-        self._daemon.uploader.hurry(notice.seconds)
-        self._training.ask(signal.SIGTERM)
-        self._daemon.stop.wake.set()

@@ -167,6 +167,20 @@ class Uploader:
         self.kill()
         return True
 
+    def pace(self) -> tuple[int, float] | None:
+        """Bytes and seconds of the last upload, or of the first one once a quarter of it is through; None where nobody knows.
+
+        Not under a limit, which is lifted at the notice: what the line can do then is not known.
+        """
+        known, progress, rate = self.durable, self.progress, self.rate
+        if self.policy.max_rate:
+            return None
+        if known is not None and known.seconds > 0:
+            return known.bytes, known.seconds
+        if progress and rate and progress.done * 4 > progress.total:
+            return progress.total, progress.total / rate
+        return None
+
     def finish(self) -> None:
         """Say that nothing will be pinned any more."""
         self._finishing = True

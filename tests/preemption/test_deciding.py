@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptsync.preemption import Fit, usual_grace
+from ckptsync import grace
+from ckptsync.grace import Fit
 from ckptsync.restarts import CRASH_LOOP, LONGEST_PAUSE, Restarts
 
 
@@ -77,6 +78,6 @@ def test_without_a_known_notice_nothing_is_told() -> None:
 
 
 def test_the_shortest_notice_of_this_machine_counts() -> None:
-    assert usual_grace([], {}) is None
-    assert usual_grace(["aws"], {}) == 120
-    assert usual_grace(["aws"], {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 30
+    assert grace.usual([], {}) is None
+    assert grace.usual(["aws"], {}) == 120
+    assert grace.usual(["aws"], {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 30

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, daemon, notify, preemption, resume, supervise
+from ckptsync import config, daemon, notify, preemption, resume
 from ckptsync.cli import options
 from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import PreemptedError
+from ckptsync.lookout import Lookout
 
 
 @click.command(
@@ -92,7 +93,7 @@ def watch_command(
                 watched.once()
             else:
                 gone = daemon.process_ended(pid) if pid else lambda: False
-                with supervise.Lookout(watched, supervise.Terms(preemption.sources(notice), grace)).kept() as lookout:
+                with Lookout(watched, preemption.sources(notice), grace).kept() as lookout:
                     watched.follow(ended=lambda: gone() or lookout.ended())
                     watched.raise_outcome()
                     if lookout.preempted():
