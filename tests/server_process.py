@@ -60,7 +60,7 @@ class ServerProcess:
         (self.data_dir / "server.json").unlink(missing_ok=True)
         command = [sys.executable, *self.program, "--data-dir", str(self.data_dir), "--port", str(self._port)]
         self._process = subprocess.Popen(
-            [*command, "--until-stdin-closes", "--log-requests", str(self.request_log), *self._args],
+            [*command, "--until-unused", "--log-requests", str(self.request_log), *self._args],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

@@ -114,6 +114,34 @@ def test_two_that_start_at_once_share_one_server(tmp_path: Path) -> None:
     assert urls[0] == urls[1] != b""
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_of_our_own_goes_on_for_as_long_as_another_process_uses_it(tmp_path: Path, end: signal.Signals) -> None:
+    program = (
+        "import pathlib, signal, sys\nfrom ckptsync.server.local import local_server\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
+        "with local_server(pathlib.Path(sys.argv[1])) as server:\n    print(server.url, flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        url = first.stdout.readline().decode().strip()
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second:
+            assert second.stdout is not None
+            assert second.stdout.readline().decode().strip() == url
+            first.send_signal(end)
+            first.wait(15)
+            time.sleep(0.5)
+
+            left = running(tmp_path)
+    deadline = time.monotonic() + 15
+    while running(tmp_path) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    assert left is not None
+    assert left.url == url
+    assert running(tmp_path) is None
+
+
 def test_sigterm_is_a_clean_stop(tmp_path: Path) -> None:
     process = ServerProcess(tmp_path / "data")
     process.start()

@@ -306,7 +306,7 @@ class Store:
         (data_dir / "server.json").unlink(missing_ok=True)
         command = [sys.executable, "-m", "ckptsync.server", "--data-dir", str(data_dir), "--port", str(STORE_PORT)]
         self._process = subprocess.Popen(
-            ["nsenter", "-t", str(guest.pid), "-n", *command, "--faults", "--until-stdin-closes"],
+            ["nsenter", "-t", str(guest.pid), "-n", *command, "--faults", "--until-unused"],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

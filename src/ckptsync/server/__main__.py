@@ -24,7 +24,7 @@ def _arguments() -> argparse.Namespace:
                         help="how long an upload or download link is good for (%(default)s)")  # fmt: skip
     parser.add_argument("--log-requests", type=Path, metavar="FILE", help="append a JSON line for each request")
     parser.add_argument("--faults", action="store_true", help="let tests inject faults at /_faults")
-    parser.add_argument("--until-stdin-closes", action="store_true", help="stop at the end of standard input")
+    parser.add_argument("--until-unused", action="store_true", help="stop after the end of standard input, when nobody uses it")
     return parser.parse_args()
 
 
@@ -40,7 +40,7 @@ def main() -> int:
             crash_after=arguments.crash_after,
             link_lifetime=arguments.link_lifetime,
             log_requests=arguments.log_requests,
-            until_stdin_closes=arguments.until_stdin_closes,
+            until_unused=arguments.until_unused,
         )
     except CkptsyncError as error:
         sys.stderr.write(f"{error}. {error.hint}\n")

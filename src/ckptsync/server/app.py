@@ -26,6 +26,7 @@ from .content import Content
 from .database import Database
 from .endpoints import Service
 from .faults import Faults, Line
+from .local import USERS
 from .requestlog import RequestLog
 from .signing import Signer
 from .sweeping import sweep_content, sweep_expired
@@ -49,9 +50,9 @@ def serve(
     crash_after: float = CRASH_SECONDS,
     link_lifetime: float = LINK_SECONDS,
     log_requests: Path | None = None,
-    until_stdin_closes: bool = False,
+    until_unused: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM (or the end of stdin). Port 0 takes a free one; server.json says which.
+    """Serve until SIGINT or SIGTERM (or until nobody uses it). Port 0 takes a free one; server.json says which.
 
     Raises LockedError when another server holds the data folder, ConfigurationError when the address cannot be used.
     """
@@ -62,8 +63,8 @@ def serve(
         app = _application(service, host, faults=faults, log_requests=log_requests)
         server = _Server(_uvicorn_config(app), data_dir, _url(host, listener))
         with _swept(service):
-            if until_stdin_closes:
-                threading.Thread(target=_stop_at_end_of_stdin, args=(server,), daemon=True).start()
+            if until_unused:
+                threading.Thread(target=_stop_when_unused, args=(server, data_dir), daemon=True).start()
             server.run(sockets=[listener])
 
 
@@ -160,9 +161,13 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _stop_at_end_of_stdin(server: uvicorn.Server) -> None:
+def _stop_when_unused(server: uvicorn.Server, data_dir: Path) -> None:
+    """Wait for the end of whoever started this, which closes stdin, and then for that of everybody else who uses it."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    # Kept to the end of this process: who comes now waits for that, and starts one of his own.
+    users = os.open(data_dir / USERS, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(users, fcntl.LOCK_EX)
     server.should_exit = True
 
 

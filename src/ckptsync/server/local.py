@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -21,6 +22,9 @@ from ckptsync.errors import CkptsyncError, ConfigurationError, LockedError
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
+
+USERS = "users"
+"""A file in the data folder. Whoever uses the server shares a lock on it, and the server ends when it can have that alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +79,48 @@ def _answers(url: str, pid: int) -> bool:
 
 @contextlib.contextmanager
 def local_server(data_dir: Path | None = None, *, extra_args: Sequence[str] = ()) -> Iterator[LocalServer]:
-    """The server that runs on the data folder, or one of our own for as long as the block lasts.
+    """The server that runs on the data folder, or one of our own, which lasts for as long as anybody uses it.
 
-    Our own also ends when this process dies, however it dies. Raises ConfigurationError when the `server` extra is missing,
-    CkptsyncError when the server doesn't start.
+    It also ends when all of them have died, however they died. Raises ConfigurationError when the `server` extra is missing or
+    the data folder can't be written to, CkptsyncError when the server doesn't start.
     """
     folder = data_dir or default_data_dir()
-    found = running(folder)
-    if found is not None:
-        yield found
-        return
-    _require_extra()
-    command = [sys.executable, "-m", "ckptsync.server", "--data-dir", str(folder), "--port", "0"]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [*command, "--until-stdin-closes", *extra_args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
-        )
-        try:
-            yield _started(process, folder, errors)
-        finally:
-            _stop(process)
+    with _in_use(folder) as users:
+        found = running(folder)
+        if found is not None:
+            yield found
+            return
+        _require_extra()
+        command = [sys.executable, "-m", "ckptsync.server", "--data-dir", str(folder), "--port", "0"]
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                [*command, "--until-unused", *extra_args],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+            try:
+                yield _started(process, folder, errors)
+            finally:
+                _leave(process, users)
+
+
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[int]:
+    """Share the lock of the users while the block lasts. Waits for a server that is about to end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        users = os.open(folder / USERS, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be written to: {error.strerror}", hint="Set CKPTSYNC_DATA_DIR to a folder of yours."
+        ) from error
+    try:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield users
+    finally:
+        os.close(users)
 
 
 def _require_extra() -> None:
@@ -128,12 +150,18 @@ def _last_line(errors: IO[bytes]) -> str:
     return lines[-1] if lines else ""
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+def _leave(process: subprocess.Popen[bytes], users: int) -> None:
+    """End our server, unless somebody else uses it: then it sees the end of its input, and ends with the last of them."""
     try:
-        process.wait(STOP_SECONDS)
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        return
+    process.terminate()
+    try:
+        process.communicate(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        process.communicate()
