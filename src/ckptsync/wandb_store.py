@@ -436,13 +436,14 @@ class WandbStore:
         """A new artifact, hashed with XXH128 where its collection takes that: it costs 25 times less than MD5.
 
         Where it doesn't, the client would hash all of it again with MD5, on one thread and without a word (wandb 0.31). So the
-        newest version tells, and before the first one it is tried.
+        newest version tells. Before the first one, and where that one can't be read, it is tried.
         """
         if upload.name not in self._algorithms:
             self._algorithms[upload.name] = FASTEST
             with contextlib.suppress(NotFoundError), self._translated(f"the look-up of {upload.name}"):
                 newest = self._client().artifact(f"{run.entity}/{run.project}/{upload.name}:latest")
-                self._algorithms[upload.name] = _algorithm(newest)
+                with contextlib.suppress(Exception):
+                    self._algorithms[upload.name] = _algorithm(newest)
         algorithm = self._algorithms[upload.name]
         return self._wandb.Artifact(upload.name, type=TYPE, metadata=dict(upload.metadata), digest_algorithm=algorithm)
 
@@ -505,8 +506,14 @@ def _local(what: str) -> Iterator[None]:
 
 
 def _algorithm(artifact: Any) -> Algorithm:
-    """What the files of an artifact were hashed with, as the client's `digest_algorithm` takes it."""
-    return "XXH128" if "XXH128" in str(artifact.digest_algorithm.value) else "MD5"
+    """What the files of an artifact were hashed with, as the client's `digest_algorithm` takes it.
+
+    The artifact itself says MD5 also where the store gave no answer about its features (wandb 0.31); its manifest knows.
+    """
+    fast = "XXH128" in str(artifact.digest_algorithm.value) or any(
+        "XXH128" in str(entry.digest_algorithm().value) for entry in artifact.manifest.entries.values()
+    )
+    return "XXH128" if fast else "MD5"
 
 
 def _contents(artifact: Any) -> dict[str, tuple[int, str]]:

@@ -120,6 +120,23 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_is_waited_for(follow
     note("server killed in the middle of an upload", f"{attempts(said)}; uploaded", followed.damage())
 
 
+def test_a_store_that_is_silent_about_its_features_once_is_not_given_other_digests_for_ever(
+    tmp_path: Path, server: ServerProcess, note: Note
+) -> None:
+    """Without an answer the client takes every version for one with MD5."""
+    followed = Followed(tmp_path, server, "silent")
+    followed.save()
+    assert followed.once().returncode == 0
+    server.faults([rule({"operation": "ServerFeaturesQuery"}, 1, status=403)])
+
+    followed.save()
+    done = followed.once()
+
+    assert done.returncode == 0, done.stderr
+    assert server.fault_hits() == [1]
+    note("features asked for, no answer", "uploaded, with the digests of the version before", followed.damage())
+
+
 def test_while_the_store_is_away_the_newest_are_kept_within_the_limit_and_what_went_is_told(
     tmp_path: Path, server: ServerProcess, note: Note
 ) -> None:
