@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from ckptsync.server.app import listening
 from tests.server import api
 from tests.server_process import ServerProcess
 
@@ -151,3 +153,23 @@ def test_many_large_bodies_at_once_are_each_kept_whole(plain: ServerProcess) -> 
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
     for body in bodies:
         assert api.announce(plain, api.create(plain, "many"), "w", body)["uploadUrl"] is None
+
+
+def test_a_short_answer_is_not_held_back_until_the_one_before_is_acknowledged() -> None:
+    """Which would be 40 ms for each: two packets make an answer, and a client acknowledges the first with its next request."""
+
+    async def accepted() -> bool:
+        delays: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        class Connection(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                line = transport.get_extra_info("socket")
+                delays.set_result(not line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        with listening("127.0.0.1", 0) as listener:
+            async with await asyncio.get_running_loop().create_server(Connection, sock=listener):
+                with socket.create_connection(listener.getsockname()):
+                    return await delays
+
+    assert not asyncio.run(accepted())
