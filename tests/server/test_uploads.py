@@ -163,7 +163,7 @@ def test_a_link_allows_exactly_what_it_was_made_for(server: ServerProcess, chang
     url = api.announce(server, api.create(server, "links"), change, change.encode())["uploadUrl"]
     other = api.hexmd5(b"something else")
     changed = {
-        "signature": re.sub(r"signature=..", "signature=00", url),
+        "signature": re.sub("signature=(.)", lambda found: f"signature={'1' if found[1] == '0' else '0'}", url),
         "expires": re.sub(r"expires=(\d+)", "expires=9999999999", url),
         "path": re.sub(r"md5-[0-9a-f]{32}", f"md5-{other}", url),
         "method": url,
