@@ -80,10 +80,10 @@ def cheapest_way(folder: Path) -> str:
     return "copy"
 
 
-def unchanged(snapshot: Snapshot) -> bool:
-    """Whether every pinned file still has the size and mtime that it was accepted with."""
+def unchanged(folder: Path, files: Iterable[File]) -> bool:
+    """Whether every file in the folder still has the size and mtime that it is listed with."""
     try:
-        return all(_matches(file, snapshot.content / file.path) for file in snapshot.files)
+        return all(_matches(file, folder / file.path) for file in files)
     except OSError:
         return False
 

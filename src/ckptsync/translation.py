@@ -5,8 +5,9 @@ Imports nothing of the client: the names of its classes are enough.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from ckptsync.errors import CkptsyncError, NotFoundError, PermanentStoreError, RejectedError, TransientStoreError
 
@@ -47,6 +48,17 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
     if _FINAL.search(text) or "UsageError" in kinds:
         return PermanentStoreError(message)
     return TransientStoreError(message)
+
+
+@contextlib.contextmanager
+def translated(what: str, names: Collection[str] = ()) -> Iterator[None]:
+    """Ours for every foreign error in the block; one that is ours already stays."""
+    try:
+        yield
+    except CkptsyncError:
+        raise
+    except Exception as error:
+        raise translate(error, what, names) from error
 
 
 def _without(text: str, names: Collection[str]) -> str:

@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import os
 import secrets
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptsync import ranges, snapshot
 from ckptsync.checkpoint import File, Problem, Run, Snapshot, Version
 from ckptsync.config import Connection
-from ckptsync.errors import (
-    CkptsyncError,
-    IntegrityError,
-    NotFoundError,
-    RejectedError,
-    SnapshotChangedError,
-    StoreError,
-    TransientStoreError,
-)
-from ckptsync.manifest import Entry, Urls, entries_of, remove_others, written
+from ckptsync.contents import READERS, Contents
+from ckptsync.errors import NotFoundError, RejectedError, SnapshotChangedError, StoreError, TransientStoreError
+from ckptsync.manifest import Entry
+from ckptsync.snapshot import unchanged
 from ckptsync.store import Progress, Upload
-from ckptsync.translation import translate
+from ckptsync.translation import translated
 
 TYPE = "model"
 """The type of every collection that holds checkpoints: a collection has one type, and HF's WandbCallback uses this one."""
@@ -52,15 +43,6 @@ Algorithm = Literal["MD5", "XXH128"]
 
 FASTEST: Algorithm = "XXH128"
 """XXH128 takes 0.05 s for a gigabyte, MD5 1.3 s (measured)."""
-
-READERS = 8
-
-NO_ROOM_HINT = "Free some space or give another folder; what is complete already is kept for the next try."
-
-DOWNLOADS = 2
-"""How often a file may arrive with other bytes than its digest says: once on the way is an accident, twice means the store."""
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class WandbStore:
@@ -120,37 +102,19 @@ class WandbStore:
         self._names |= _names(self._run)
         return self._run
 
-    def put(self, snapshot_: Snapshot, upload: Upload, *, progress: Progress) -> Version:
+    def put(self, snapshot: Snapshot, upload: Upload, *, progress: Progress) -> Version:
         """See Store. The version is logged by the run `ckptsync-<run_id>`, never by the training's own."""
-        run = self._require_entity()
-        self._names |= {upload.name, str(snapshot_.content)}
-        with self._translated(f"the upload of {snapshot_.name}"):
-            artifact = self._artifact(run, upload)
-            artifact.add_dir(str(snapshot_.content), policy="immutable", skip_cache=True)
-        expected = _contents(artifact)
-        self._require_same_files(snapshot_, expected)
-        progress(0, snapshot_.bytes)
-        try:
-            with self._translated(f"the upload of {snapshot_.name}"):
-                sync_run = self._open_sync_run(run)
-                logged = sync_run.log_artifact(artifact, aliases=["latest", *upload.aliases])
-                logged.wait()
-                committed = self._client().artifact(f"{run.entity}/{run.project}/{upload.name}:{logged.version}")
-                agreed = self._agrees(committed, expected, snapshot_.content)
-        except StoreError:
-            if not snapshot.unchanged(snapshot_):
-                raise SnapshotChangedError(f"{snapshot_.name} was rewritten while it was uploaded") from None
-            raise
-        if not agreed:
-            raise TransientStoreError(f"the manifest of {committed.name} does not agree with {snapshot_.name}")
-        if not snapshot.unchanged(snapshot_):
-            with self._translated(f"the removal of {committed.name}"):
-                committed.delete(delete_aliases=True)
-            raise SnapshotChangedError(f"{snapshot_.name} was rewritten while it was uploaded; its version was removed")
-        if upload.latest and upload.latest != logged.version:
+
+        def add(artifact: Any) -> None:
+            artifact.add_dir(str(snapshot.content), policy="immutable", skip_cache=True)
+            progress(0, snapshot.bytes)
+
+        version = self._commit(snapshot.name, snapshot.content, snapshot.files, upload, add)
+        if upload.latest and upload.latest != version.version:
+            run = self._require_entity()
             self._give_latest(f"{run.entity}/{run.project}/{upload.name}:{upload.latest}")
-        progress(snapshot_.bytes, snapshot_.bytes)
-        return _version(committed)
+        progress(snapshot.bytes, snapshot.bytes)
+        return version
 
     def attach(self, version: Version, run: Run) -> bool:
         """See Store. One read and one CreateArtifact name the run: its history, config and state stay as they are.
@@ -239,28 +203,12 @@ class WandbStore:
 
     def put_model(self, folder: Path, files: Sequence[File], upload: Upload) -> Version:
         """See Store. Logged by the sync run, like a checkpoint."""
-        run = self._require_entity()
-        self._names |= {upload.name, str(folder)}
-        what = f"the upload of {upload.name}"
-        with self._translated(what):
-            artifact = self._artifact(run, upload)
+
+        def add(artifact: Any) -> None:
             for file in files:
                 artifact.add_file(str(folder / file.path), name=file.path, policy="immutable", skip_cache=True)
-            expected = _contents(artifact)
-            if not _unchanged(folder, files) or {path: size for path, (size, _) in expected.items()} != {
-                file.path: file.size for file in files
-            }:
-                raise SnapshotChangedError(f"{folder} was rewritten while it was hashed")
-            logged = self._open_sync_run(run).log_artifact(artifact, aliases=["latest", *upload.aliases])
-            logged.wait()
-            committed = self._client().artifact(f"{run.entity}/{run.project}/{upload.name}:{logged.version}")
-        if not self._agrees(committed, expected, folder):
-            raise TransientStoreError(f"the manifest of {committed.name} does not agree with {folder}")
-        if not _unchanged(folder, files):
-            with self._translated(f"the removal of {committed.name}"):
-                committed.delete(delete_aliases=True)
-            raise SnapshotChangedError(f"{folder} was rewritten while it was uploaded; its version was removed")
-        return _version(committed)
+
+        return self._commit(f"the model in {folder}", folder, files, upload, add)
 
     def linked(self, version: Version) -> tuple[str, ...]:
         """See Store."""
@@ -314,88 +262,15 @@ class WandbStore:
 
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
         """See Store."""
-        with self._translated(f"the download of {version.name}:{version.version}"):
-            artifact = self._client().artifact(version.qualified)
-            entries = entries_of(artifact, version)
-            urls = Urls(artifact)
-        for entry in entries.values():
-            entry.require_no_links(into)
-        remove_others(into, {*entries, *(path + ranges.SIDECAR for path in entries)})
-        done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
-
-        def arrived(count: int) -> None:
-            nonlocal done
-            with lock:
-                done += count
-                progress(min(done, total), total)
-
-        import requests
-
-        with requests.Session() as session, ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(READERS) as files:
-            session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=READERS * 2))
-
-            def bring(entry: Entry) -> None:
-                note = ranges.Finished.of(into / entry.path, entry.size, entry.digest)
-                # One that was left in the middle has its size already, and is not read for nothing.
-                if not note.path.exists() and entry.proved(into):
-                    arrived(entry.size)
-                    return
-                for _ in range(DOWNLOADS):
-                    digest = entry.hasher()
-                    with self._translated(f"the download of {entry.path}"), _local(f"the download of {entry.path}"):
-                        ranges.download(
-                            session,
-                            lambda: urls.of(entry.path),
-                            into / entry.path,
-                            entry.size,
-                            pool=readers,
-                            arrived=arrived,
-                            seen=digest.update,
-                            finished=note,
-                        )
-                    note.forget()
-                    if written(digest) == entry.digest:
-                        return
-                raise IntegrityError(f"{version.name}:{version.version}: {entry.path} does not have the digest of its manifest")
-
-            for outcome in [files.submit(bring, entry) for entry in entries.values()]:
-                outcome.result()
+        self._contents(version).fetch(into, progress=progress)
 
     def prove(self, version: Version, proved: set[str], *, progress: Progress) -> list[Problem]:
         """See Store."""
-        what = f"the reading of {version}"
-        with self._translated(what):
-            artifact = self._client().artifact(version.qualified)
-            entries = entries_of(artifact, version)
-            urls = Urls(artifact)
-        done, total, lock = 0, sum(entry.size for entry in entries.values()), threading.Lock()
+        return self._contents(version).prove(proved, progress=progress)
 
-        def arrived(count: int) -> None:
-            nonlocal done
-            with lock:
-                done += count
-                progress(min(done, total), total)
-
-        import requests
-
-        def read(session: requests.Session, entry: Entry) -> Problem | None:
-            if entry.path in proved:
-                arrived(entry.size)
-                return None
-            try:
-                with self._translated(f"the reading of {entry.path}"):
-                    found = entry.digest_of(ranges.read(session, urls.of(entry.path), entry.size, arrived=arrived))
-            except (NotFoundError, IntegrityError) as error:
-                return Problem(entry.path, str(error))
-            if found != entry.digest:
-                return Problem(entry.path, "does not have the digest of its manifest")
-            proved.add(entry.path)
-            return None
-
-        with requests.Session() as session, ThreadPoolExecutor(READERS) as files:
-            session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=READERS))
-            outcomes = [files.submit(read, session, entry) for entry in entries.values()]
-            return [problem for outcome in outcomes if (problem := outcome.result())]
+    def _contents(self, version: Version) -> Contents:
+        with self._translated(f"the look-up of the files of {version.name}:{version.version}"):
+            return Contents(self._client().artifact(version.qualified), version, self._translated)
 
     def _client(self) -> Any:
         if self._api is None:
@@ -432,6 +307,37 @@ class WandbStore:
                 holder.aliases.append("latest")
                 holder.save()
 
+    def _commit(self, what: str, folder: Path, files: Sequence[File], upload: Upload, add: Callable[[Any], None]) -> Version:
+        """Keep these files of a folder, which `add` hashes into an artifact, as a committed version whose manifest agrees.
+
+        Raises SnapshotChangedError when they are not, or no longer, as they are listed; no version is left then.
+        """
+        run = self._require_entity()
+        self._names |= {upload.name, str(folder)}
+        with self._translated(f"the upload of {what}"):
+            artifact = self._artifact(run, upload)
+            add(artifact)
+        expected = _digests(artifact)
+        if _sizes(expected) != {file.path: file.size for file in files} or not unchanged(folder, files):
+            raise SnapshotChangedError(f"{what} was rewritten while it was hashed")
+        try:
+            with self._translated(f"the upload of {what}"):
+                logged = self._open_sync_run(run).log_artifact(artifact, aliases=["latest", *upload.aliases])
+                logged.wait()
+                committed = self._client().artifact(f"{run.entity}/{run.project}/{upload.name}:{logged.version}")
+                agreed = self._agrees(committed, expected, folder)
+        except StoreError:
+            if not unchanged(folder, files):
+                raise SnapshotChangedError(f"{what} was rewritten while it was uploaded") from None
+            raise
+        if not agreed:
+            raise TransientStoreError(f"the manifest of {committed.name} does not agree with {what}")
+        if not unchanged(folder, files):
+            with self._translated(f"the removal of {committed.name}"):
+                committed.delete(delete_aliases=True)
+            raise SnapshotChangedError(f"{what} was rewritten while it was uploaded; its version was removed")
+        return _version(committed)
+
     def _artifact(self, run: Run, upload: Upload) -> Any:
         """A new artifact, hashed with XXH128 where its collection takes that: it costs 25 times less than MD5.
 
@@ -449,24 +355,16 @@ class WandbStore:
 
     def _agrees(self, committed: Any, expected: Mapping[str, tuple[int, str]], folder: Path) -> bool:
         """Whether a committed manifest holds what was hashed; where it has other digests than were offered, by hashing anew."""
-        actual = _contents(committed)
+        actual = _digests(committed)
         if actual == expected:
             return True
         name = committed.name.partition(":")[0]
-        if _algorithm(committed) == self._algorithms[name] or {path: size for path, (size, _) in actual.items()} != {
-            path: size for path, (size, _) in expected.items()
-        }:
+        if _algorithm(committed) == self._algorithms[name] or _sizes(actual) != _sizes(expected):
             return False
         self._algorithms[name] = _algorithm(committed)
         entries = [Entry.of(path, entry) for path, entry in committed.manifest.entries.items()]
         with ThreadPoolExecutor(READERS) as readers:
             return all(readers.map(lambda entry: entry.proved(folder), entries))
-
-    def _require_same_files(self, snapshot_: Snapshot, expected: Mapping[str, tuple[int, str]]) -> None:
-        """After hashing: what was hashed is what was accepted, file for file."""
-        wanted = {file.path: file.size for file in snapshot_.files}
-        if {path: size for path, (size, _) in expected.items()} != wanted or not snapshot.unchanged(snapshot_):
-            raise SnapshotChangedError(f"{snapshot_.name} was rewritten while it was hashed")
 
     def _near_misses(self, run: Run) -> str:
         """What to do about an unknown run: the ids that look like it, else where to look."""
@@ -479,30 +377,13 @@ class WandbStore:
                 return f"Project {run.entity}/{run.project} has no runs: check --project and --entity."
         return "Check the run id, --project and --entity."
 
-    @contextlib.contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except CkptsyncError:
-            raise
-        except Exception as error:
-            raise translate(error, what, self._names) from error
+    def _translated(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return translated(what, self._names)
 
 
 def _names(run: Run) -> set[str]:
     """What the user called things: no reason for anything, when it stands in an error."""
     return {run.run_id, run.project, run.entity or ""}
-
-
-@contextlib.contextmanager
-def _local(what: str) -> Iterator[None]:
-    """Tell a full or read-only disk of this machine from a failing store: trying again would not help."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise CkptsyncError(f"{what} failed: {error.strerror}", hint=NO_ROOM_HINT) from error
 
 
 def _algorithm(artifact: Any) -> Algorithm:
@@ -516,18 +397,13 @@ def _algorithm(artifact: Any) -> Algorithm:
     return "XXH128" if fast else "MD5"
 
 
-def _contents(artifact: Any) -> dict[str, tuple[int, str]]:
+def _digests(artifact: Any) -> dict[str, tuple[int, str]]:
     """What a manifest holds: path, then bytes and digest."""
     return {path: (int(entry.size or 0), str(entry.digest)) for path, entry in artifact.manifest.entries.items()}
 
 
-def _unchanged(folder: Path, files: Sequence[File]) -> bool:
-    """Whether every file still has the size and mtime that it is listed with."""
-    try:
-        found = [(folder / file.path).stat(follow_symlinks=False) for file in files]
-    except OSError:
-        return False
-    return all((at.st_size, at.st_mtime_ns) == (file.size, file.mtime_ns) for at, file in zip(found, files, strict=True))
+def _sizes(digests: Mapping[str, tuple[int, str]]) -> dict[str, int]:
+    return {path: size for path, (size, _) in digests.items()}
 
 
 def _links(artifact: Any) -> tuple[str, ...]:

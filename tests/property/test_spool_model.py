@@ -138,7 +138,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @invariant()
     def what_waits_holds_its_bytes(self) -> None:
         for each in [*self.spool.pending(), *(each for each, _ in self.spool.parked())]:
-            assert snapshot.unchanged(each)
+            assert snapshot.unchanged(each.content, each.files)
             assert (each.content / "model.safetensors").read_bytes() == self.contents[each.name]
 
     @invariant()

@@ -30,7 +30,7 @@ os.setgid(65534)
 os.setuid(65534)
 folder = Path(sys.argv[1])
 pinned = snapshot.pin(Checkpoint(folder, 5, layouts.inspect(folder)), Path(sys.argv[2]), sequence=1)
-print(pinned.pinned_by, snapshot.unchanged(pinned))
+print(pinned.pinned_by, snapshot.unchanged(pinned.content, pinned.files))
 """
 
 
@@ -66,7 +66,7 @@ def test_a_pin_survives_the_rotation_of_its_checkpoint(checkpoint: Checkpoint, t
 
     shutil.rmtree(checkpoint.path)
 
-    assert snapshot.unchanged(pinned)
+    assert snapshot.unchanged(pinned.content, pinned.files)
     assert contents(pinned.content) == before
 
 
@@ -77,7 +77,7 @@ def test_a_pin_notices_that_the_trainer_rewrote_a_file_in_place(checkpoint: Chec
 
     make_checkpoint(tmp_path / "out", 5, content="again", saved_at=2_000_000_000)
 
-    assert not snapshot.unchanged(pinned)
+    assert not snapshot.unchanged(pinned.content, pinned.files)
 
 
 def test_a_pin_notices_a_missing_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_pin_notices_a_missing_file(checkpoint: Checkpoint, tmp_path: Path) ->
 
     (pinned.content / "optimizer.pt").unlink()
 
-    assert not snapshot.unchanged(pinned)
+    assert not snapshot.unchanged(pinned.content, pinned.files)
 
 
 def test_a_file_that_vanished_before_it_was_pinned_leaves_no_pin(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_where_no_link_can_lead_a_pin_is_a_copy_with_the_same_times(checkpoint: 
 
     assert pinned.pinned_by == "copy"
     assert contents(pinned.content) == contents(checkpoint.path)
-    assert snapshot.unchanged(pinned)
+    assert snapshot.unchanged(pinned.content, pinned.files)
 
 
 def test_a_copy_does_not_change_with_its_checkpoint(checkpoint: Checkpoint, other_file_system: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_copy_does_not_change_with_its_checkpoint(checkpoint: Checkpoint, othe
 
     make_checkpoint(tmp_path / "out", 5, content="again", saved_at=2_000_000_000)
 
-    assert snapshot.unchanged(pinned)
+    assert snapshot.unchanged(pinned.content, pinned.files)
     assert contents(pinned.content) == before
 
 
@@ -189,9 +189,9 @@ def test_a_file_name_that_is_no_utf_8_is_pinned_and_read_back(tmp_path: Path) ->
     (folder / os.fsdecode(b"caf\xe9.dat")).write_text("x")
     os.utime(folder / "trainer_state.json")
 
-    pinned = pin(checkpoint_at(folder), tmp_path)
+    reloaded = snapshot.load(pin(checkpoint_at(folder), tmp_path).directory)
 
-    assert snapshot.unchanged(snapshot.load(pinned.directory))
+    assert snapshot.unchanged(reloaded.content, reloaded.files)
 
 
 @pytest.mark.parametrize(
