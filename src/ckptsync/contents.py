@@ -33,7 +33,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class Contents:
     """What the manifest of a version says, and the addresses of its files.
 
-    `translated` makes an error of the client one of ours; it is given what was tried. Made within it, since both are asked for.
+    `translated` makes an error of the client one of ours; it is given what was tried. The making asks the
+    store for both, so it has to stand in such a block too.
     """
 
     def __init__(self, artifact: Any, version: Version, translated: Callable[[str], AbstractContextManager[None]]) -> None:

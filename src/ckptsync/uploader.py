@@ -361,7 +361,13 @@ class Uploader:
         upload = artifact.describe_model(found, self.run, stem=self._stem)
         files = [asdict(file) for file in found.files]
         job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "files": files, "upload": asdict(upload)}
-        return self._ask(job, told=lambda line: self._note(pinned, line))
+        try:
+            return self._ask(job, told=lambda line: self._note(pinned, line))
+        except SnapshotChangedError as error:
+            if found.folder == pinned.content:
+                raise
+            # The pin still holds; the next try looks anew at what lies in the best checkpoint's folder.
+            raise TransientStoreError(str(error)) from error
 
     def _prune(self, name: str) -> None:
         """After a receipt: let go what the policy doesn't keep. A failure is told, and the next receipt tries again."""

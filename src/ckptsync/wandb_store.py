@@ -1,4 +1,4 @@
-"""W&B as a store: the only module that imports wandb, and the only one that its exceptions leave as ours.
+"""W&B as a store: the only module that imports wandb; what it raises leaves here as ours.
 
 The process that uses it belongs to ckptsync: wandb's folders are pointed to a private place, its own retries are cut short so
 that retrying rules, and the live training run is never initialised here (a second `wandb.init` on it would mark it as finished;

@@ -58,7 +58,8 @@ def answer(word: str, job: dict[str, Any], run: dict[str, Any], number: int) -> 
     if job["op"] == "check":
         say(event="done", run=run | {"entity": "me"})
         return
-    version = {"qualified": f"me/p/{job['upload']['name']}:v{number}", "version": f"v{number}", "digest": "d"}
+    name = job["upload"]["name"]
+    version = {"qualified": f"me/p/{name}:v{number}", "name": name, "version": f"v{number}", "digest": "d"}
     say(event="done", version=version, seconds=0.5, attached=True)
 
 

@@ -162,6 +162,18 @@ def test_a_snapshot_that_was_rewritten_is_thrown_away_to_be_taken_again(make: Ma
     assert not spool.knows(pinned.name)
 
 
+def test_a_best_model_that_was_rewritten_meanwhile_is_looked_for_anew(make: Make, spool: Spool, tmp_path: Path) -> None:
+    make_checkpoint(spool.output_dir, 3, max_steps=5)
+    best = str(spool.output_dir / "checkpoint-3")
+    pinned = spool.pin(checkpoint_at(make_checkpoint(spool.output_dir, 5, max_steps=5, best=best)))
+
+    assert make("done", "changed").drain()
+
+    assert durable(spool) == [5]
+    # The checkpoint and its model, and both once more.
+    assert [name for _, name in jobs(tmp_path)] == [pinned.name, "check", pinned.name, "check"]
+
+
 def test_when_the_patience_ends_everything_still_waits(make: Make, spool: Spool) -> None:
     pinned = pin(spool, 5)
     uploader = make(*["away"] * 1000, patience=Patience(first=0.001, longest=0.002, give_up_after=0.3))
