@@ -133,3 +133,6 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
 if __name__ == "__main__":
     for layout in sys.argv[2:]:
         LAYOUTS[layout](Path(sys.argv[1]) / layout)
+    if torch.distributed.is_initialized():
+        # Otherwise its threads may outlive what they use, and now and then a rank aborts when all is saved ("terminate called").
+        torch.distributed.destroy_process_group()
