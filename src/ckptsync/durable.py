@@ -1,4 +1,4 @@
-"""Writes that survive a crash: the only module that calls fsync. May import errors alone.
+"""Writes that survive a crash: the only module that calls fsync. Knows values and errors, nothing else of ours.
 
 A file is written beside its final name, synced, renamed over it, and the folder is synced: a reader sees the old content or
 the new one, never a part. Temporary names begin with `.tmp-`, so that a sweep can tell what a crash left behind.
@@ -11,10 +11,11 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ckptsync.checkpoint import File
 from ckptsync.errors import LockedError
 
 TEMPORARY = ".tmp-"
@@ -80,6 +81,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def unchanged(folder: Path, files: Iterable[File]) -> bool:
+    """Whether every file in the folder still has the size and mtime that it is listed with."""
+    try:
+        return all(matches(file, folder / file.path) for file in files)
+    except OSError:
+        return False
+
+
+def matches(file: File, path: Path) -> bool:
+    """Whether what is at a path has the size and mtime that the file is listed with. Raises OSError where there is nothing."""
+    status = path.stat(follow_symlinks=False)
+    return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,7 +1,7 @@
 """Pins a checkpoint's files so that rotation can't take them away: reflink, else hard link, else copy.
 
 Writes only below the folder that it is given. A hard link keeps a file that is deleted, but not one that is rewritten in place
-(torch.save and JSON keep the inode): `unchanged` tells, and whoever uploads asks it after hashing and again after uploading.
+(torch.save and JSON keep the inode): `durable.unchanged` tells, and the upload asks it after hashing and again at its end.
 """
 
 from __future__ import annotations
@@ -80,14 +80,6 @@ def cheapest_way(folder: Path) -> str:
     return "copy"
 
 
-def unchanged(folder: Path, files: Iterable[File]) -> bool:
-    """Whether every file in the folder still has the size and mtime that it is listed with."""
-    try:
-        return all(_matches(file, folder / file.path) for file in files)
-    except OSError:
-        return False
-
-
 def leave_cache(snapshot: Snapshot) -> None:
     """Give back the memory that the pinned files take as disk cache: it is the training's data set that is read again.
 
@@ -153,16 +145,11 @@ def _require_unchanged(files: Iterable[File], *folders: Path) -> None:
     for file in files:
         for folder in folders:
             try:
-                same = _matches(file, folder / file.path)
+                same = durable.matches(file, folder / file.path)
             except OSError:
                 same = False
             if not same:
                 raise SnapshotChangedError(f"{folder / file.path} changed while it was pinned")
-
-
-def _matches(file: File, path: Path) -> bool:
-    status = path.stat(follow_symlinks=False)
-    return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:

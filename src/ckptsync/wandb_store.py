@@ -20,9 +20,9 @@ from typing import Any, Literal
 from ckptsync.checkpoint import File, Problem, Run, Snapshot, Version
 from ckptsync.config import Connection
 from ckptsync.contents import READERS, Contents
+from ckptsync.durable import unchanged
 from ckptsync.errors import NotFoundError, RejectedError, SnapshotChangedError, StoreError, TransientStoreError
 from ckptsync.manifest import Entry
-from ckptsync.snapshot import unchanged
 from ckptsync.store import Progress, Upload
 from ckptsync.translation import translated
 

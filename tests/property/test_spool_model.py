@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ckptsync import layouts, snapshot
+from ckptsync import durable, layouts
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, TrainingState, Verdict
 from ckptsync.errors import PermanentStoreError
 from ckptsync.spool import Spool, choose, over_limit
@@ -138,7 +138,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @invariant()
     def what_waits_holds_its_bytes(self) -> None:
         for each in [*self.spool.pending(), *(each for each, _ in self.spool.parked())]:
-            assert snapshot.unchanged(each.content, each.files)
+            assert durable.unchanged(each.content, each.files)
             assert (each.content / "model.safetensors").read_bytes() == self.contents[each.name]
 
     @invariant()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckptsync import snapshot
+from ckptsync import durable
 from ckptsync.checkpoint import Receipt, Snapshot
 from ckptsync.errors import PermanentStoreError, SnapshotChangedError
 from ckptsync.spool import Spool
@@ -104,7 +104,7 @@ def found(spool: Spool) -> dict[str, Any]:
         "parked": [each.checkpoint for each, _ in spool.parked()],
         "durable": [each.snapshot.split(".")[0] for each in spool.receipts()],
         "let_go": [each["checkpoint"] for each in map(json.loads, lines) if each["event"] in ("superseded", "changed")],
-        "whole": all(snapshot.unchanged(each.content, each.files) for each in waiting),
+        "whole": all(durable.unchanged(each.content, each.files) for each in waiting),
         "left": [path.name for path in left],
     }
 

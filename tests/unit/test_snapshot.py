@@ -21,7 +21,7 @@ from tests.checkpoints import checkpoint_at, make_checkpoint
 PIN_AS_ANOTHER_USER = """
 import os, sys
 from pathlib import Path
-from ckptsync import layouts, snapshot
+from ckptsync import durable, layouts, snapshot
 from ckptsync.checkpoint import Checkpoint
 
 # After the imports: that user may not be able to read this Python.
@@ -30,7 +30,7 @@ os.setgid(65534)
 os.setuid(65534)
 folder = Path(sys.argv[1])
 pinned = snapshot.pin(Checkpoint(folder, 5, layouts.inspect(folder)), Path(sys.argv[2]), sequence=1)
-print(pinned.pinned_by, snapshot.unchanged(pinned.content, pinned.files))
+print(pinned.pinned_by, durable.unchanged(pinned.content, pinned.files))
 """
 
 
@@ -66,7 +66,7 @@ def test_a_pin_survives_the_rotation_of_its_checkpoint(checkpoint: Checkpoint, t
 
     shutil.rmtree(checkpoint.path)
 
-    assert snapshot.unchanged(pinned.content, pinned.files)
+    assert durable.unchanged(pinned.content, pinned.files)
     assert contents(pinned.content) == before
 
 
@@ -77,7 +77,7 @@ def test_a_pin_notices_that_the_trainer_rewrote_a_file_in_place(checkpoint: Chec
 
     make_checkpoint(tmp_path / "out", 5, content="again", saved_at=2_000_000_000)
 
-    assert not snapshot.unchanged(pinned.content, pinned.files)
+    assert not durable.unchanged(pinned.content, pinned.files)
 
 
 def test_a_pin_notices_a_missing_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_pin_notices_a_missing_file(checkpoint: Checkpoint, tmp_path: Path) ->
 
     (pinned.content / "optimizer.pt").unlink()
 
-    assert not snapshot.unchanged(pinned.content, pinned.files)
+    assert not durable.unchanged(pinned.content, pinned.files)
 
 
 def test_a_file_that_vanished_before_it_was_pinned_leaves_no_pin(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_where_no_link_can_lead_a_pin_is_a_copy_with_the_same_times(checkpoint: 
 
     assert pinned.pinned_by == "copy"
     assert contents(pinned.content) == contents(checkpoint.path)
-    assert snapshot.unchanged(pinned.content, pinned.files)
+    assert durable.unchanged(pinned.content, pinned.files)
 
 
 def test_a_copy_does_not_change_with_its_checkpoint(checkpoint: Checkpoint, other_file_system: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_copy_does_not_change_with_its_checkpoint(checkpoint: Checkpoint, othe
 
     make_checkpoint(tmp_path / "out", 5, content="again", saved_at=2_000_000_000)
 
-    assert snapshot.unchanged(pinned.content, pinned.files)
+    assert durable.unchanged(pinned.content, pinned.files)
     assert contents(pinned.content) == before
 
 
@@ -191,7 +191,7 @@ def test_a_file_name_that_is_no_utf_8_is_pinned_and_read_back(tmp_path: Path) ->
 
     reloaded = snapshot.load(pin(checkpoint_at(folder), tmp_path).directory)
 
-    assert snapshot.unchanged(reloaded.content, reloaded.files)
+    assert durable.unchanged(reloaded.content, reloaded.files)
 
 
 @pytest.mark.parametrize(
