@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptsync import config, layouts, record, resume
+from ckptsync import config, layouts, record
 from ckptsync.checkpoint import Run, Verdict
-from ckptsync.child import Child
-from ckptsync.download import require_free
 from ckptsync.errors import CkptsyncError, ConfigurationError, UsageError
+from ckptsync.restore import resume
+from ckptsync.restore.download import require_free
 from ckptsync.trainer.rejoining import rejoined
+from ckptsync.upload.child import Child
 
 STALL = 300.0
 """Seconds without a byte after which a download counts as hung."""

@@ -26,12 +26,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from ckptsync import artifact, config, download, resume, retention, snapshot
+from ckptsync import config
 from ckptsync.checkpoint import File, Run
 from ckptsync.errors import CkptsyncError
-from ckptsync.resume import Resume
-from ckptsync.retention import Retention
-from ckptsync.store import Upload
+from ckptsync.restore import download, resume
+from ckptsync.restore.resume import Resume
+from ckptsync.store import artifact
+from ckptsync.store.contract import Upload
+from ckptsync.upload import retention, snapshot
+from ckptsync.upload.retention import Retention
 
 SENT_STEP, READ_STEP = 64 * 2**10, 2**22
 """Bytes that count as progress when they are sent or read: the client's heartbeats and its log go on while an upload hangs."""
@@ -55,7 +58,7 @@ def main() -> int:
         # calls are filtered may not ask; its unit has set the priorities then, and an upload is worth more than its niceness.
         with contextlib.suppress(OSError):
             os.nice(YIELDING)
-    from ckptsync.wandb_store import WandbStore
+    from ckptsync.store.wandb_store import WandbStore
 
     publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
     try:

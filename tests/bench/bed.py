@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptsync.server.auth import signing_secret
-from ckptsync.server.signing import Links, Signer
+from ckptsync.server.http.auth import signing_secret
+from ckptsync.server.transfers.signing import Links, Signer
 from tests.server_process import ServerProcess
 
 PROJECT = "bench"

@@ -50,7 +50,7 @@ def _store(private: str) -> Any:
     if "store" not in _state:
         from ckptsync import config
         from ckptsync.checkpoint import Run
-        from ckptsync.wandb_store import WandbStore
+        from ckptsync.store.wandb_store import WandbStore
 
         run = Run("speed", os.environ["WANDB_PROJECT"])
         _state["store"] = WandbStore(config.connection(), run, Path(private))

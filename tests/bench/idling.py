@@ -85,7 +85,7 @@ def _start(bed: Bed, server: BenchServer, output_dir: Path, root: Path) -> tuple
 _HOUR = """
 import sys, time
 from pathlib import Path
-from ckptsync.settling import Settling
+from ckptsync.upload.settling import Settling
 from tests.bench import processes
 import os
 now = 0.0

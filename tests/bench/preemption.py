@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests.integration.conftest import Tool, kill_tree, training, wait_for
 from tests.preemption.metadata import GoogleService
 from tests.server_process import ServerProcess

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptsync.errors import PermanentStoreError
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.checkpoints import checkpoint_at, make_checkpoint
 from tests.crash import deaths

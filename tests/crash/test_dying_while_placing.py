@@ -10,9 +10,9 @@ import wandb
 
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
-from ckptsync.resume import Resume
-from ckptsync.spool import Spool
-from ckptsync.wandb_store import WandbStore
+from ckptsync.restore.resume import Resume
+from ckptsync.store.wandb_store import WandbStore
+from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.checkpoints import make_checkpoint
 from tests.crash import deaths

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import wandb
 
-from ckptsync import retention
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
-from ckptsync.retention import Retention
-from ckptsync.spool import Spool
-from ckptsync.wandb_store import WandbStore
+from ckptsync.store.wandb_store import WandbStore
+from ckptsync.upload import retention
+from ckptsync.upload.retention import Retention
+from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.checkpoints import checkpoint_at, make_checkpoint
 from tests.crash import deaths

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from ckptsync.checkpoint import Run
-from ckptsync.child import PUBLISH
-from ckptsync.retrying import Patience
-from ckptsync.spool import Spool
-from ckptsync.uploader import Policy, Uploader
+from ckptsync.store.retrying import Patience
+from ckptsync.upload.child import PUBLISH
+from ckptsync.upload.spool import Spool
+from ckptsync.upload.uploader import Policy, Uploader
 from tests import evidence
 from tests.checkpoints import make_checkpoint
 from tests.crash import deaths

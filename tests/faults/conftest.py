@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.checkpoints import make_checkpoint
 from tests.figures import Table

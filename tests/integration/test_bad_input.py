@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptsync import record
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import Ended, Tool, address, make_run, publish, refusal, wait_for
 from tests.server_process import ServerProcess

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import comparison, layouts
-from ckptsync.spool import Spool
+from ckptsync import layouts
+from ckptsync.rehearsal import comparison
+from ckptsync.upload.spool import Spool
 from tests.integration.conftest import Tool, descendants, kill_tree, training, wait_for
 from tests.server_process import ServerProcess
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import comparison, record
+from ckptsync import record
+from ckptsync.rehearsal import comparison
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import (
     Ended,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptsync import record
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import Ended, Tool, events, kept, make_run, program, publish, refusal, wait_for
 from tests.server_process import ServerProcess

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import (
     Ended,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests.integration.conftest import Tool, kill_tree, wait_for
 from tests.preemption.metadata import AmazonService, AzureService, GoogleService, Service
 from tests.server_process import ServerProcess

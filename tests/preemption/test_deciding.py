@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptsync import grace
-from ckptsync.grace import Fit
-from ckptsync.restarts import CRASH_LOOP, LONGEST_PAUSE, Restarts
+from ckptsync.job import grace
+from ckptsync.job.grace import Fit
+from ckptsync.job.restarts import CRASH_LOOP, LONGEST_PAUSE, Restarts
 
 
 def test_without_restarts_a_failure_is_the_end() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import comparison
-from ckptsync.drill import redirect
 from ckptsync.errors import UsageError
+from ckptsync.rehearsal import comparison
+from ckptsync.rehearsal.drill import redirect
 from tests.integration.conftest import Tool, training
 from tests.preemption.conftest import Job
 

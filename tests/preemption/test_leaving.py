@@ -243,7 +243,7 @@ def test_an_upload_that_is_longer_than_the_notice_is_told_once_with_numbers(job:
 
 
 def _trainer(job: Job) -> int:
-    from ckptsync.launch import ranks
+    from ckptsync.job.launch import ranks
 
     return ranks(job.output_dir)[0]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ckptsync.preemption import Amazon, Azure, Google, Notice, Notices, Source, sources
+from ckptsync.job.preemption import Amazon, Azure, Google, Notice, Notices, Source, sources
 from tests.preemption.metadata import AmazonService, AzureService, GoogleService
 
 

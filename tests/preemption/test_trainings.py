@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import comparison
-from ckptsync.launch import ranks
+from ckptsync.job.launch import ranks
+from ckptsync.rehearsal import comparison
 from tests.integration.conftest import TRAINING, kill_tree, wait_for
 from tests.preemption.conftest import HERE, Job, Notifier
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptsync.artifact import is_best
 from ckptsync.checkpoint import File, Snapshot, TrainingState
-from ckptsync.spool import choose, over_limit
+from ckptsync.store.artifact import is_best
+from ckptsync.upload.spool import choose, over_limit
 
 
 @st.composite

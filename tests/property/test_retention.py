@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptsync import artifact
 from ckptsync.checkpoint import Version
-from ckptsync.retention import STANDING, Choice, Retention, choose, newest_first, proven, verified
+from ckptsync.store import artifact
+from ckptsync.upload.retention import STANDING, Choice, Retention, choose, newest_first, proven, verified
 
 NOW = 1_000_000.0
 POLICIES = st.builds(

@@ -10,7 +10,7 @@ import pytest
 import wandb
 from graphql import GraphQLError, parse, validate
 
-from ckptsync.server.schema import executable_schema
+from ckptsync.server.graphql.schema import executable_schema
 
 GENERATED = (
     "wandb.sdk.artifacts._generated.operations",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptsync.spool import Spool
+from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.soak.training import Ledger
 

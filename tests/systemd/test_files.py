@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import units
-from ckptsync.units import Instance, Owner, Place
+from ckptsync.service import units
+from ckptsync.service.units import Instance, Owner, Place
 from tests.systemd.conftest import analyze
 
 NOBODY = 65534

@@ -15,8 +15,8 @@ import pytest
 from ckptsync.checkpoint import Run, Snapshot, Version
 from ckptsync.errors import CkptsyncError, PermanentStoreError, SnapshotChangedError, TransientStoreError
 from ckptsync.publish import Publisher
-from ckptsync.spool import Spool
-from ckptsync.store import Progress, Upload
+from ckptsync.store.contract import Progress, Upload
+from ckptsync.upload.spool import Spool
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
 VERSION = Version("me/p/checkpoint-a:v0", "checkpoint-a", "v0", ("latest",), 1, 1, "d", 0.0)

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptsync import config, resume
+from ckptsync import config
 from ckptsync.checkpoint import Run, Version
 from ckptsync.cli import options
 from ckptsync.errors import NotFoundError
-from ckptsync.retrying import INTERACTIVE, retry
-from ckptsync.wandb_store import WandbStore
+from ckptsync.restore import resume
+from ckptsync.store.retrying import INTERACTIVE, retry
+from ckptsync.store.wandb_store import WandbStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import click
 
-from ckptsync import comparison, layouts
+from ckptsync import layouts
 from ckptsync.checkpoint import Receipt, step_of
 from ckptsync.cli import options
 from ckptsync.cli.drill import told
-from ckptsync.drill import Machine, ckptsync
 from ckptsync.errors import CkptsyncError, ConfigurationError, IntegrityError
+from ckptsync.rehearsal import comparison
+from ckptsync.rehearsal.drill import Machine, ckptsync
 
 STEPS, SAVE_EVERY, SEED = 60, 15, 7
 PATIENCE = 120.0

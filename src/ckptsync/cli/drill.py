@@ -12,13 +12,14 @@ from pathlib import Path
 
 import click
 
-from ckptsync import comparison, config
+from ckptsync import config
 from ckptsync.checkpoint import Run, step_of
 from ckptsync.cli import options
 from ckptsync.cli.quantities import Duration
 from ckptsync.config import Connection
-from ckptsync.drill import Machine, ckptsync, redirect
 from ckptsync.errors import CkptsyncError, IntegrityError, StoreError
+from ckptsync.rehearsal import comparison
+from ckptsync.rehearsal.drill import Machine, ckptsync, redirect
 
 
 @click.command(

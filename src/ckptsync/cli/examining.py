@@ -9,13 +9,16 @@ from pathlib import Path
 
 import click
 
-from ckptsync import checkup, config, inquiry, record, resume
+from ckptsync import config, record
 from ckptsync.checkpoint import Run
-from ckptsync.checkup import ERROR, OK, WARNING, Finding
 from ckptsync.cli import options
 from ckptsync.errors import CkptsyncError
-from ckptsync.inquiry import About
-from ckptsync.wandb_store import WandbStore
+from ckptsync.rehearsal import checkup
+from ckptsync.rehearsal.checkup import ERROR, OK, WARNING, Finding
+from ckptsync.restore import resume
+from ckptsync.store import inquiry
+from ckptsync.store.inquiry import About
+from ckptsync.store.wandb_store import WandbStore
 
 SKEW_MUCH = 60.0
 """Seconds by which clocks may differ: signed addresses are good for minutes, and ages in `status` are told by this clock."""

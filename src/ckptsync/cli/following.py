@@ -16,11 +16,11 @@ from ckptsync import config, record
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options
 from ckptsync.cli.quantities import Duration, Size
-from ckptsync.daemon import Reread, Watch
 from ckptsync.errors import ConfigurationError, UsageError
-from ckptsync.retention import Retention
-from ckptsync.retrying import FOR_EVER, Patience
-from ckptsync.uploader import Policy
+from ckptsync.store.retrying import FOR_EVER, Patience
+from ckptsync.upload.daemon import Reread, Watch
+from ckptsync.upload.retention import Retention
+from ckptsync.upload.uploader import Policy
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from ckptsync import download, retention
 from ckptsync.checkpoint import Version
 from ckptsync.cli import asking, options, tables
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import UsageError
-from ckptsync.retention import Choice, Retention
-from ckptsync.retrying import INTERACTIVE, retry
+from ckptsync.restore import download
+from ckptsync.store.retrying import INTERACTIVE, retry
+from ckptsync.upload import retention
+from ckptsync.upload.retention import Choice, Retention
 
 
 @click.command(

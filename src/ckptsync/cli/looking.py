@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from ckptsync import download, durable, layouts, record, resume
+from ckptsync import durable, layouts, record
 from ckptsync.checkpoint import Checkpoint, Verdict, step_of
 from ckptsync.cli import options, progress, tables
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import IntegrityError, UsageError
-from ckptsync.retrying import INTERACTIVE, retry
-from ckptsync.spool import Spool
+from ckptsync.restore import download, resume
+from ckptsync.store.retrying import INTERACTIVE, retry
+from ckptsync.upload.spool import Spool
 
 DAY_FROM = 1.0
 """Seconds between the first and the last save from which a growth per day is told."""

@@ -17,10 +17,10 @@ from ckptsync.checkpoint import Run
 from ckptsync.cli import journal
 from ckptsync.cli.quantities import Duration, Rate
 from ckptsync.config import Connection
-from ckptsync.preemption import CHOICES
+from ckptsync.job.preemption import CHOICES
 
 if TYPE_CHECKING:
-    from ckptsync.wandb_store import WandbStore
+    from ckptsync.store.wandb_store import WandbStore
 
 _SETTINGS = "ckptsync.settings"
 
@@ -203,7 +203,7 @@ def opened_store(connection: Connection, run: Run) -> Iterator[WandbStore]:
     """W&B in this process, with the client's own files in a folder that goes away with the block."""
     import tempfile
 
-    from ckptsync.wandb_store import WandbStore
+    from ckptsync.store.wandb_store import WandbStore
 
     with _environment_kept(), tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
         store = WandbStore(connection, run, Path(private))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ckptsync.store import Progress
+from ckptsync.store.contract import Progress
 
 log = logging.getLogger(__name__)
 

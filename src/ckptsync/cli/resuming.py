@@ -14,18 +14,23 @@ from pathlib import Path
 
 import click
 
-from ckptsync import artifact, config, daemon, launch, notify, preemption, processes, record, resume, supervise
+from ckptsync import config, processes, record
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options, progress
 from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError, UsageError
-from ckptsync.launch import Training, environment, fill
-from ckptsync.resume import Placed, Resume
-from ckptsync.retrying import INTERACTIVE, Patience, retry
-from ckptsync.spool import Spool
-from ckptsync.store import Store
-from ckptsync.wandb_store import WandbStore
+from ckptsync.job import launch, preemption, supervise
+from ckptsync.job.launch import Training, environment, fill
+from ckptsync.restore import resume
+from ckptsync.restore.resume import Placed, Resume
+from ckptsync.service import notify
+from ckptsync.store import artifact
+from ckptsync.store.contract import Store
+from ckptsync.store.retrying import INTERACTIVE, Patience, retry
+from ckptsync.store.wandb_store import WandbStore
+from ckptsync.upload import daemon
+from ckptsync.upload.spool import Spool
 
 log = logging.getLogger(__name__)
 

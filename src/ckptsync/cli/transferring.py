@@ -9,13 +9,15 @@ from typing import Any
 
 import click
 
-from ckptsync import daemon, download, layouts, record, resume
+from ckptsync import layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
 from ckptsync.cli import asking, options, progress
 from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChangedError, UsageError
-from ckptsync.retrying import INTERACTIVE, Patience, retry
-from ckptsync.spool import Spool
-from ckptsync.uploader import Policy
+from ckptsync.restore import download, resume
+from ckptsync.store.retrying import INTERACTIVE, Patience, retry
+from ckptsync.upload import daemon
+from ckptsync.upload.spool import Spool
+from ckptsync.upload.uploader import Policy
 
 GIVE_UP_AFTER = 60.0
 """Seconds that a push waits for a store that is away."""

@@ -12,10 +12,11 @@ from pathlib import Path
 import click
 
 import ckptsync
-from ckptsync import config, durable, record, units
+from ckptsync import config, durable, record
 from ckptsync.cli import options
 from ckptsync.errors import UsageError
-from ckptsync.units import Instance, Owner, Place
+from ckptsync.service import units
+from ckptsync.service.units import Instance, Owner, Place
 
 
 @click.command(

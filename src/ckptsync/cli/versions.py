@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from ckptsync import resume
 from ckptsync.checkpoint import Version
 from ckptsync.cli import asking, options, tables
-from ckptsync.retention import newest_first
+from ckptsync.restore import resume
+from ckptsync.upload.retention import newest_first
 
 
 @click.command("list", epilog="Example: ckptsync list 4kx81b2q --json", short_help="The versions of a run's checkpoints.")

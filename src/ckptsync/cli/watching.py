@@ -8,12 +8,16 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, daemon, notify, preemption, resume
+from ckptsync import config
 from ckptsync.cli import options
 from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import PreemptedError
-from ckptsync.lookout import Lookout
+from ckptsync.job import preemption
+from ckptsync.job.lookout import Lookout
+from ckptsync.restore import resume
+from ckptsync.service import notify
+from ckptsync.upload import daemon
 
 
 @click.command(

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from ckptsync.errors import CkptsyncError
-
-from .app import CRASH_SECONDS, DEFAULT_PORT, LINK_SECONDS, serve
-from .local import default_data_dir
+from ckptsync.server.app import CRASH_SECONDS, DEFAULT_PORT, LINK_SECONDS, serve
+from ckptsync.server.local import default_data_dir
 
 
 def _arguments() -> argparse.Namespace:

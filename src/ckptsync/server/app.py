@@ -20,17 +20,16 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from ckptsync.errors import ConfigurationError, LockedError
-
-from .auth import OriginGuard, api_key, own_names, signing_secret
-from .content import Content
-from .database import Database
-from .endpoints import Service
-from .faults import Faults, Line
-from .local import USERS
-from .requestlog import RequestLog
-from .signing import Signer
-from .sweeping import sweep_content, sweep_expired
-from .zerocopy import ZeroCopy
+from ckptsync.server.http.auth import OriginGuard, api_key, own_names, signing_secret
+from ckptsync.server.http.endpoints import Service
+from ckptsync.server.http.faults import Faults, Line
+from ckptsync.server.http.requestlog import RequestLog
+from ckptsync.server.local import USERS
+from ckptsync.server.storage.content import Content
+from ckptsync.server.storage.database import Database
+from ckptsync.server.sweeping import sweep_content, sweep_expired
+from ckptsync.server.transfers.signing import Signer
+from ckptsync.server.transfers.zerocopy import ZeroCopy
 
 log = logging.getLogger(__name__)
 

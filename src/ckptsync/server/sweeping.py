@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from .content import Content
-from .database import Database
-from .deletion import delete_version
-from .endpoints import Service
+from ckptsync.server.http.endpoints import Service
+from ckptsync.server.resolvers.deletion import delete_version
+from ckptsync.server.storage.content import Content
+from ckptsync.server.storage.database import Database
 
 log = logging.getLogger(__name__)
 

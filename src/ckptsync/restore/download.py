@@ -1,0 +1,93 @@
+"""One download into a folder of the user's choice, every byte proved. Starts nothing and touches no output folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptsync import durable
+from ckptsync.checkpoint import Run, Version
+from ckptsync.errors import IntegrityError, NotFoundError, UsageError
+from ckptsync.restore import resume
+from ckptsync.store.contract import Progress, Store
+from ckptsync.store.retrying import INTERACTIVE, Patience, retry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A version on disk. `step` is None where the version doesn't tell."""
+
+    path: Path
+    version: Version
+    step: int | None
+
+
+def select(versions: Sequence[Version], run: Run, alias: str | None, *, model: bool = False) -> list[Version]:
+    """The versions that a user may mean, best first: the one with the alias, else all from the newest on.
+
+    `model` asks for the final model, else it is a checkpoint. Raises NotFoundError, naming what there is.
+    """
+    wanted = [each for each in versions if each.is_model == model]
+    if alias and alias != "latest":
+        return [resume.pick(wanted, alias, run)]
+    if model:
+        found = sorted(wanted, key=lambda each: (each.saved_at, each.number), reverse=True)
+    else:
+        found = [source.version for source in resume.order([], wanted) if source.version]
+        # What can't be resumed from can still be loaded.
+        found += [each for each in sorted(wanted, key=lambda each: each.saved_at, reverse=True) if each not in found]
+    if not found:
+        what = "final model" if model else "checkpoint"
+        hint = "It is uploaded when the training reaches its last step." if model else "`ckptsync watch` uploads them."
+        raise NotFoundError(f"run {run} has no {what} in the store", hint=hint)
+    return found
+
+
+def pull(
+    store: Store, versions: Sequence[Version], destination: Path, *, progress: Progress, patience: Patience = INTERACTIVE
+) -> Pulled:
+    """The first of the versions whose every byte proves right, as the content of a folder that is new or empty.
+
+    The folder appears in one step. An interrupted pull leaves `.NAME.partial` beside it, and the next one goes on from there.
+    Raises IntegrityError when none holds, UsageError when the folder is in use.
+    """
+    target = require_free(destination)
+    failed: list[str] = []
+    for version in versions:
+        try:
+            return _bring(store, version, target, progress, patience)
+        except (IntegrityError, NotFoundError) as error:
+            if len(versions) == 1:
+                raise
+            log.error("not pulled %s: %s", version, error)
+            failed.append(str(version))
+    raise IntegrityError(f"no version holds: tried {', '.join(failed)}")
+
+
+def require_free(destination: Path) -> Path:
+    """The folder to fill, as an absolute path. Raises UsageError when something is in it already."""
+    target = destination.expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{destination} is not an empty folder", hint="Give a folder that is new or empty.")
+    return target
+
+
+def _bring(store: Store, version: Version, target: Path, progress: Progress, patience: Patience) -> Pulled:
+    partial = target.with_name(f".{target.name}.partial")
+    durable.make_folder(target.parent)
+    resume.require_space(version, partial)
+    partial.mkdir(exist_ok=True)
+    retry(lambda: store.fetch(version, partial, progress=progress), what=f"the download of {version}", patience=patience)
+    step = version.step
+    if not version.is_model and version.ours.get("resumable") is not False and (partial / "trainer_state.json").exists():
+        try:
+            step = resume.check_download(partial, version).global_step
+        except IntegrityError:
+            durable.remove_tree(partial)
+            raise
+    durable.rename(partial, target)
+    return Pulled(target, version, step)

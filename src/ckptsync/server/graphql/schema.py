@@ -1,0 +1,116 @@
+"""The executable GraphQL schema: schema.graphql with scalars and resolvers attached."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from importlib import import_module, resources
+from typing import Any, cast
+
+from graphql import (
+    GraphQLError,
+    GraphQLInterfaceType,
+    GraphQLObjectType,
+    GraphQLSchema,
+    GraphQLUnionType,
+    build_schema,
+)
+
+from ckptsync.server.resolvers.context import RESOLVERS, global_id, snake_case
+
+RESOLVER_MODULES = (
+    "accounts",
+    "runs",
+    "history",
+    "runfiles",
+    "deletion",
+    "collection",
+    "aliases",
+    "artifacts",
+    "files",
+    "saving",
+    "registry",
+    "lineage",
+)
+GLOBAL_IDS = ("Project", "Run", "Artifact", "ArtifactSequence", "ArtifactPortfolio", "ArtifactCollectionMembership")
+LOCAL_IDS = ("ArtifactAlias", "Tag", "ArtifactManifest")
+
+
+def resolve_field(source: Any, info: Any, **_arguments: Any) -> Any:
+    """A field without a resolver of its own: the key of that name, or the column (camelCase is snake_case there)."""
+    name = info.field_name
+    if name in source:
+        return source[name]
+    return source.get(snake_case(name))
+
+
+def _date(value: Any) -> str:
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise GraphQLError("Int64 has to be a whole number")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise GraphQLError("a JSONString has to be a string")
+    return value
+
+
+def _attach_scalars(schema: GraphQLSchema) -> None:
+    # graphql-core 3.3 renamed these attributes and keeps the old names beside the new ones.
+    for name, attributes, function in (
+        ("Int64", ("parse_value", "coerce_input_value"), _integer),
+        ("JSONString", ("parse_value", "coerce_input_value"), _text),
+        ("DateTime", ("serialize", "coerce_output_value"), _date),
+    ):
+        for attribute in attributes:
+            setattr(schema.type_map[name], attribute, function)
+
+
+def _attach_ids(schema: GraphQLSchema) -> None:
+    def resolve_id(source: Any, info: Any) -> str:
+        return global_id(info.parent_type.name, source["id"])
+
+    for name in (*GLOBAL_IDS, *LOCAL_IDS):
+        _object(schema, name).fields["id"].resolve = resolve_id
+
+
+def _attach_types(schema: GraphQLSchema) -> None:
+    def collection_kind(source: Any, *_: Any) -> str:
+        return "ArtifactSequence" if source["kind"] == "SEQUENCE" else "ArtifactPortfolio"
+
+    def creator_kind(source: Any, *_: Any) -> str:
+        return "Run" if "heartbeat_at" in source else "User"
+
+    cast(GraphQLInterfaceType, schema.type_map["ArtifactCollection"]).resolve_type = collection_kind
+    cast(GraphQLUnionType, schema.type_map["ArtifactCreator"]).resolve_type = creator_kind
+
+
+def _attach_resolvers(schema: GraphQLSchema) -> None:
+    for name in RESOLVER_MODULES:
+        import_module(f"ckptsync.server.resolvers.{name}")
+    collections = ("ArtifactSequence", "ArtifactPortfolio")
+    for path, resolver in RESOLVERS.items():
+        type_name, _, field_name = path.partition(".")
+        for owner in collections if type_name == "ArtifactCollection" else (type_name,):
+            _object(schema, owner).fields[field_name].resolve = resolver
+
+
+def _object(schema: GraphQLSchema, name: str) -> GraphQLObjectType:
+    return cast(GraphQLObjectType, schema.type_map[name])
+
+
+@cache
+def executable_schema() -> GraphQLSchema:
+    """The one schema of this process."""
+    text = resources.files(__package__).joinpath("schema.graphql").read_text(encoding="utf-8")
+    schema = build_schema(text)
+    _attach_scalars(schema)
+    _attach_ids(schema)
+    _attach_types(schema)
+    _attach_resolvers(schema)
+    return schema

@@ -1,0 +1,267 @@
+"""Collections of versions (sequences and portfolios), their types and memberships: found, listed, edited, deleted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from graphql import GraphQLError
+
+from ckptsync.server.resolvers.accounts import find_project
+from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
+from ckptsync.server.resolvers.deletion import delete_version
+from ckptsync.server.resolvers.filters import ordered, selected
+from ckptsync.server.resolvers.paging import page
+from ckptsync.server.resolvers.tags import add_tags, remove_tags, tags_of
+
+COLLECTION_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+TYPE_NAME = re.compile(r"[-\w]+([ ]*[-.\w]+)*")
+VERSION = re.compile(r"v(\d{1,18})")
+
+
+def find_collection(call: Call, project: Row | None, name: str) -> Row | None:
+    if project is None:
+        return None
+    return call.row("SELECT * FROM collections WHERE project_id = ? AND name = ? AND state = 'READY'", project["id"], name)
+
+
+def ensure_collection(call: Call, project: Row, name: str, kind: str, type_name: str) -> Row:
+    """The collection, made if it is new. GraphQLError when the name is taken by another kind or type."""
+    found = find_collection(call, project, name)
+    if found is None:
+        if not COLLECTION_NAME.fullmatch(name):
+            raise GraphQLError(f"invalid artifact name {name!r}")
+        if not TYPE_NAME.fullmatch(type_name) or len(type_name) > 128:
+            raise GraphQLError("invalid artifact type")
+        columns = {"project_id": project["id"], "name": name, "kind": kind, "type": type_name}
+        row_id = call.insert("collections", **columns, created_at=call.now, updated_at=call.now)
+        found = collection_by_row(call, row_id)
+    if found["kind"] != kind:
+        raise GraphQLError(f"{name} is a {found['kind'].lower()}, not a {kind.lower()}")
+    if found["type"] != type_name:
+        raise GraphQLError(f"artifact {name} already exists with type {found['type']!r}; cannot be of type {type_name!r}")
+    return found
+
+
+def collection_by_row(call: Call, row_id: int) -> Row:
+    return call.one("SELECT * FROM collections WHERE id = ?", row_id)
+
+
+def collection_by_id(call: Call, identifier: str, kind: str | None = None) -> Row:
+    """The collection of a global id; GraphQLError when it doesn't exist or is of another kind."""
+    for name in ("ArtifactSequence", "ArtifactPortfolio"):
+        try:
+            row_id = row_id_of(name, identifier)
+        except GraphQLError:
+            continue
+        found = call.row("SELECT * FROM collections WHERE id = ? AND state = 'READY'", row_id)
+        if found is not None and kind in (None, found["kind"]):
+            return found
+    raise GraphQLError("no such artifact collection")
+
+
+def find_membership(call: Call, collection: Row | None, alias: str) -> Row | None:
+    """The membership that `vN` or an alias names."""
+    if collection is None:
+        return None
+    version = VERSION.fullmatch(alias)
+    if version:
+        return call.row("SELECT * FROM memberships WHERE collection_id = ? AND version = ?", collection["id"], int(version[1]))
+    return call.row(
+        "SELECT m.* FROM memberships m JOIN aliases a USING (collection_id, artifact_id) WHERE collection_id = ? AND alias = ?",
+        collection["id"],
+        alias,
+    )
+
+
+def add_member(call: Call, collection: Row, artifact_id: int) -> Row:
+    """The version's membership in a collection; a new one gets the next number, which no version ever had."""
+    found = call.row("SELECT * FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
+    if found is not None:
+        return found
+    version = collection_by_row(call, collection["id"])["next_version"]
+    call.update("collections", collection["id"], next_version=version + 1, updated_at=call.now)
+    columns = {"collection_id": collection["id"], "artifact_id": artifact_id, "version": version}
+    row_id = call.insert("memberships", **columns, created_at=call.now)
+    return {"id": row_id, **columns, "created_at": call.now}
+
+
+def _type(project_id: int, name: str, created_at: float) -> Row:
+    identifier = global_id("ArtifactType", project_id)
+    return {"id": f"{identifier}:{name}", "name": name, "created_at": created_at, "project_id": project_id}
+
+
+@resolves("Project.artifactType")
+def project_artifact_type(source: Row, call: Call, name: str) -> Row | None:
+    first = call.row("SELECT min(created_at) AS at FROM collections WHERE project_id = ? AND type = ?", source["id"], name)
+    return _type(source["id"], name, first["at"]) if first and first["at"] is not None else None
+
+
+@resolves("Project.artifactTypes")
+def project_artifact_types(source: Row, call: Call, first: int | None = None, after: str | None = None, **_arguments: Any) -> Row:
+    rows = call.rows("SELECT type, min(created_at) AS at FROM collections WHERE project_id = ? GROUP BY type", source["id"])
+    types = [_type(source["id"], row["type"], row["at"]) for row in rows]
+    return page(types, first, after)
+
+
+@resolves("Project.artifactCollection")
+def project_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
+    return find_collection(call, source, name)
+
+
+@resolves("ArtifactType.artifactCollection")
+def type_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
+    found = find_collection(call, {"id": source["project_id"]}, name)
+    return found if found and found["type"] == source["name"] else None
+
+
+def collections_of(call: Call, project_ids: Sequence[int], filters: str | None, order: str | None, **equal: Any) -> list[Row]:
+    """The live collections of some projects, newest first unless an order is given."""
+    rows: list[Row] = []
+    for project_id in project_ids:
+        rows += call.rows("SELECT * FROM collections WHERE project_id = ? AND state = 'READY' ORDER BY id DESC", project_id)
+    rows = [row for row in rows if all(row[name] == value for name, value in equal.items() if value is not None)]
+    look_up = partial(_lookup, call)
+    return ordered(selected(rows, filters, look_up), order, look_up)
+
+
+def _lookup(call: Call, collection: Row, name: str) -> Any:
+    if name in ("tag", "tags"):
+        return [tag["name"] for tag in tags_of(call, "collection", collection["id"])]
+    columns = {"createdAt": "created_at", "updatedAt": "updated_at"}
+    return collection.get(columns.get(name, name))
+
+
+@resolves("Project.artifactCollections")
+def project_artifact_collections(
+    source: Row,
+    call: Call,
+    filters: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    order: str | None = None,
+) -> Row:
+    return page(collections_of(call, [source["id"]], filters, order), first, after)
+
+
+@resolves("ArtifactType.artifactCollections")
+def type_artifact_collections(
+    source: Row,
+    call: Call,
+    filters: str | None = None,
+    first: int | None = None,
+    after: str | None = None,
+    order: str | None = None,
+) -> Row:
+    rows = collections_of(call, [source["project_id"]], filters, order, type=source["name"])
+    return page(rows, first, after)
+
+
+@resolves("Query.artifactCollection")
+def query_artifact_collection(_source: None, call: Call, identifier: str) -> Row | None:
+    try:
+        return collection_by_id(call, identifier)
+    except GraphQLError:
+        return None
+
+
+@resolves("ArtifactCollection.project")
+def collection_project(source: Row, call: Call) -> Row | None:
+    return call.row("SELECT * FROM projects WHERE id = ?", source["project_id"])
+
+
+@resolves("ArtifactCollection.defaultArtifactType")
+def collection_type(source: Row, _call: Call) -> Row:
+    return _type(source["project_id"], source["type"], source["created_at"])
+
+
+@resolves("ArtifactCollection.tags")
+def collection_tags(source: Row, call: Call) -> Row:
+    return {"edges": [{"node": tag} for tag in tags_of(call, "collection", source["id"])]}
+
+
+@resolves("ArtifactCollection.aliases")
+def collection_aliases(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
+    rows = call.rows("SELECT * FROM aliases WHERE collection_id = ? ORDER BY id", source["id"])
+    return page(rows, first, after)
+
+
+@resolves("ArtifactCollection.artifactMembership")
+def collection_membership(
+    source: Row,
+    call: Call,
+    alias_name: str,
+) -> Row | None:
+    return find_membership(call, source, alias_name)
+
+
+@resolves("Project.artifactCollectionMembership")
+def project_membership(source: Row, call: Call, name: str) -> Row | None:
+    collection_name, _, alias = name.partition(":")
+    return find_membership(call, find_collection(call, source, collection_name), alias or "latest")
+
+
+@resolves("ArtifactAlias.artifactCollection", "ArtifactCollectionMembership.artifactCollection")
+def its_collection(source: Row, call: Call) -> Row:
+    return collection_by_row(call, source["collection_id"])
+
+
+@resolves("Mutation.updateArtifactSequence", "Mutation.updateArtifactPortfolio")
+def update_collection(_source: None, call: Call, given: Row) -> Row:
+    collection = collection_by_id(call, given.get("artifactSequenceID") or given["artifactPortfolioID"])
+    name = given.get("name") or collection["name"]
+    taken = name != collection["name"] and find_collection(call, {"id": collection["project_id"]}, name)
+    if taken or not COLLECTION_NAME.fullmatch(name):
+        raise GraphQLError(f"the name {name!r} cannot be used")
+    changes = {"name": name}
+    if "description" in given:
+        changes["description"] = given["description"]
+    call.update("collections", collection["id"], **changes, updated_at=call.now)
+    return {"artifactCollection": collection_by_row(call, collection["id"])}
+
+
+@resolves("Mutation.moveArtifactSequence")
+def move_sequence(_source: None, call: Call, given: Row) -> Row:
+    collection = collection_by_id(call, given["artifactSequenceID"], "SEQUENCE")
+    if not TYPE_NAME.fullmatch(given["destinationArtifactTypeName"]):
+        raise GraphQLError("invalid artifact type")
+    call.update("collections", collection["id"], type=given["destinationArtifactTypeName"], updated_at=call.now)
+    return {"artifactCollection": collection_by_row(call, collection["id"])}
+
+
+@resolves("Mutation.deleteArtifactSequence", "Mutation.deleteArtifactPortfolio")
+def delete_collection(_source: None, call: Call, given: Row) -> Row:
+    """Delete a sequence with all its versions, or a portfolio, whose versions live on in their sequences."""
+    collection = collection_by_id(call, given.get("artifactSequenceID") or given["artifactPortfolioID"])
+    if collection["kind"] == "SEQUENCE":
+        for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection["id"]):
+            delete_version(call, artifact["id"])
+    for table in ("memberships", "aliases"):
+        call.execute(f"DELETE FROM {table} WHERE collection_id = ?", collection["id"])  # noqa: S608 - our own names
+    call.execute("DELETE FROM tags WHERE owner = 'collection' AND owner_id = ?", collection["id"])
+    call.update("collections", collection["id"], state="DELETED", updated_at=call.now)
+    return {"artifactCollection": collection_by_row(call, collection["id"])}
+
+
+def named_collection(call: Call, given: Row) -> Row:
+    """The collection that a request names by entity, project and name; GraphQLError when there is none."""
+    project = find_project(call, given["entityName"], given["projectName"])
+    collection = find_collection(call, project, given["artifactCollectionName"])
+    if collection is None:
+        raise GraphQLError("no such artifact collection")
+    return collection
+
+
+@resolves("Mutation.createArtifactCollectionTagAssignments")
+def tag_collection(_source: None, call: Call, given: Row) -> Row:
+    collection = named_collection(call, given)
+    add_tags(call, "collection", collection["id"], given["tags"])
+    return {"tags": tags_of(call, "collection", collection["id"])}
+
+
+@resolves("Mutation.deleteArtifactCollectionTagAssignments")
+def untag_collection(_source: None, call: Call, given: Row) -> Row:
+    remove_tags(call, "collection", named_collection(call, given)["id"], given["tags"])
+    return {"success": True}

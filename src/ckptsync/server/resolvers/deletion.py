@@ -1,0 +1,72 @@
+"""Deleting runs and versions, and freeing the bytes that nothing refers to any more."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from graphql import GraphQLError
+
+from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
+from ckptsync.server.resolvers.runs import run_by_id
+
+
+@resolves("Mutation.deleteRun")
+def delete_run(_source: None, call: Call, given: Row) -> Row:
+    """Remove a run with its history and files. Its artifacts stay unless deleteArtifacts says otherwise."""
+    run = run_by_id(call, given["id"])
+    if given.get("deleteArtifacts"):
+        for artifact in call.rows("SELECT id FROM artifacts WHERE run_id = ? AND state = 'COMMITTED'", run["id"]):
+            delete_version(call, artifact["id"])
+    contents = {row["content"] for row in call.rows("SELECT content FROM run_files WHERE run_id = ?", run["id"])}
+    call.execute("DELETE FROM runs WHERE id = ?", run["id"])
+    release(call, contents)
+    return {"success": True}
+
+
+def delete_version(call: Call, artifact_id: int) -> None:
+    """Make a version deleted: out of every collection, its aliases gone, its number never given again, its bytes freed."""
+    contents = {row["content"] for row in call.rows("SELECT content FROM artifact_files WHERE artifact_id = ?", artifact_id)}
+    contents |= {row["manifest"] for row in call.rows("SELECT manifest FROM artifacts WHERE id = ?", artifact_id)}
+    for table in ("artifact_files", "memberships", "aliases", "outputs", "inputs"):
+        call.execute(f"DELETE FROM {table} WHERE artifact_id = ?", artifact_id)  # noqa: S608 - our own names
+    call.execute("DELETE FROM tags WHERE owner = 'artifact' AND owner_id = ?", artifact_id)
+    call.update("artifacts", artifact_id, state="DELETED", manifest=None, updated_at=call.now)
+    release(call, contents)
+
+
+def release(call: Call, contents: set[str | None]) -> None:
+    """Free the bytes of contents that nothing refers to any more, once this transaction is durable."""
+    for content in filter(None, contents):
+        if _is_used(call, content):
+            continue
+        if content.startswith("parts-"):
+            parts = {row["part"] for row in call.rows("SELECT part FROM parts WHERE content = ?", content)}
+            call.execute("DELETE FROM parts WHERE content = ?", content)
+            release(call, parts)
+        else:
+            call.after_commit.append(partial(call.content.remove, content))
+
+
+def _is_used(call: Call, content: str) -> bool:
+    return any(
+        call.row(f"SELECT 1 FROM {table} WHERE {column} = ? LIMIT 1", content)  # noqa: S608 - our own names
+        for table, column in (
+            ("artifact_files", "content"),
+            ("run_files", "content"),
+            ("artifacts", "manifest"),
+            ("parts", "part"),
+        )
+    )
+
+
+@resolves("Mutation.deleteArtifact")
+def delete_artifact(_source: None, call: Call, given: Row) -> Row:
+    """Delete a version. One that still has aliases only when deleteAliases says so."""
+    artifact = call.row("SELECT * FROM artifacts WHERE id = ?", row_id_of("Artifact", given["artifactID"]))
+    if artifact is None or artifact["state"] == "DELETED":
+        raise GraphQLError("no such artifact")
+    aliased = call.row("SELECT 1 FROM aliases WHERE artifact_id = ?", artifact["id"])
+    if aliased and not given.get("deleteAliases"):
+        raise GraphQLError("cannot delete an artifact version that has aliases; set deleteAliases to delete them too")
+    delete_version(call, artifact["id"])
+    return {"artifact": {**artifact, "state": "DELETED"}}

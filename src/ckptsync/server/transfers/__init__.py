@@ -1,0 +1,1 @@
+"""The bytes on the wire: signed links, request bodies past the parser, files past the interpreter."""

@@ -1,0 +1,143 @@
+"""The files of a committed version, on their way back: into a folder, or read only to be proved."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptsync.checkpoint import Problem, Version
+from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError
+from ckptsync.store import ranges
+from ckptsync.store.contract import Progress
+from ckptsync.store.manifest import Entry, Urls, entries_of, remove_others, written
+
+if TYPE_CHECKING:
+    import requests
+
+READERS = 8
+"""Files at once, and ranges at once."""
+
+NO_ROOM_HINT = "Free some space or give another folder; what is complete already is kept for the next try."
+
+DOWNLOADS = 2
+"""How often a file may arrive with other bytes than its digest says: once on the way is an accident, twice means the store."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+class Contents:
+    """What the manifest of a version says, and the addresses of its files.
+
+    `translated` makes an error of the client one of ours; it is given what was tried. The making asks the
+    store for both, so it has to stand in such a block too.
+    """
+
+    def __init__(self, artifact: Any, version: Version, translated: Callable[[str], AbstractContextManager[None]]) -> None:
+        self._version = version
+        self._translated = translated
+        self._entries = entries_of(artifact, version)
+        self._urls = Urls(artifact)
+
+    def fetch(self, into: Path, *, progress: Progress) -> None:
+        """See Store.fetch: files that are there and prove right are kept, others are removed."""
+        for entry in self._entries.values():
+            entry.require_no_links(into)
+        remove_others(into, {*self._entries, *(path + ranges.SIDECAR for path in self._entries)})
+        arrived = self._counter(progress)
+        with _session() as session, ThreadPoolExecutor(READERS) as pool, ThreadPoolExecutor(READERS) as files:
+            outcomes = [files.submit(self._bring, session, pool, entry, into, arrived) for entry in self._entries.values()]
+            for outcome in outcomes:
+                outcome.result()
+
+    def prove(self, proved: set[str], *, progress: Progress) -> list[Problem]:
+        """See Store.prove: every byte that isn't proved yet is read, and none kept."""
+        arrived = self._counter(progress)
+        with _session() as session, ThreadPoolExecutor(READERS) as files:
+            outcomes = [files.submit(self._read, session, entry, proved, arrived) for entry in self._entries.values()]
+            return [problem for outcome in outcomes if (problem := outcome.result())]
+
+    def _bring(
+        self,
+        session: requests.Session,
+        pool: ThreadPoolExecutor,
+        entry: Entry,
+        into: Path,
+        arrived: Callable[[int], None],
+    ) -> None:
+        note = ranges.Finished.of(into / entry.path, entry.size, entry.digest)
+        # One that was left in the middle has its size already, and is not read for nothing.
+        if not note.path.exists() and entry.proved(into):
+            arrived(entry.size)
+            return
+        what = f"the download of {entry.path}"
+        for _ in range(DOWNLOADS):
+            digest = entry.hasher()
+            with self._translated(what), _local(what):
+                ranges.download(
+                    session,
+                    lambda: self._urls.of(entry.path),
+                    into / entry.path,
+                    entry.size,
+                    pool=pool,
+                    arrived=arrived,
+                    seen=digest.update,
+                    finished=note,
+                )
+            note.forget()
+            if written(digest) == entry.digest:
+                return
+        raise IntegrityError(
+            f"{self._version.name}:{self._version.version}: {entry.path} does not have the digest of its manifest"
+        )
+
+    def _read(self, session: requests.Session, entry: Entry, proved: set[str], arrived: Callable[[int], None]) -> Problem | None:
+        if entry.path in proved:
+            arrived(entry.size)
+            return None
+        try:
+            with self._translated(f"the reading of {entry.path}"):
+                found = entry.digest_of(ranges.read(session, self._urls.of(entry.path), entry.size, arrived=arrived))
+        except (NotFoundError, IntegrityError) as error:
+            return Problem(entry.path, str(error))
+        if found != entry.digest:
+            return Problem(entry.path, "does not have the digest of its manifest")
+        proved.add(entry.path)
+        return None
+
+    def _counter(self, progress: Progress) -> Callable[[int], None]:
+        """Adds up for `progress`, from any thread; a file that comes twice doesn't make it more bytes than there are."""
+        done, total, lock = 0, sum(entry.size for entry in self._entries.values()), threading.Lock()
+
+        def arrived(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                progress(min(done, total), total)
+
+        return arrived
+
+
+@contextmanager
+def _session() -> Iterator[requests.Session]:
+    """Connections enough for every file and every range at once."""
+    import requests
+
+    with requests.Session() as session:
+        session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=READERS * 2))
+        yield session
+
+
+@contextmanager
+def _local(what: str) -> Iterator[None]:
+    """Tell a full or read-only disk of this machine from a failing store: trying again would not help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise CkptsyncError(f"{what} failed: {error.strerror}", hint=NO_ROOM_HINT) from error

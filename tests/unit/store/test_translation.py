@@ -1,0 +1,28 @@
+"""What the wandb client's errors mean: whether to try again, to wait for a person, or to look elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptsync.errors import CkptsyncError, NotFoundError, PermanentStoreError, RejectedError, TransientStoreError
+from ckptsync.store.translation import translate
+
+
+@pytest.mark.parametrize("name", ["bert-500", "exp-503", "lr-401", "timeout-fix", "read-only", "quota", "404"])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("artifact membership 'checkpoint-{}:latest' not found in 'me/{}'", NotFoundError),
+        ("Could not find run <Run me/p/{} (not found)>", NotFoundError),
+        ("upload of {} failed: returned error 503: please come back", TransientStoreError),
+        ("PUT https://files/{}/a: connection refused", TransientStoreError),
+        ("storage quota exceeded for checkpoint-{}", PermanentStoreError),
+        ("{}: permission denied for this project", PermanentStoreError),
+        ("{}: returned error 401: user is not logged in", RejectedError),
+    ],
+)
+def test_a_name_of_the_user_is_no_reason(name: str, text: str, kind: type[CkptsyncError]) -> None:
+    error = translate(ValueError(text.format(name, name)), "the upload", {name, "p", "me", ""})
+
+    assert type(error) is kind
+    assert name in str(error)
