@@ -85,11 +85,11 @@ def _start(bed: Bed, server: BenchServer, output_dir: Path, root: Path) -> tuple
 _HOUR = """
 import sys, time
 from pathlib import Path
-from ckptsync.upload.settling import Settling
+from ckptsync.upload.quiet_period import QuietPeriod
 from tests.bench import processes
 import os
 now = 0.0
-settling = Settling(Path(sys.argv[1]), Path(sys.argv[1]) / ".ckptsync/complete", quiet=3.0, clock=lambda: now)
+settling = QuietPeriod(Path(sys.argv[1]), Path(sys.argv[1]) / ".ckptsync/complete", quiet=3.0, clock=lambda: now)
 def look():
     global now
     now += 2.0

@@ -5,20 +5,20 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptsync.job import grace
-from ckptsync.job.grace import Fit
-from ckptsync.job.restarts import CRASH_LOOP, LONGEST_PAUSE, Restarts
+from ckptsync.job import grace_period
+from ckptsync.job.grace_period import Fit
+from ckptsync.job.restart_policy import CRASH_LOOP, LONGEST_PAUSE, RestartPolicy
 
 
 def test_without_restarts_a_failure_is_the_end() -> None:
-    decision = Restarts(0).after(1, before=0, reached=40)
+    decision = RestartPolicy(0).after(1, before=0, reached=40)
 
     assert decision.pause is None
     assert decision.reason == "the training failed with 1 after step 40"
 
 
 def test_restarts_are_spent_one_by_one_while_there_is_progress() -> None:
-    restarts = Restarts(2)
+    restarts = RestartPolicy(2)
 
     decisions = [restarts.after(9, before=step, reached=step + 10) for step in (0, 10, 20)]
 
@@ -27,7 +27,7 @@ def test_restarts_are_spent_one_by_one_while_there_is_progress() -> None:
 
 
 def test_three_failures_in_a_row_without_a_new_checkpoint_are_a_crash_loop() -> None:
-    restarts = Restarts(10)
+    restarts = RestartPolicy(10)
 
     decisions = [restarts.after(7, before=20, reached=20) for _ in range(3)]
 
@@ -37,7 +37,7 @@ def test_three_failures_in_a_row_without_a_new_checkpoint_are_a_crash_loop() -> 
 
 @given(st.integers(0, 30), st.lists(st.booleans(), min_size=1, max_size=60))
 def test_a_training_is_never_started_again_more_often_than_allowed_or_in_a_loop(limit: int, progress: list[bool]) -> None:
-    restarts, step, started, fruitless = Restarts(limit), 0, 0, 0
+    restarts, step, started, fruitless = RestartPolicy(limit), 0, 0, 0
 
     for gained in progress:
         decision = restarts.after(1, before=step, reached=step + gained)
@@ -78,6 +78,6 @@ def test_without_a_known_notice_nothing_is_told() -> None:
 
 
 def test_the_shortest_notice_of_this_machine_counts() -> None:
-    assert grace.usual([], {}) is None
-    assert grace.usual(["aws"], {}) == 120
-    assert grace.usual(["aws"], {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 30
+    assert grace_period.usual([], {}) is None
+    assert grace_period.usual(["aws"], {}) == 120
+    assert grace_period.usual(["aws"], {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 30

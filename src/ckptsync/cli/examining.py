@@ -13,11 +13,11 @@ from ckptsync import config, record
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options
 from ckptsync.errors import CkptsyncError
-from ckptsync.rehearsal import checkup
-from ckptsync.rehearsal.checkup import ERROR, OK, WARNING, Finding
+from ckptsync.rehearsal import health_check
+from ckptsync.rehearsal.health_check import ERROR, OK, WARNING, Finding
 from ckptsync.restore import resume
-from ckptsync.store import inquiry
-from ckptsync.store.inquiry import About
+from ckptsync.store import server_info
+from ckptsync.store.server_info import ServerInfo
 from ckptsync.store.wandb_store import WandbStore
 
 SKEW_MUCH = 60.0
@@ -48,7 +48,7 @@ def doctor_command(
     )
     failed: list[CkptsyncError] = []
     findings = []
-    for finding in (*_store(run, failed, local=local, rehearse=not dry_run), *checkup.machine(folder)):
+    for finding in (*_store(run, failed, local=local, rehearse=not dry_run), *health_check.machine(folder)):
         findings.append(finding)
         if not as_json:
             click.echo(f"{MARKS[finding.state]}  {finding.check}: {finding.message}")
@@ -68,7 +68,7 @@ def _store(run: Run, failed: list[CkptsyncError], *, local: bool, rehearse: bool
         return
     try:
         with options.connected(local=local) as connection:
-            about = inquiry.inquire(connection, run)
+            about = server_info.ask(connection, run)
             yield Finding("credentials", OK, f"the key belongs to {about.user}")
             yield Finding("server", OK, f"{connection.base_url} answers in {1000 * about.seconds:.0f} ms, {about.server}")
             yield _entity(about)
@@ -83,7 +83,7 @@ def _store(run: Run, failed: list[CkptsyncError], *, local: bool, rehearse: bool
         yield Finding(check, ERROR, str(error), error.hint)
 
 
-def _entity(about: About) -> Finding:
+def _entity(about: ServerInfo) -> Finding:
     if about.entity in about.entities:
         return Finding("entity", OK, f"{about.entity} is yours")
     return Finding(
@@ -91,7 +91,7 @@ def _entity(about: About) -> Finding:
     )
 
 
-def _project(run: Run, about: About) -> Finding:
+def _project(run: Run, about: ServerInfo) -> Finding:
     if about.project_exists:
         return Finding("project", OK, f"{about.entity}/{run.project} exists")
     advice = "Check --project and WANDB_PROJECT, if you expected one."
@@ -107,7 +107,7 @@ def _permissions(store: WandbStore, failed: list[CkptsyncError]) -> Finding:
     return Finding("permissions", OK, "may upload and delete: a tiny artifact was made and removed again")
 
 
-def _clock(about: About) -> Finding:
+def _clock(about: ServerInfo) -> Finding:
     if about.skew is None:
         return Finding("clock", OK, "the server doesn't tell its time")
     if abs(about.skew) > SKEW_MUCH:

@@ -20,7 +20,7 @@ from ckptsync.cli import options, progress
 from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError, UsageError
-from ckptsync.job import launch, preemption, supervise
+from ckptsync.job import launch, preemption, supervisor
 from ckptsync.job.launch import Training, environment, fill
 from ckptsync.restore import resume
 from ckptsync.restore.resume import Placed, Resume
@@ -110,7 +110,7 @@ def resume_command(
         if start.finished(placed):
             return
         start.command = lambda placed: _command(command, output_dir, placed, yes=yes)
-        code = start.see_through(supervise.Terms(preemption.sources(notice), grace, max_restarts), placed)
+        code = start.see_through(supervisor.Terms(preemption.sources(notice), grace, max_restarts), placed)
         raise click.exceptions.Exit(code)
 
 
@@ -165,7 +165,7 @@ class Start:
         self._allow_restart = allow_restart
         self._exists = False
 
-    def see_through(self, terms: supervise.Terms, placed: Placed | None = None) -> int:
+    def see_through(self, terms: supervisor.Terms, placed: Placed | None = None) -> int:
         """Start, and stay beside the training until it has ended for good. `placed` is what the first start goes on from."""
         waiting = [placed] if placed else []
         self.following.note(self._output_dir)
@@ -181,7 +181,7 @@ class Start:
         again = reread(lambda following, _: following.policy())
         watched = daemon.Daemon(watch, daemon.Stop(), manager=self.manager, reread=again)
         begin = lambda: self._begin(waiting.pop()) if waiting else self._begin_again()  # noqa: E731
-        return supervise.Supervisor(watched, begin, terms).run()
+        return supervisor.Supervisor(watched, begin, terms).run()
 
     def pull(self, alias: str | None = None) -> Placed:
         """The newest valid checkpoint of a run that must exist, in its place. Where W&B is off, the newest that is here."""
@@ -200,12 +200,12 @@ class Start:
             return True
         return False
 
-    def _begin_again(self) -> supervise.Start | None:
+    def _begin_again(self) -> supervisor.Start | None:
         left = launch.left_running(self._output_dir)
         if left:
             whole, _ = resume.local_checkpoints(self._output_dir)
             log.warning("the training still runs (pid %d): following it, no other one is started", left.members()[0])
-            return supervise.Start(lambda: left, max((each.step for each in whole), default=0))
+            return supervisor.Start(lambda: left, max((each.step for each in whole), default=0))
         placed = self._find()
         return None if placed and self.finished(placed) else self._begin(placed)
 
@@ -253,7 +253,7 @@ class Start:
             _tell_replay(store, self.run, placed)
         return placed
 
-    def _begin(self, placed: Placed | None) -> supervise.Start:
+    def _begin(self, placed: Placed | None) -> supervisor.Start:
         """Write down who the training is from now on, and say how to start it."""
         command, cwd = self.command(placed)
         recordable = record.recordable(command)
@@ -285,7 +285,7 @@ class Start:
             record.update(self._output_dir, training=processes.name(training.pid))
             return training
 
-        return supervise.Start(start, placed.step if placed else 0)
+        return supervisor.Start(start, placed.step if placed else 0)
 
 
 def _patience(seconds: float | None, usual: float) -> Patience:
@@ -375,7 +375,7 @@ def run_command(
         start.manager, start.following = manager, following
         start.patience = _patience(retry_for, SHORTLY if _resumable_here(output_dir) else AT_LENGTH)
         start.command = lambda _: ([str(word) for word in command], None)
-        raise click.exceptions.Exit(start.see_through(supervise.Terms(preemption.sources(notice), grace, max_restarts)))
+        raise click.exceptions.Exit(start.see_through(supervisor.Terms(preemption.sources(notice), grace, max_restarts)))
 
 
 def _resumable_here(output_dir: Path) -> bool:

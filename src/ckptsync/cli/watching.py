@@ -14,7 +14,7 @@ from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import PreemptedError
 from ckptsync.job import preemption
-from ckptsync.job.lookout import Lookout
+from ckptsync.job.sidecar import Sidecar
 from ckptsync.restore import resume
 from ckptsync.service import notify
 from ckptsync.upload import daemon
@@ -97,8 +97,8 @@ def watch_command(
                 watched.once()
             else:
                 gone = daemon.process_ended(pid) if pid else lambda: False
-                with Lookout(watched, preemption.sources(notice), grace).kept() as lookout:
-                    watched.follow(ended=lambda: gone() or lookout.ended())
+                with Sidecar(watched, preemption.sources(notice), grace).kept() as sidecar:
+                    watched.follow(ended=lambda: gone() or sidecar.ended())
                     watched.raise_outcome()
-                    if lookout.preempted():
+                    if sidecar.preempted():
                         raise click.exceptions.Exit(PreemptedError.exit_code)

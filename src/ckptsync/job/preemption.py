@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from ckptsync.job import grace
+from ckptsync.job import grace_period
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Google:
             raise ValueError(f"status {answer.status}")
         # Only now: after any failure the next look is a plain one, and no flip is missed.
         self._etag = answer.headers.get("etag")
-        return Notice(self.name, grace.PROMISED[self.name]) if answer.text == "TRUE" else None
+        return Notice(self.name, grace_period.PROMISED[self.name]) if answer.text == "TRUE" else None
 
     def _ask(self, query: str, timeout: float) -> Answer:
         path = "/computeMetadata/v1/instance/preempted" + query

@@ -23,7 +23,7 @@ from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageE
 from ckptsync.store import artifact
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
-from ckptsync.upload import guard
+from ckptsync.upload import lineage
 from ckptsync.upload.spool import Spool
 
 Result = TypeVar("Result")
@@ -114,8 +114,8 @@ def going_on(whole: Sequence[Checkpoint], spool: Spool) -> list[Checkpoint]:
     The watcher noted when that was: the Trainer's rotation may have taken the first saves, and the later ones look like progress.
     """
     known = record.read(spool.output_dir)
-    before = guard.progress(known, list(spool.receipts()))
-    over = [each.saved_at for each in whole if guard.started_over(each.step, each.saved_at, before)]
+    before = lineage.progress(known, list(spool.receipts()))
+    over = [each.saved_at for each in whole if lineage.started_over(each.step, each.saved_at, before)]
     if known.restarted_at is not None:
         over.append(known.restarted_at)
     return [each for each in whole if not over or each.saved_at < min(over)]

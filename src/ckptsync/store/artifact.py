@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ckptsync.checkpoint import Run, Snapshot, Version, step_of
-from ckptsync.layouts.model import Model
+from ckptsync.layouts.final_model import Model
 from ckptsync.record import Record, recordable
 from ckptsync.store.contract import Upload
 

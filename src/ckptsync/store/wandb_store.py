@@ -21,10 +21,10 @@ from ckptsync.checkpoint import File, Problem, Run, Snapshot, Version
 from ckptsync.config import Connection
 from ckptsync.durable import unchanged
 from ckptsync.errors import NotFoundError, RejectedError, SnapshotChangedError, StoreError, TransientStoreError
-from ckptsync.store.contents import READERS, Contents
+from ckptsync.store.client_errors import translated
 from ckptsync.store.contract import Progress, Upload
 from ckptsync.store.manifest import Entry
-from ckptsync.store.translation import translated
+from ckptsync.store.version_files import READERS, VersionFiles
 
 TYPE = "model"
 """The type of every collection that holds checkpoints: a collection has one type, and HF's WandbCallback uses this one."""
@@ -262,15 +262,15 @@ class WandbStore:
 
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
         """See Store."""
-        self._contents(version).fetch(into, progress=progress)
+        self._files(version).fetch(into, progress=progress)
 
     def prove(self, version: Version, proved: set[str], *, progress: Progress) -> list[Problem]:
         """See Store."""
-        return self._contents(version).prove(proved, progress=progress)
+        return self._files(version).prove(proved, progress=progress)
 
-    def _contents(self, version: Version) -> Contents:
+    def _files(self, version: Version) -> VersionFiles:
         with self._translated(f"the look-up of the files of {version.name}:{version.version}"):
-            return Contents(self._client().artifact(version.qualified), version, self._translated)
+            return VersionFiles(self._client().artifact(version.qualified), version, self._translated)
 
     def _client(self) -> Any:
         if self._api is None:

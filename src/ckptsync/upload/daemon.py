@@ -29,10 +29,10 @@ from ckptsync.errors import (
     TransientStoreError,
 )
 from ckptsync.service import notify
-from ckptsync.upload import guard
-from ckptsync.upload.settling import Rested, Settling
+from ckptsync.upload import lineage
+from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
 from ckptsync.upload.spool import Spool, newest
-from ckptsync.upload.standing import Standing
+from ckptsync.upload.status_line import StatusLine
 from ckptsync.upload.uploader import Policy, Uploader
 from ckptsync.upload.watcher import Hints
 
@@ -138,12 +138,12 @@ class Daemon:
         self.spool = Spool(watch.output_dir)
         self.restarted: RestartedError | None = None
         self.stop = stop
-        self._settling = Settling(watch.output_dir, self.spool.complete_markers, quiet=watch.quiet)
+        self._quiet_period = QuietPeriod(watch.output_dir, self.spool.complete_markers, quiet=watch.quiet)
         self._lock = durable.Lock(self.spool.lock_path)
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.policy, stop.event, stem=watch.stem)
         self._names: frozenset[str] = frozenset()
         self._seen: dict[str, str] = {}
-        self._before: guard.Progress | None = None
+        self._before: lineage.Progress | None = None
         self._refused: OSError | None = None
         self._reread = reread
         self.begun = True
@@ -186,7 +186,7 @@ class Daemon:
         """Look anew from where the training has to go on: run.json says when it was resumed, and from which step."""
         # What waits counts too: what it superseded must not come after it, or `latest` would go backwards.
         known: list[Receipt | Snapshot] = [*self.spool.receipts(), *self.spool.pending()]
-        self._before = guard.progress(record.read(self.watch.output_dir), known)
+        self._before = lineage.progress(record.read(self.watch.output_dir), known)
         self.uploader.durable = newest(each for each in known if isinstance(each, Receipt))
 
     def check_store(self) -> None:
@@ -207,7 +207,7 @@ class Daemon:
         while not self.stop.event.is_set():
             self.look()
             looked = True
-            if self._settling.unsettled and not self._refused:
+            if self._quiet_period.unsettled and not self._refused:
                 self.stop.wake.wait(SOON)
             elif not self.uploader.drain() or self.uploader.changed.empty():
                 break
@@ -216,7 +216,7 @@ class Daemon:
             raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
         if self.stop.event.is_set() and (waiting := self.spool.waiting()):
             raise CkptsyncError(f"stopped with {len(waiting)} not durable: {', '.join(waiting)}", hint="Start it again to go on.")
-        if self.stop.event.is_set() and (self._settling.unsettled or not looked):
+        if self.stop.event.is_set() and (self._quiet_period.unsettled or not looked):
             raise CkptsyncError("stopped before all that is there was looked at", hint="Start it again to go on.")
 
     def follow(self, *, ended: Callable[[], bool] = lambda: False) -> None:
@@ -256,33 +256,33 @@ class Daemon:
 
     def look(self) -> None:
         """One look at the folder: whatever rests is judged, and pinned when it is whole."""
-        whole: list[tuple[Rested, Checkpoint]] = []
+        whole: list[tuple[QuietFolder, Checkpoint]] = []
         while not self.uploader.changed.empty():
-            self._settling.forget(self.uploader.changed.get())
-        resting = self._settling.look()
-        if self._settling.fresh:
+            self._quiet_period.forget(self.uploader.changed.get())
+        resting = self._quiet_period.look()
+        if self._quiet_period.fresh:
             self.uploader.expect()
         for rested in reversed(resting):
             if self._dealt_with(rested) or (whole and not self._wanted_beside(rested, whole[0][1])):
-                self._settling.accept(rested)
+                self._quiet_period.accept(rested)
             elif checkpoint := self._judge(rested):
                 whole.append((rested, checkpoint))
             self.manager.alive()
         for rested, checkpoint in reversed(whole):
             self._take(rested, checkpoint)
 
-    def _dealt_with(self, rested: Rested) -> bool:
+    def _dealt_with(self, rested: QuietFolder) -> bool:
         """Whether this very save is queued, parked or durable, or older than what is."""
         known = self.spool.knows(f"{rested.name}.{rested.fingerprint}")
-        return known or guard.left_behind(rested.step, rested.saved_at, self._before)
+        return known or lineage.left_behind(rested.step, rested.saved_at, self._before)
 
-    def _wanted_beside(self, rested: Rested, newest: Checkpoint) -> bool:
+    def _wanted_beside(self, rested: QuietFolder, newest: Checkpoint) -> bool:
         """When several came at once: whether an older one is wanted too. The best is, since no later upload brings it."""
         state = newest.verdict.state
         best = state.best_checkpoint if state else None
         return self.watch.policy.keep_all or (best is not None and Path(best).name == rested.name)
 
-    def _judge(self, rested: Rested) -> Checkpoint | None:
+    def _judge(self, rested: QuietFolder) -> Checkpoint | None:
         """The checkpoint, if it is whole; else None, with the reason told."""
         size = self.watch.world_size or record.read(self.watch.output_dir).world_size
         verdict = layouts.inspect(rested.path, world_size=size)
@@ -290,25 +290,25 @@ class Daemon:
             return None
         self._tell_seen(rested)
         if not verdict.complete:
-            self._settling.refuse(rested)
+            self._quiet_period.refuse(rested)
             self._tell_why_not(rested, verdict)
             return None
         missing = layouts.inspect(rested.path, world_size=size, expected_names=self._names)
         if not missing.complete:
             self._names = frozenset()
-            self._settling.postpone(rested, NAMES_PATIENCE)
+            self._quiet_period.postpone(rested, NAMES_PATIENCE)
             self._tell_why_not(rested, missing)
             return None
         return Checkpoint(rested.path, rested.step, verdict)
 
-    def _take(self, rested: Rested, checkpoint: Checkpoint) -> None:
+    def _take(self, rested: QuietFolder, checkpoint: Checkpoint) -> None:
         """Pin a whole checkpoint, unless it shows that the training started over. What can't be pinned yet is offered again."""
         if not self._asked_for(checkpoint):
-            self._settling.accept(rested)
+            self._quiet_period.accept(rested)
             return
-        over = guard.started_over(checkpoint.step, checkpoint.saved_at, self._before)
+        over = lineage.started_over(checkpoint.step, checkpoint.saved_at, self._before)
         if not self.watch.allow_restart and (self.restarted or over):
-            self._settling.accept(rested)
+            self._quiet_period.accept(rested)
             self._tell_restart(checkpoint)
             return
         try:
@@ -318,15 +318,15 @@ class Daemon:
             log.info("%s; it is looked at again", error)
             return
         except OSError as error:
-            self._settling.postpone(rested, ROOM_PATIENCE)
+            self._quiet_period.postpone(rested, ROOM_PATIENCE)
             self._tell_refused(checkpoint, error)
             return
-        self._settling.accept(rested)
+        self._quiet_period.accept(rested)
         if self._refused:
             log.warning("pinning works again")
             self._refused = None
         self._names = frozenset(file.path for file in checkpoint.files)
-        self._before = guard.Progress(checkpoint.step, checkpoint.saved_at, resumed=False)
+        self._before = lineage.Progress(checkpoint.step, checkpoint.saved_at, resumed=False)
         for note in checkpoint.verdict.notes:
             log.warning("%s: %s", checkpoint.name, note)
         if pinned.pinned_by == "copy":
@@ -339,13 +339,13 @@ class Daemon:
         policy, state = self.watch.policy, checkpoint.verdict.state
         return policy.mode != "disabled" and (not policy.only_model or (state is not None and state.finished))
 
-    def _tell_seen(self, rested: Rested) -> None:
+    def _tell_seen(self, rested: QuietFolder) -> None:
         """Once for each save that is new."""
         if self._seen.get(rested.name) != rested.fingerprint:
             self._seen[rested.name] = rested.fingerprint
             self.spool.record("seen", checkpoint=rested.name, print=rested.fingerprint, step=rested.step)
 
-    def _tell_why_not(self, rested: Rested, verdict: Verdict) -> None:
+    def _tell_why_not(self, rested: QuietFolder, verdict: Verdict) -> None:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
         self.spool.record("incomplete", checkpoint=rested.name, step=rested.step, reason=reasons)
         log.warning("not uploaded, not whole: %s: %s", rested.name, reasons)
@@ -370,7 +370,7 @@ class Daemon:
         """At the end: give what is still on its way the quiet period to come to rest, and no more."""
         deadline = time.monotonic() + self.watch.quiet + 2 * SOON
         self.look()
-        while self._settling.unsettled and time.monotonic() < deadline:
+        while self._quiet_period.unsettled and time.monotonic() < deadline:
             self._rest(SOON)
             self.look()
 
@@ -399,10 +399,10 @@ class Daemon:
         self.manager.alive()
         self.manager.status(str(self._standing()))
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> StatusLine:
         names = self.spool.waiting()
         durable_, progress = self.uploader.durable, self.uploader.progress
-        return Standing(
+        return StatusLine(
             durable=durable_.step if durable_ else None,
             newest=max((step for name in names if (step := step_of(name.partition(".")[0])) is not None), default=None),
             waiting=len(names),
@@ -422,14 +422,14 @@ class Daemon:
         except CkptsyncError as error:
             log.error("settings not changed: %s. %s", error, error.hint)
         else:
-            self._settling.quiet, self.uploader.policy = self.watch.quiet, self.watch.policy
+            self._quiet_period.quiet, self.uploader.policy = self.watch.quiet, self.watch.policy
             log.info("settings read again: quiet period %.1f s, %s", self.watch.quiet, self.watch.policy)
         self.manager.ready(str(self._standing()))
 
     def _pause(self) -> float:
-        if self._settling.unsettled:
+        if self._quiet_period.unsettled:
             return SOON
-        return max(SCAN_LEAST, SCAN_SHARE * self._settling.cost)
+        return max(SCAN_LEAST, SCAN_SHARE * self._quiet_period.cost)
 
 
 def process_ended(pid: int) -> Callable[[], bool]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckptsync import durable, record
 from ckptsync.checkpoint import Receipt, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
-from ckptsync.layouts import model
+from ckptsync.layouts import final_model
 from ckptsync.store import artifact
 from ckptsync.store.retrying import FOR_EVER, Patience, retry
 from ckptsync.upload import spool
@@ -360,7 +360,7 @@ class Uploader:
             log.info("the final model is %s:%s", version["name"], version["version"])
 
     def _put_model(self, pinned: Snapshot) -> dict[str, Any]:
-        found = model.final(pinned, self._spool.output_dir)
+        found = final_model.final(pinned, self._spool.output_dir)
         upload = artifact.describe_model(found, self.run, stem=self._stem)
         files = [asdict(file) for file in found.files]
         job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "files": files, "upload": asdict(upload)}

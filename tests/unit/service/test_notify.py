@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ckptsync.service import notify
-from ckptsync.upload.standing import Standing
+from ckptsync.upload.status_line import StatusLine
 
 Heard = Callable[[], list[str]]
 
@@ -191,14 +191,14 @@ def test_nothing_of_weight_is_imported_for_it() -> None:
 @pytest.mark.parametrize(
     ("standing", "line"),
     [
-        (Standing(), "nothing durable yet; nothing waits"),
-        (Standing(newest=5, waiting=1), "nothing durable yet; 1 waiting up to step 5"),
-        (Standing(durable=500, rate=12_340_000.0), "step 500 durable; nothing waits; 12.3 MB/s"),
+        (StatusLine(), "nothing durable yet; nothing waits"),
+        (StatusLine(newest=5, waiting=1), "nothing durable yet; 1 waiting up to step 5"),
+        (StatusLine(durable=500, rate=12_340_000.0), "step 500 durable; nothing waits; 12.3 MB/s"),
         (
-            Standing(durable=500, newest=700, waiting=2, uploading="checkpoint-600", percent=45, rate=12_340_000.0),
+            StatusLine(durable=500, newest=700, waiting=2, uploading="checkpoint-600", percent=45, rate=12_340_000.0),
             "step 500 durable; behind by 200 steps, 2 waiting; uploading checkpoint-600 45 %; 12.3 MB/s",
         ),
     ],
 )
-def test_how_things_stand_is_one_line(standing: Standing, line: str) -> None:
+def test_how_things_stand_is_one_line(standing: StatusLine, line: str) -> None:
     assert str(standing) == line

@@ -13,7 +13,7 @@ import pytest
 from ckptsync import layouts
 from ckptsync.checkpoint import fingerprint
 from ckptsync.trainer import marker
-from ckptsync.upload.settling import Rested, Settling
+from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
 from tests.checkpoints import make_checkpoint
 
 QUIET = 3.0
@@ -35,148 +35,150 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def settling(tmp_path: Path, clock: Clock) -> Settling:
-    return Settling(tmp_path, tmp_path / ".ckptsync" / "complete", quiet=QUIET, clock=clock)
+def quiet_period(tmp_path: Path, clock: Clock) -> QuietPeriod:
+    return QuietPeriod(tmp_path, tmp_path / ".ckptsync" / "complete", quiet=QUIET, clock=clock)
 
 
-def rested(settling: Settling, clock: Clock) -> list[Rested]:
+def rested(quiet_period: QuietPeriod, clock: Clock) -> list[QuietFolder]:
     """One look, the quiet period, and another look."""
-    settling.look()
+    quiet_period.look()
     clock.now += QUIET
-    return settling.look()
+    return quiet_period.look()
 
 
-def steps(found: list[Rested]) -> list[int]:
+def steps(found: list[QuietFolder]) -> list[int]:
     return [each.step for each in found]
 
 
-def test_a_folder_rests_after_the_quiet_period_and_not_before(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_a_folder_rests_after_the_quiet_period_and_not_before(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
 
-    assert settling.look() == []
+    assert quiet_period.look() == []
     clock.now += QUIET - 0.01
-    assert settling.look() == []
-    assert settling.unsettled
+    assert quiet_period.look() == []
+    assert quiet_period.unsettled
     clock.now += 0.01
-    found = settling.look()
+    found = quiet_period.look()
 
     assert steps(found) == [5]
     assert found[0].fingerprint == fingerprint(layouts.list_files(tmp_path / "checkpoint-5"))
 
 
-def test_every_change_starts_the_quiet_period_again(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_every_change_starts_the_quiet_period_again(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 5)
-    settling.look()
+    quiet_period.look()
     for number in range(5):
         clock.now += QUIET - 0.5
         with (folder / "optimizer.pt").open("ab") as file:
             file.write(bytes(number + 1))
 
-        assert settling.look() == []
+        assert quiet_period.look() == []
 
     clock.now += QUIET
-    assert steps(settling.look()) == [5]
+    assert steps(quiet_period.look()) == [5]
 
 
-def test_the_word_of_the_training_makes_the_rest_unnecessary(settling: Settling, tmp_path: Path) -> None:
+def test_the_word_of_the_training_makes_the_rest_unnecessary(quiet_period: QuietPeriod, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
     marker.leave(tmp_path, 5, world_size=1)
 
-    assert steps(settling.look()) == [5]
+    assert steps(quiet_period.look()) == [5]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", json.dumps({"print": 5}), json.dumps({"print": "0" * 12})])
 def test_a_marker_that_does_not_name_these_very_files_changes_nothing(
-    settling: Settling, clock: Clock, tmp_path: Path, content: str
+    quiet_period: QuietPeriod, clock: Clock, tmp_path: Path, content: str
 ) -> None:
     make_checkpoint(tmp_path, 5)
     (tmp_path / ".ckptsync" / "complete").mkdir(parents=True)
     (tmp_path / ".ckptsync" / "complete" / "checkpoint-5").write_text(content)
 
-    assert settling.look() == []
+    assert quiet_period.look() == []
     clock.now += QUIET
-    assert steps(settling.look()) == [5]
+    assert steps(quiet_period.look()) == [5]
 
 
-def test_a_marker_of_the_save_before_is_not_taken_for_one_of_the_save_after(settling: Settling, tmp_path: Path) -> None:
+def test_a_marker_of_the_save_before_is_not_taken_for_one_of_the_save_after(quiet_period: QuietPeriod, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
     marker.leave(tmp_path, 5, world_size=1)
     make_checkpoint(tmp_path, 5, content="again", saved_at=2_000_000_000)
 
-    assert settling.look() == []
+    assert quiet_period.look() == []
 
 
-def test_what_was_accepted_is_left_alone_until_it_is_saved_again(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_what_was_accepted_is_left_alone_until_it_is_saved_again(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
-    settling.accept(rested(settling, clock)[0])
+    quiet_period.accept(rested(quiet_period, clock)[0])
 
-    assert rested(settling, clock) == []
-    assert not settling.unsettled
+    assert rested(quiet_period, clock) == []
+    assert not quiet_period.unsettled
     make_checkpoint(tmp_path, 5, content="again", saved_at=2_000_000_000)
-    assert steps(rested(settling, clock)) == [5]
+    assert steps(rested(quiet_period, clock)) == [5]
 
 
-def test_a_file_that_comes_late_to_an_accepted_folder_is_seen(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_a_file_that_comes_late_to_an_accepted_folder_is_seen(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 5)
-    settling.accept(rested(settling, clock)[0])
+    quiet_period.accept(rested(quiet_period, clock)[0])
 
     (folder / "entropy_ctrl_state.json").write_text("{}")
     os.utime(folder, (2_000_000_000, 2_000_000_000))
 
-    assert steps(rested(settling, clock)) == [5]
+    assert steps(rested(quiet_period, clock)) == [5]
 
 
-def test_what_was_refused_is_looked_at_again_when_a_file_grows_in_place(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_what_was_refused_is_looked_at_again_when_a_file_grows_in_place(
+    quiet_period: QuietPeriod, clock: Clock, tmp_path: Path
+) -> None:
     folder = make_checkpoint(tmp_path, 5)
-    settling.refuse(rested(settling, clock)[0])
-    assert rested(settling, clock) == []
+    quiet_period.refuse(rested(quiet_period, clock)[0])
+    assert rested(quiet_period, clock) == []
     before = folder.stat().st_mtime_ns
 
     with (folder / "optimizer.pt").open("ab") as file:
         file.write(b"more")
 
     assert folder.stat().st_mtime_ns == before
-    assert steps(rested(settling, clock)) == [5]
+    assert steps(rested(quiet_period, clock)) == [5]
 
 
 def test_what_was_postponed_comes_again_after_that_time_or_at_once_when_it_changes(
-    settling: Settling, clock: Clock, tmp_path: Path
+    quiet_period: QuietPeriod, clock: Clock, tmp_path: Path
 ) -> None:
     folder = make_checkpoint(tmp_path, 5)
-    settling.postpone(rested(settling, clock)[0], 30.0)
+    quiet_period.postpone(rested(quiet_period, clock)[0], 30.0)
 
     clock.now += 29.9
-    assert settling.look() == []
+    assert quiet_period.look() == []
     clock.now += 0.1
-    found = settling.look()
+    found = quiet_period.look()
     assert steps(found) == [5]
-    settling.postpone(found[0], 30.0)
+    quiet_period.postpone(found[0], 30.0)
     (folder / "late.json").write_text("{}")
-    assert steps(rested(settling, clock)) == [5]
+    assert steps(rested(quiet_period, clock)) == [5]
 
 
-def test_a_folder_that_vanishes_is_forgotten_without_a_word(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_a_folder_that_vanishes_is_forgotten_without_a_word(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
-    settling.look()
+    quiet_period.look()
 
     shutil.rmtree(tmp_path / "checkpoint-5")
 
-    assert rested(settling, clock) == []
-    assert not settling.unsettled
+    assert rested(quiet_period, clock) == []
+    assert not quiet_period.unsettled
 
 
-def test_a_folder_that_came_back_after_it_vanished_is_new(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_a_folder_that_came_back_after_it_vanished_is_new(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5, saved_at=1_000_000_000)
-    settling.accept(rested(settling, clock)[0])
+    quiet_period.accept(rested(quiet_period, clock)[0])
     shutil.rmtree(tmp_path / "checkpoint-5")
-    settling.look()
+    quiet_period.look()
 
     make_checkpoint(tmp_path, 5, content="again", saved_at=1_000_000_100)
 
-    assert steps(rested(settling, clock)) == [5]
+    assert steps(rested(quiet_period, clock)) == [5]
 
 
-def test_looks_beside_a_rotation_never_fail(settling: Settling, tmp_path: Path) -> None:
+def test_looks_beside_a_rotation_never_fail(quiet_period: QuietPeriod, tmp_path: Path) -> None:
     over = threading.Event()
 
     def rotate() -> None:
@@ -188,40 +190,42 @@ def test_looks_beside_a_rotation_never_fail(settling: Settling, tmp_path: Path) 
     trainer.start()
     try:
         for _ in range(200):
-            settling.look()
+            quiet_period.look()
     finally:
         over.set()
         trainer.join()
 
 
 def test_the_output_folder_itself_may_be_missing(tmp_path: Path) -> None:
-    settling = Settling(tmp_path / "missing", tmp_path / "markers", quiet=0.0)
+    quiet_period = QuietPeriod(tmp_path / "missing", tmp_path / "markers", quiet=0.0)
 
-    assert settling.look() == []
+    assert quiet_period.look() == []
 
 
-def test_folders_come_in_the_order_of_saving_not_of_their_numbers(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_folders_come_in_the_order_of_saving_not_of_their_numbers(
+    quiet_period: QuietPeriod, clock: Clock, tmp_path: Path
+) -> None:
     make_checkpoint(tmp_path, 10, saved_at=1_000_000_000)
     make_checkpoint(tmp_path, 9, saved_at=1_000_000_200)
     make_checkpoint(tmp_path, 11, saved_at=1_000_000_100)
     make_checkpoint(tmp_path, 12, saved_at=1_000_000_100)
 
-    assert steps(rested(settling, clock)) == [10, 11, 12, 9]
+    assert steps(rested(quiet_period, clock)) == [10, 11, 12, 9]
 
 
-def test_only_folders_that_the_trainer_would_resume_from_count(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_only_folders_that_the_trainer_would_resume_from_count(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     whole = make_checkpoint(tmp_path / "elsewhere", 1)
     (tmp_path / "checkpoint-1").symlink_to(whole)
     (tmp_path / "checkpoint-2").write_text("a file")
     (tmp_path / "checkpoint-3.partial").mkdir()
     (tmp_path / ".ckptsync" / "spool" / "checkpoint-4").mkdir(parents=True)
 
-    assert rested(settling, clock) == []
+    assert rested(quiet_period, clock) == []
 
 
-def test_the_fingerprint_is_that_of_the_files_at_rest(settling: Settling, clock: Clock, tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_the_files_at_rest(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 5, saved_at=1_000_000_000)
-    found = rested(settling, clock)[0]
+    found = rested(quiet_period, clock)[0]
 
     make_checkpoint(tmp_path, 5, content="again")
 

@@ -30,7 +30,7 @@ DOWNLOADS = 2
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
-class Contents:
+class VersionFiles:
     """What the manifest of a version says, and the addresses of its files.
 
     `translated` makes an error of the client one of ours; it is given what was tried. The making asks the

@@ -18,7 +18,7 @@ from ckptsync.checkpoint import fingerprint, saved_at, step_of
 
 
 @dataclass(frozen=True, slots=True)
-class Rested:
+class QuietFolder:
     """A checkpoint folder at rest: the fingerprint of the files that it held, and when the newest of them was written.
 
     `saved_at` is in seconds since the epoch. Neither files nor paths are kept: of 5,000 checkpoints they are 13 MB.
@@ -48,7 +48,7 @@ class _Candidate:
     since: float
 
 
-class Settling:
+class QuietPeriod:
     """The checkpoint folders of one output folder, with the time since which each has been at rest.
 
     `quiet` is in seconds. `markers` is the folder in which a callback inside the training says exactly when a save is over:
@@ -67,7 +67,7 @@ class Settling:
         self.fresh = False
         """Whether the last look found a folder on its way that the look before had not."""
 
-    def look(self) -> list[Rested]:
+    def look(self) -> list[QuietFolder]:
         """The folders that rest and wait for a decision, in the order of saving. Every one has to be told to one of the below."""
         started = time.perf_counter()
         seen = self._names()
@@ -81,11 +81,11 @@ class Settling:
         self.cost = time.perf_counter() - started
         return sorted(resting, key=lambda each: (each.saved_at, each.step))
 
-    def accept(self, rested: Rested) -> None:
+    def accept(self, rested: QuietFolder) -> None:
         """Dealt with: leave the folder alone until something in it changes."""
         self._done[rested.name] = self._candidates.pop(rested.name).sign
 
-    def refuse(self, rested: Rested) -> None:
+    def refuse(self, rested: QuietFolder) -> None:
         """Not whole: look at it again when any file in it changes, even one that is written in place."""
         del self._candidates[rested.name]
         self._refused[rested.name] = rested.fingerprint
@@ -94,7 +94,7 @@ class Settling:
         """Look at it again as if it were new: what was accepted of it no longer holds."""
         self._done.pop(name, None)
 
-    def postpone(self, rested: Rested, seconds: float) -> None:
+    def postpone(self, rested: QuietFolder, seconds: float) -> None:
         """Offer it again after that time, if nothing changes in it before."""
         self._candidates[rested.name].since = self._clock() + seconds - self.quiet
 
@@ -131,9 +131,9 @@ class Settling:
         if candidate is None or candidate.fingerprint != found:
             self._candidates[name] = _Candidate(sign, found, saved_at(files), self._clock())
 
-    def _rested(self, name: str) -> Rested:
+    def _rested(self, name: str) -> QuietFolder:
         candidate = self._candidates[name]
-        return Rested(self._output_dir, name, candidate.fingerprint, candidate.saved_at)
+        return QuietFolder(self._output_dir, name, candidate.fingerprint, candidate.saved_at)
 
     def _rests(self, name: str) -> bool:
         candidate = self._candidates[name]

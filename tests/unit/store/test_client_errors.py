@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptsync.errors import CkptsyncError, NotFoundError, PermanentStoreError, RejectedError, TransientStoreError
-from ckptsync.store.translation import translate
+from ckptsync.store.client_errors import translate
 
 
 @pytest.mark.parametrize("name", ["bert-500", "exp-503", "lr-401", "timeout-fix", "read-only", "quota", "404"])

@@ -19,7 +19,7 @@ class Decision:
     reason: str
 
 
-class Restarts:
+class RestartPolicy:
     """Counts the failures of one job. Preemptions are not told to it: they cost nothing."""
 
     def __init__(self, limit: int) -> None:

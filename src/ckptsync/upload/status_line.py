@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StatusLine:
     """`durable` and `newest` are steps, None where there is none; `waiting` counts snapshots; `rate` is in bytes per second."""
 
     durable: int | None = None

@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 
-from ckptsync.job import grace
+from ckptsync.job import grace_period
 from ckptsync.job.launch import LeftRunning
 from ckptsync.job.preemption import Notice, Notices, Source
 from ckptsync.upload.daemon import Daemon
@@ -15,20 +15,20 @@ from ckptsync.upload.daemon import Daemon
 log = logging.getLogger(__name__)
 
 
-class Lookout:
+class Sidecar:
     """What a watcher beside a training that it didn't start does at a notice. Signals only ranks that carry a SyncCallback."""
 
-    def __init__(self, daemon: Daemon, sources: Sequence[Source], grace_period: float | None) -> None:
+    def __init__(self, daemon: Daemon, sources: Sequence[Source], grace: float | None) -> None:
         self.notice: Notice | None = None
         self._daemon = daemon
-        self._grace = grace_period
-        self._fit = grace.Fit()
+        self._grace = grace
+        self._fit = grace_period.Fit()
         self._training = LeftRunning(daemon.spool.output_dir)
         self._asked = False
         self._notices = Notices(sources, self._leave)
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[Lookout]:
+    def kept(self) -> Iterator[Sidecar]:
         """Follow the notices while the block lasts."""
         self._notices.start()
         try:
@@ -38,7 +38,7 @@ class Lookout:
 
     def ended(self) -> bool:
         """Whether a notice came and the training that was asked to save has left. One that can't be asked is followed on."""
-        self._fit.tell(self._daemon.uploader.pace(), self._grace or grace.usual(self._notices.found))
+        self._fit.tell(self._daemon.uploader.pace(), self._grace or grace_period.usual(self._notices.found))
         return self._asked and self._training.ended()
 
     def preempted(self) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from ckptsync.checkpoint import Receipt
 from ckptsync.record import Record
-from ckptsync.upload.guard import Progress, left_behind, progress, started_over
+from ckptsync.upload.lineage import Progress, left_behind, progress, started_over
 
 
 def receipt(step: int, saved_at: float, *, sequence: int) -> Receipt:

@@ -14,13 +14,13 @@ from ckptsync.errors import RejectedError, TransientStoreError
 
 TIMEOUT = 10.0
 
-_QUERY = """query Inquiry($entity: String, $project: String) { viewer { username entity teams { edges { node { name } } } }
+_QUERY = """query ServerInfo($entity: String, $project: String) { viewer { username entity teams { edges { node { name } } } }
     project(name: $project, entityName: $entity) { id } }"""
 _VERSION = "query Version { serverInfo { latestLocalVersionInfo { versionOnThisInstanceString } } }"
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ServerInfo:
     """The answer. `skew` is how many seconds the server's clock is ahead of ours, None where it isn't told; `seconds` the time it
     took."""
 
@@ -33,7 +33,7 @@ class About:
     seconds: float
 
 
-def inquire(connection: Connection, run: Run) -> About:
+def ask(connection: Connection, run: Run) -> ServerInfo:
     """Ask once, and once more for the version. Raises TransientStoreError for no answer and RejectedError for a wrong key."""
     import requests
 
@@ -50,7 +50,7 @@ def inquire(connection: Connection, run: Run) -> About:
         raise TransientStoreError(f"{connection.base_url} answers, but not as a W&B server: status {answer.status_code}")
     teams = [edge["node"]["name"] for edge in (viewer.get("teams") or {}).get("edges") or []]
     date = answer.headers.get("Date")
-    return About(
+    return ServerInfo(
         server=_version(connection),
         user=str(viewer.get("username")),
         entity=run.entity or str(viewer.get("entity")),

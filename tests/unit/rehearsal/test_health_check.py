@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync.rehearsal import checkup
+from ckptsync.rehearsal import health_check
 from ckptsync.upload import snapshot
 from tests.checkpoints import make_checkpoint
 
@@ -32,11 +32,11 @@ def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path, path: str,
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
 
-    assert checkup.file_system(Path(path), mounts) == kind
+    assert health_check.file_system(Path(path), mounts) == kind
 
 
 def test_a_kernel_that_does_not_tell_leaves_it_unknown(tmp_path: Path) -> None:
-    assert checkup.file_system(tmp_path, tmp_path / "none") == "unknown"
+    assert health_check.file_system(tmp_path, tmp_path / "none") == "unknown"
 
 
 def test_the_way_of_pinning_is_found_by_trying_and_leaves_nothing(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_way_of_pinning_is_found_by_trying_and_leaves_nothing(tmp_path: Path
 def test_every_finding_that_is_not_ok_says_what_to_do(tmp_path: Path, home: Path) -> None:
     make_checkpoint(tmp_path, 4)
 
-    findings = list(checkup.machine(tmp_path))
+    findings = list(health_check.machine(tmp_path))
 
     assert {each.check for each in findings} >= {"output folder", "links", "file events", "disk", "libraries", "notices"}
-    assert all(each.advice for each in findings if each.state != checkup.OK)
+    assert all(each.advice for each in findings if each.state != health_check.OK)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ckptsync import layouts
 from ckptsync.checkpoint import step_of
-from ckptsync.job import grace, preemption
+from ckptsync.job import grace_period, preemption
 from ckptsync.record import FOLDER
 from ckptsync.store import artifact
 from ckptsync.upload import snapshot
@@ -160,10 +160,10 @@ def _notices(output_dir: Path) -> Iterator[Finding]:
     else:
         yield Finding("notices", OK, f"the metadata service of {', '.join(found)} answers")
     newest = Spool(output_dir).newest_receipt()
-    period = grace.usual(found)
+    period = grace_period.usual(found)
     if newest is None or not newest.seconds or period is None:
         return
-    warning = grace.Fit().judge(size=newest.bytes, seconds=newest.seconds, grace=period)
+    warning = grace_period.Fit().judge(size=newest.bytes, seconds=newest.seconds, grace=period)
     if warning:
         yield Finding("grace period", WARNING, warning, "Save more often or less; see above.")
     else:

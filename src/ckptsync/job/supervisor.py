@@ -16,9 +16,9 @@ from typing import Protocol
 
 from ckptsync.checkpoint import Checkpoint
 from ckptsync.errors import CkptsyncError, LockedError, PreemptedError
-from ckptsync.job import grace
+from ckptsync.job import grace_period
 from ckptsync.job.preemption import Notice, Notices, Source
-from ckptsync.job.restarts import Restarts
+from ckptsync.job.restart_policy import RestartPolicy
 from ckptsync.restore import resume
 from ckptsync.upload.daemon import Daemon
 
@@ -85,8 +85,8 @@ class Supervisor:
         self._terms = terms
         # The service is not ready before the training was started.
         daemon.begun = False
-        self._restarts = Restarts(terms.restarts)
-        self._fit = grace.Fit()
+        self._restarts = RestartPolicy(terms.restarts)
+        self._fit = grace_period.Fit()
         self._inbox: queue.SimpleQueue[tuple[Notice, int] | None] = queue.SimpleQueue()
         self._notices = Notices(terms.sources, lambda notice: self._inbox.put((notice, signal.SIGTERM)))
         self._signals: list[int] = []
@@ -235,7 +235,7 @@ class Supervisor:
 
     def _is_over(self) -> bool:
         """Asked by the watching loop at every turn, which makes it the place to look at the rate as well."""
-        self._fit.tell(self._daemon.uploader.pace(), self._terms.grace or grace.usual(self._notices.found))
+        self._fit.tell(self._daemon.uploader.pace(), self._terms.grace or grace_period.usual(self._notices.found))
         return self._over.is_set()
 
     @contextlib.contextmanager
