@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,29 @@ def living(named: object) -> int | None:
         return None
     pid, born = named.get("pid"), named.get("born")
     return pid if isinstance(pid, int) and born is not None and birth(pid) == born else None
+
+
+def ended(pid: int) -> Callable[[], bool]:
+    """A question to ask repeatedly: has that process ended? A reused pid doesn't count as the same process."""
+    born = _life_sign(pid)
+
+    def gone() -> bool:
+        return born is None or _life_sign(pid) != born
+
+    return gone
+
+
+def _life_sign(pid: int) -> str | None:
+    """What stays the same for as long as a process lives, None once it has ended; without /proc only that it is there."""
+    if Path("/proc/self").exists():
+        return birth(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
 
 
 def _all() -> list[int]:

@@ -15,8 +15,9 @@ import pytest
 from ckptsync.checkpoint import Run
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.child import PUBLISH
+from ckptsync.upload.policy import Policy
 from ckptsync.upload.spool import Spool
-from ckptsync.upload.uploader import Policy, Uploader
+from ckptsync.upload.uploader import Uploader
 from tests import evidence
 from tests.checkpoints import make_checkpoint
 from tests.crash import deaths

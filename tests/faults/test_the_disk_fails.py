@@ -59,7 +59,7 @@ def test_a_spool_on_another_file_system_is_filled_by_copying_and_says_so(followe
         shown = followed.tool.json("status", followed.output_dir)
         done = followed.once()
 
-        assert "was copied: this file system allows neither" in first.stderr
+        assert "was copied: this file system supports neither" in first.stderr
         assert shown["copied"] == 1
         assert "copied" in status.stdout
         assert done.returncode == 0, done.stderr

@@ -62,7 +62,7 @@ def test_an_upload_is_tried_again_until_it_stands(
 
     hits = sum(followed.server.fault_hits())
     assert hits > 0
-    wait_for(lambda: "durable checkpoint" in followed.said()[before:], what="the last line")
+    wait_for(lambda: "uploaded checkpoint" in followed.said()[before:], what="the last line")
     time.sleep(0.1)
     note(fault, f"{hits} requests failed; {attempts(followed.said()[before:])}; uploaded", followed.damage())
 
@@ -153,7 +153,7 @@ def test_while_the_store_is_away_the_newest_are_kept_within_the_limit_and_what_w
     limited.durable(names[-1])
     limited.kill()
 
-    dropped = [name for name in names if f"dropped from the queue to keep within the spool limit: {name}." in limited.said()]
+    dropped = [name for name in names if f"dropped {name} from the queue to stay within the spool limit" in limited.said()]
     # The one in hand may be an older one: it is spared, and counts.
     assert len(waiting) == 3
     assert waiting[1:] == names[4:]

@@ -225,9 +225,9 @@ def test_a_torn_checkpoint_never_becomes_a_version_and_its_reason_is_told_once(
     assert stopped(watcher) == 0
     assert [step for step, _ in kept(server, "torn")] == [10]
     assert sorted(events(output_dir, "incomplete")) == [("incomplete", step) for step in range(1, 8)]
-    told = [line for line in log.read_text().splitlines() if "not whole" in line]
+    told = [line for line in log.read_text().splitlines() if "incomplete: " in line]
     assert len(told) == 7
-    assert any("checkpoint-2: rng_state.pth: missing" in line for line in told)
+    assert any("skipping checkpoint-2: incomplete: rng_state.pth: missing" in line for line in told)
 
 
 @pytest.mark.slow
@@ -467,7 +467,7 @@ def test_a_single_pass_that_is_stopped_before_its_first_look_says_so(output_dir:
     wait_for(lambda: "watching" in log.read_text(), what="the log-in")
 
     assert stopped(watcher) == 1
-    assert "stopped before all that is there was looked at" in log.read_text()
+    assert "stopped before every checkpoint was examined" in log.read_text()
 
 
 def test_uploads_keep_within_the_rate_that_was_asked_for(tool: Tool, server: ServerProcess, output_dir: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ckptsync.checkpoint import File, Snapshot, TrainingState
 from ckptsync.store.artifact import is_best
-from ckptsync.upload.spool import choose, over_limit
+from ckptsync.upload.upload_queue import choose, over_limit
 
 
 @st.composite

@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ckptsync import durable, layouts
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, TrainingState, Verdict
 from ckptsync.errors import PermanentStoreError
-from ckptsync.upload.spool import Spool, choose, over_limit
+from ckptsync.upload.spool import Spool
+from ckptsync.upload.upload_queue import choose, over_limit
 
 MEMORY = Path("/dev/shm")
 

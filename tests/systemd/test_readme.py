@@ -32,6 +32,6 @@ def test_every_line_of_the_readme_works(guest: Guest, store: Store) -> None:
     assert "systemctl enable --now ckptsync-resume@llama" in shown
     assert "Active: active (running)" in started
     guest.wait_for_unit(unit, ActiveState="inactive", Result="success", seconds=120)
-    assert re.search(r"durable checkpoint-60\.\w+ as checkpoint-llama-7:v\d", guest.told(unit))
+    assert re.search(r"uploaded checkpoint-60 as checkpoint-llama-7:v\d", guest.told(unit))
     guest.sh(removing)
     assert "ckptsync" not in guest.sh("find /etc/systemd -name '*ckptsync*'; ls /etc/ckptsync | grep llama.toml || true")

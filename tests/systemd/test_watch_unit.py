@@ -57,9 +57,9 @@ def test_the_status_follows_and_the_journal_tells_the_story_of_a_checkpoint(gues
     story = [entry for entry in guest.journal(unit.unit) if entry.get("SYSLOG_IDENTIFIER") == "ckptsync"]
     told = [(entry["PRIORITY"], entry["MESSAGE"]) for entry in story if "checkpoint-4" in entry["MESSAGE"]]
     assert [priority for priority, _ in told] == ["6", "6", "6"]
-    assert re.fullmatch(r"pinned checkpoint-4\.\w+: 7 files, \d+ bytes, by (re)?link", told[0][1])
-    assert re.fullmatch(r"uploading checkpoint-4\.\w+: 7 files, \d+ bytes", told[1][1])
-    assert re.fullmatch(r"durable checkpoint-4\.\w+ as checkpoint-[\w-]+:v0 in \d+\.\d s", told[2][1])
+    assert re.fullmatch(r"pinned checkpoint-4 \(7 files, [\d.]+ [kM]?B\) by (re)?link", told[0][1])
+    assert re.fullmatch(r"uploading checkpoint-4 \(7 files, [\d.]+ [kM]?B\)", told[1][1])
+    assert re.fullmatch(r"uploaded checkpoint-4 as checkpoint-[\w-]+:v0 \(7 files, [\d.]+ [kM]?B, \d+\.\d s\)", told[2][1])
     assert not [entry for entry in story if re.match(r"\d\d:\d\d:\d\d|<\d>", entry["MESSAGE"])], "the journal has its own time"
     everything = guest.sh("journalctl -o export --no-pager --all")
     assert store.key not in everything

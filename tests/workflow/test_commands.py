@@ -386,7 +386,7 @@ def test_a_training_that_asks_for_no_upload_is_uploaded_as_told_with_a_warning(t
 
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the training asks for no upload") == 1
-    assert "durable checkpoint-4" in done.stderr
+    assert "uploaded checkpoint-4" in done.stderr
 
 
 def test_artifacts_can_go_by_the_runs_name_and_are_found_by_its_id(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from ckptsync.cli.quantities import Duration, Size
 from ckptsync.errors import ConfigurationError, UsageError
 from ckptsync.store.retrying import FOR_EVER, Patience
 from ckptsync.upload.daemon import Reread, Watch
+from ckptsync.upload.policy import Policy
 from ckptsync.upload.retention import Retention
-from ckptsync.upload.uploader import Policy
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from ckptsync.store.retrying import INTERACTIVE, Patience, retry
 from ckptsync.store.wandb_store import WandbStore
 from ckptsync.upload import daemon
 from ckptsync.upload.spool import Spool
+from ckptsync.upload.stop import Stop
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class Start:
             allow_restart=self._allow_restart,
         )
         again = reread(lambda following, _: following.policy())
-        watched = daemon.Daemon(watch, daemon.Stop(), manager=self.manager, reread=again)
+        watched = daemon.Daemon(watch, Stop(), manager=self.manager, reread=again)
         begin = lambda: self._begin(waiting.pop()) if waiting else self._begin_again()  # noqa: E731
         return supervisor.Supervisor(watched, begin, terms).run()
 

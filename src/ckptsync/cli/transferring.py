@@ -16,8 +16,9 @@ from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChanged
 from ckptsync.restore import download, resume
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
 from ckptsync.upload import daemon
+from ckptsync.upload.policy import Policy
 from ckptsync.upload.spool import Spool
-from ckptsync.upload.uploader import Policy
+from ckptsync.upload.stop import Stop
 
 GIVE_UP_AFTER = 60.0
 """Seconds that a push waits for a store that is away."""
@@ -96,7 +97,7 @@ def push_command(
             stem=run.run_id,
             policy=Policy(keep_all=True, patience=patience, max_rate=max_upload_rate or None),
         )
-        watched = daemon.Daemon(watch, daemon.Stop())
+        watched = daemon.Daemon(watch, Stop())
         with watched.held():
             names = {each.name for each in watched.spool.pending()} if parked else {_pin(watched.spool, folder)}
             retry(watched.uploader.check, what="the log-in", patience=patience)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config
+from ckptsync import config, processes
 from ckptsync.cli import options
 from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.cli.quantities import Duration
@@ -18,6 +18,7 @@ from ckptsync.job.sidecar import Sidecar
 from ckptsync.restore import resume
 from ckptsync.service import notify
 from ckptsync.upload import daemon
+from ckptsync.upload.stop import Stop
 
 
 @click.command(
@@ -74,7 +75,7 @@ def watch_command(
     with options.connected_if_online(local=local) as connection:
         if config.uploading() == "disabled":
             return
-        stop = daemon.Stop()
+        stop = Stop()
         watched = daemon.Daemon(
             daemon.Watch(
                 output_dir=output_dir,
@@ -96,7 +97,7 @@ def watch_command(
             if once:
                 watched.once()
             else:
-                gone = daemon.process_ended(pid) if pid else lambda: False
+                gone = processes.ended(pid) if pid else lambda: False
                 with Sidecar(watched, preemption.sources(notice), grace).kept() as sidecar:
                     watched.follow(ended=lambda: gone() or sidecar.ended())
                     watched.raise_outcome()

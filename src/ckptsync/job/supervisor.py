@@ -165,7 +165,7 @@ class Supervisor:
         newest = self._newest()
         if newest and self._noticed_at is not None and newest.saved_at >= self._noticed_at:
             # It has left as asked. What started over after that is the doing of a launcher that starts ranks anew.
-            self._daemon.restarted = None
+            self._daemon.forgive_restart()
         self._daemon.raise_outcome()
         if _finished(newest) or not self._left(newest) or signal.SIGINT in self._signals:
             return code or 0

@@ -14,10 +14,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,49 +25,14 @@ from ckptsync import durable
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
 from ckptsync.errors import CkptsyncError, IntegrityError
 from ckptsync.record import FOLDER
-from ckptsync.store.artifact import is_best
 from ckptsync.upload import snapshot
 
 log = logging.getLogger(__name__)
 
 
-def choose(pending: Sequence[Snapshot], *, keep_all: bool, hurry: bool = False) -> tuple[Snapshot | None, list[Snapshot]]:
-    """What to upload next, and what it supersedes. Decides only.
-
-    With `keep_all`, the oldest. Otherwise the newest supersedes every older one, but for those that the Trainer called its best
-    when it saved them: these go first, in their order, since no later upload brings them. In a hurry, when the machine is about
-    to go, the newest is first in any case, and the others that are wanted come after it.
-    """
-    queue = sorted(pending, key=lambda each: each.sequence)
-    best = next((each for each in reversed(queue) if is_best(each)), None)
-    wanted = [each for each in queue if keep_all or each in (best, queue[-1])]
-    first = wanted[-1 if hurry else 0] if wanted else None
-    return first, [each for each in queue if each not in wanted]
-
-
 def newest(receipts: Iterable[Receipt]) -> Receipt | None:
     """The one of the checkpoint that was saved last."""
     return max(receipts, key=lambda each: (each.sequence, each.committed_at), default=None)
-
-
-def rest_of_upload(usual: float, elapsed: float) -> float:
-    """The seconds that an upload which usually takes `usual` may still need; for ever when it is long overdue."""
-    return max(0.0, usual - elapsed) if elapsed <= 1.5 * usual else math.inf
-
-
-def over_limit(pending: Sequence[Snapshot], limit: int | None, *, in_hand: Snapshot | None = None) -> list[Snapshot]:
-    """The oldest snapshots that have to go for the rest to fit in `limit` bytes.
-
-    The newest always stays, and so does the one that is being uploaded at this moment.
-    """
-    queue = sorted(pending, key=lambda each: each.sequence)
-    excess = sum(each.bytes for each in queue) - limit if limit is not None else 0
-    dropped: list[Snapshot] = []
-    for each in queue[:-1]:
-        if excess > 0 and (in_hand is None or each.name != in_hand.name):
-            dropped.append(each)
-            excess -= each.bytes
-    return dropped
 
 
 def _readable(directory: Path) -> bool:

@@ -16,7 +16,9 @@ import pytest
 from ckptsync import record
 from ckptsync.checkpoint import Receipt, Run
 from ckptsync.errors import LockedError, RestartedError
-from ckptsync.upload.daemon import Daemon, Stop, Watch, process_ended
+from ckptsync.processes import ended
+from ckptsync.upload.daemon import Daemon, Watch
+from ckptsync.upload.stop import Stop
 from tests.checkpoints import make_checkpoint
 
 RUN = Run("abc", "p", "me")
@@ -53,7 +55,7 @@ def test_a_whole_checkpoint_is_pinned_once(daemon: Daemon, tmp_path: Path) -> No
     make_checkpoint(tmp_path, 5)
 
     for _ in range(3):
-        daemon.look()
+        daemon.scan()
 
     assert pinned(daemon) == [5]
     assert len(events(daemon, "pinned")) == 1
@@ -62,7 +64,7 @@ def test_a_whole_checkpoint_is_pinned_once(daemon: Daemon, tmp_path: Path) -> No
 def test_a_torn_checkpoint_is_not_pinned_and_its_reason_is_written_down_until_it_is_whole(daemon: Daemon, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 5, without=["trainer_state.json"])
     for _ in range(3):
-        daemon.look()
+        daemon.scan()
 
     assert pinned(daemon) == []
     assert len(events(daemon, "incomplete")) == 1
@@ -70,7 +72,7 @@ def test_a_torn_checkpoint_is_not_pinned_and_its_reason_is_written_down_until_it
 
     shutil.rmtree(folder)
     make_checkpoint(tmp_path, 5)
-    daemon.look()
+    daemon.scan()
     assert pinned(daemon) == [5]
 
 
@@ -80,20 +82,20 @@ def test_a_save_that_is_cut_at_any_byte_of_its_state_is_never_pinned(daemon: Dae
 
     for length in range(0, len(state) - 1, 20):
         (folder / "trainer_state.json").write_bytes(state[:length])
-        daemon.look()
+        daemon.scan()
         assert pinned(daemon) == []
 
     (folder / "trainer_state.json").write_bytes(state)
-    daemon.look()
+    daemon.scan()
     assert pinned(daemon) == [5]
 
 
 def test_another_save_of_the_same_step_is_pinned_too(daemon: Daemon, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5, saved_at=1_000_000_000)
-    daemon.look()
+    daemon.scan()
     shutil.rmtree(tmp_path / "checkpoint-5")
     make_checkpoint(tmp_path, 5, content="again", saved_at=1_000_000_001)
-    daemon.look()
+    daemon.scan()
 
     assert pinned(daemon) == [5, 5]
 
@@ -102,7 +104,7 @@ def test_a_backlog_gives_the_newest_and_the_best(daemon: Daemon, tmp_path: Path)
     for step in range(1, 6):
         make_checkpoint(tmp_path, step, best=str(tmp_path / "checkpoint-2"), saved_at=1_000_000_000 + step)
 
-    daemon.look()
+    daemon.scan()
 
     assert pinned(daemon) == [2, 5]
 
@@ -113,7 +115,7 @@ def test_what_an_earlier_watcher_made_durable_is_not_pinned_again_and_older_ones
     durable_at(tmp_path, 6, 1_000_000_006.0)
 
     with daemon_of(tmp_path).held() as daemon:
-        daemon.look()
+        daemon.scan()
 
         assert pinned(daemon) == []
 
@@ -124,7 +126,7 @@ def test_a_training_that_started_over_is_an_error_and_nothing_of_it_is_pinned(tm
     with daemon_of(tmp_path).held() as daemon:
         for step in (100, 200, 600):
             make_checkpoint(tmp_path, step, saved_at=1_000_000_000.0 + step)
-            daemon.look()
+            daemon.scan()
 
         assert pinned(daemon) == []
         assert len(events(daemon, "restarted")) == 1
@@ -137,7 +139,7 @@ def test_after_a_resume_the_first_checkpoint_has_to_be_above_its_step(tmp_path: 
 
     with daemon_of(tmp_path).held() as daemon:
         make_checkpoint(tmp_path, 500, saved_at=1_000_000_010.0)
-        daemon.look()
+        daemon.scan()
 
         assert isinstance(daemon.restarted, RestartedError)
         assert pinned(daemon) == []
@@ -148,7 +150,7 @@ def test_a_restart_that_is_allowed_is_pinned(tmp_path: Path) -> None:
 
     with daemon_of(tmp_path, allow_restart=True).held() as daemon:
         make_checkpoint(tmp_path, 100, saved_at=1_000_000_010.0)
-        daemon.look()
+        daemon.scan()
 
         assert pinned(daemon) == [100]
 
@@ -156,14 +158,14 @@ def test_a_restart_that_is_allowed_is_pinned(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_file_that_the_one_before_had_waits(daemon: Daemon, tmp_path: Path) -> None:
     first = make_checkpoint(tmp_path, 5)
     (first / "entropy_ctrl_state.json").write_text("{}")
-    daemon.look()
+    daemon.scan()
     make_checkpoint(tmp_path, 6)
-    daemon.look()
+    daemon.scan()
 
     assert pinned(daemon) == [5]
     assert "entropy_ctrl_state.json" in str(events(daemon, "incomplete")[0]["reason"])
     (tmp_path / "checkpoint-6" / "entropy_ctrl_state.json").write_text("{}")
-    daemon.look()
+    daemon.scan()
     assert pinned(daemon) == [5, 6]
 
 
@@ -172,16 +174,16 @@ def test_a_rank_that_is_missing_by_the_world_size_of_the_run_keeps_a_checkpoint_
     make_checkpoint(tmp_path, 5)
     make_checkpoint(tmp_path, 6, world_size=2)
 
-    daemon.look()
+    daemon.scan()
 
     assert pinned(daemon) == [6]
 
 
 def test_a_checkpoint_that_rotation_took_is_nothing_to_speak_of(daemon: Daemon, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
-    daemon.look()
+    daemon.scan()
     shutil.rmtree(tmp_path / "checkpoint-5")
-    daemon.look()
+    daemon.scan()
 
     assert pinned(daemon) == [5]
     assert events(daemon, "incomplete") == []
@@ -192,7 +194,7 @@ def test_a_second_watcher_is_refused_and_the_first_goes_on(daemon: Daemon, tmp_p
         pass
 
     make_checkpoint(tmp_path, 5)
-    daemon.look()
+    daemon.scan()
     assert pinned(daemon) == [5]
 
 
@@ -200,28 +202,28 @@ def test_a_watcher_that_ended_leaves_the_folder_to_the_next(tmp_path: Path) -> N
     for step in (5, 6):
         with daemon_of(tmp_path).held() as daemon:
             make_checkpoint(tmp_path, step)
-            daemon.look()
+            daemon.scan()
 
     assert pinned(daemon) == [5, 6]
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        ended = process_ended(process.pid)
-        assert not ended()
+        gone = ended(process.pid)
+        assert not gone()
 
         process.kill()
         deadline = time.monotonic() + 10
         # A zombie counts as ended: nobody may wait for it.
-        while not ended():
+        while not gone():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.wait()
-        assert ended()
+        assert gone()
 
 
 def test_a_process_that_ended_before_the_question_has_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
 
-    assert process_ended(process.pid)()
+    assert ended(process.pid)()

@@ -20,8 +20,9 @@ from ckptsync.checkpoint import Run, Snapshot
 from ckptsync.errors import PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.child import Child
+from ckptsync.upload.policy import Policy
 from ckptsync.upload.spool import Spool
-from ckptsync.upload.uploader import Policy, Uploader
+from ckptsync.upload.uploader import Uploader
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
 CHILD = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))

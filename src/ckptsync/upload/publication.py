@@ -1,0 +1,167 @@
+"""Makes one snapshot durable: its version, the final model beside it, the receipt, and the pruning afterwards.
+
+Puts jobs to the upload process and keeps what came of them; when to try and when to retry is the uploader's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ckptsync import record
+from ckptsync.checkpoint import Receipt, Run, Snapshot
+from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
+from ckptsync.layouts import final_model
+from ckptsync.sizes import size_of
+from ckptsync.store import artifact
+from ckptsync.upload.deadline import Deadline
+from ckptsync.upload.policy import Policy
+from ckptsync.upload.spool import Spool, newest
+from ckptsync.upload.upload_process import UploadProcess
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the current upload is, in bytes. `moved` grows by anything that shows life, also while files are hashed."""
+
+    snapshot: Snapshot
+    stage: str
+    done: int
+    total: int
+    moved: int
+
+
+class Publication:
+    """Publishes snapshots of one run. `durable` is the receipt of the newest durable checkpoint, `rate` in bytes per second."""
+
+    def __init__(self, run: Run, spool: Spool, process: UploadProcess, *, stem: str) -> None:
+        self.run = run
+        self.durable = spool.newest_receipt()
+        self.progress: Progress | None = None
+        self.rate: float | None = None
+        self.begun = 0.0
+        self._spool = spool
+        self._process = process
+        self._stem = stem
+        self._announced = ""
+        self._warned_of_others = False
+        self._warned_of_other_run = False
+
+    def publish(self, pinned: Snapshot, policy: Policy, deadline: Deadline | None) -> None:
+        """Upload, write the receipt, release the pin, and prune. Raises what kept the snapshot from becoming durable."""
+        if pinned.name != self._announced:
+            # Not again with every attempt: a store may be unreachable for days.
+            self._announced = pinned.name
+            log.info("uploading %s (%d files, %s)", pinned.checkpoint, len(pinned.files), size_of(pinned.bytes))
+        self.begun = time.monotonic()
+        try:
+            if policy.only_model:
+                answer = self._put_model(pinned)
+            else:
+                answer = self._put(pinned, deadline)
+                # Before the pin is released: it holds the files of the model too.
+                self._put_model_beside(pinned)
+        finally:
+            self.progress = None
+        receipt = _receipt(pinned, answer)
+        self._spool.commit(pinned, receipt)
+        self.durable = newest([*filter(None, [self.durable]), receipt])
+        self.rate = receipt.bytes / receipt.seconds if receipt.seconds else None
+        name = receipt.artifact.rpartition("/")[2]
+        log.info(
+            "uploaded %s as %s:%s (%d files, %s, %.1f s)",
+            *(pinned.checkpoint, name, receipt.version, receipt.files, size_of(receipt.bytes), receipt.seconds),
+        )
+        if not answer["attached"]:
+            log.warning("run %s is not on the server yet: %s stays with the run ckptsync-%s", self.run, name, self.run.run_id)
+        if policy.keep and deadline is None:
+            self._prune(name, policy)
+
+    def _put(self, pinned: Snapshot, deadline: Deadline | None) -> dict[str, Any]:
+        preempted = self._spool.preempted(pinned.checkpoint, pinned.fingerprint)
+        preempted |= deadline is not None and pinned.saved_at >= deadline.noticed_at
+        known = record.read(self._spool.output_dir)
+        self._warn_of_other_run(known)
+        upload = artifact.describe(pinned, self.run, known, stem=self._stem, preempted=preempted)
+        if self.durable and self.durable.sequence > pinned.sequence:
+            upload = replace(upload, latest=self.durable.version)
+        job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
+        answer = self._process.ask(job, told=lambda line: self._note(pinned, line))
+        if answer.get("others") and not self._warned_of_others:
+            self._warned_of_others = True
+            hint = "start the training with WANDB_LOG_MODEL=false, and it no longer waits for that"
+            log.warning("HF's WandbCallback uploads these checkpoints too, as %s: %s", answer["others"], hint)
+        return answer
+
+    def _warn_of_other_run(self, known: record.Record) -> None:
+        """Once, where the training's own wandb.init names another run than the one that its checkpoints go to."""
+        found = (known.text("project") or self.run.project, known.text("run_id") or self.run.run_id)
+        if found != (self.run.project, self.run.run_id) and not self._warned_of_other_run:
+            self._warned_of_other_run = True
+            flags = f"--project {found[0]} --run-id {found[1]}"
+            log.warning("the training logs to run %s/%s, its checkpoints go to %s: give %s", *found, self.run, flags)
+
+    def _put_model_beside(self, pinned: Snapshot) -> None:
+        """When the training is finished, make its model a version. A permanent error there doesn't stop the checkpoint."""
+        if not (pinned.state and pinned.state.finished):
+            return
+        try:
+            version = self._put_model(pinned)["version"]
+        except TransientStoreError:
+            raise
+        except CkptsyncError as error:
+            log.warning("no final model in the store: %s; the checkpoint's own version holds it too", error)
+        else:
+            log.info("uploaded the final model as %s:%s", version["name"], version["version"])
+
+    def _put_model(self, pinned: Snapshot) -> dict[str, Any]:
+        found = final_model.final(pinned, self._spool.output_dir)
+        upload = artifact.describe_model(found, self.run, stem=self._stem)
+        files = [asdict(file) for file in found.files]
+        job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "files": files, "upload": asdict(upload)}
+        try:
+            return self._process.ask(job, told=lambda line: self._note(pinned, line))
+        except SnapshotChangedError as error:
+            if found.folder == pinned.content:
+                raise
+            # The pin still holds; the next attempt reads the best checkpoint's folder anew.
+            raise TransientStoreError(str(error)) from error
+
+    def _prune(self, name: str, policy: Policy) -> None:
+        """Delete the versions that the policy doesn't keep. A failure is logged, and the next receipt tries again."""
+        job = {"op": "prune", "run": asdict(self.run), "name": name, "policy": asdict(policy.keep)}
+        try:
+            gone = self._process.ask(job)["gone"]
+        except CkptsyncError as error:
+            log.warning("nothing was pruned: %s", error)
+            return
+        for each in gone:
+            self._spool.record("pruned", artifact=f"{name}:{each['version']}", step=each["step"])
+            log.info("pruned %s:%s, step %s", name, each["version"], each["step"])
+
+    def _note(self, pinned: Snapshot, line: Mapping[str, Any]) -> None:
+        self.progress = Progress(pinned, str(line["stage"]), int(line["done"]), int(line["total"]), int(line["moved"]))
+        if self.progress.done:
+            self.rate = self.progress.done / (time.monotonic() - self.begun)
+
+
+def _receipt(pinned: Snapshot, answer: Mapping[str, Any]) -> Receipt:
+    version = answer["version"]
+    return Receipt(
+        snapshot=pinned.name,
+        step=pinned.step,
+        saved_at=pinned.saved_at,
+        sequence=pinned.sequence,
+        artifact=version["qualified"].rpartition(":")[0],
+        version=version["version"],
+        digest=version["digest"],
+        bytes=pinned.bytes,
+        files=len(pinned.files),
+        seconds=answer["seconds"],
+        committed_at=time.time(),
+    )

@@ -1,0 +1,104 @@
+"""The upload process over its life: started when there is work, rate-limited, replaced after a failure, ended when idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptsync import durable
+from ckptsync.checkpoint import Run
+from ckptsync.errors import TransientStoreError
+from ckptsync.upload.child import PUBLISH, Child
+from ckptsync.upload.policy import Policy
+
+if TYPE_CHECKING:
+    from ckptsync.upload.throttle import Throttle
+
+PASSED_STEP = 64 * 2**10
+"""Bytes that have to pass the rate limit to count as progress."""
+
+
+class UploadProcess:
+    """At most one child at a time, with the client's own files in `private`.
+
+    Once `urgent` is set, no rate limit and no niceness holds any more, for the current upload too.
+    """
+
+    def __init__(
+        self, run: Run, environment: Mapping[str, str], private: Path, policy: Policy, *, command: Sequence[str] = PUBLISH
+    ) -> None:
+        self.run = run
+        self.policy = policy
+        self.urgent = False
+        self._environment = environment
+        self._private = private
+        self._command = command
+        self._child: Child | None = None
+        self._throttle: Throttle | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process exists at this moment."""
+        return self._child is not None
+
+    def ask(self, job: Mapping[str, Any], *, told: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+        """Have one job done. Raises what the child reports; after a TransientStoreError the next job gets a new process."""
+        child = self.start()
+        try:
+            return child.ask(job, stall=self.policy.stall, told=told, passed=self._passed)
+        except TransientStoreError:
+            # Whatever state the client was left in goes with the old process.
+            child.kill()
+            self._child = None
+            raise
+
+    def start(self) -> Child:
+        """The process, started where there is none. Raises TransientStoreError."""
+        if self._child and self._throttle is None and self._limits:
+            # The limit was set after it had been started: the next one goes through it.
+            self.close()
+        if self._child is None:
+            durable.remove_tree(self._private)
+            environment = {**self._environment, **self._limited()}
+            yielding = self.policy.yielding and not self.urgent
+            self._child = Child(self.run, environment, self._private, yielding=yielding, command=self._command)
+        return self._child
+
+    def close(self) -> None:
+        """End the process, gently."""
+        if self._child:
+            self._child.close()
+            self._child = None
+            durable.remove_tree(self._private)
+        if self._throttle:
+            self._throttle.close()
+            self._throttle = None
+
+    def kill(self) -> None:
+        """End the process at once: the current upload is lost, its snapshot is not."""
+        child = self._child
+        if child:
+            child.kill()
+
+    @property
+    def _limits(self) -> bool:
+        return bool(self.policy.max_rate) and not self.urgent
+
+    def _limited(self) -> dict[str, str]:
+        """What the child's environment needs to stay within the rate."""
+        if self._throttle is None and self._limits:
+            from ckptsync.upload.throttle import Throttle
+
+            try:
+                self._throttle = Throttle(self._max_rate, self._environment).start()
+            except OSError as error:
+                raise TransientStoreError(f"the limit on uploads cannot be set up: {error}") from error
+        return self._throttle.environment() if self._throttle else {}
+
+    def _max_rate(self) -> float | None:
+        return None if self.urgent else self.policy.max_rate
+
+    def _passed(self) -> int:
+        """What the limit let through, in steps that are larger than the client's heartbeats."""
+        return self._throttle.passed // PASSED_STEP if self._throttle else 0
