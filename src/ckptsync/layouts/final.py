@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckptsync.checkpoint import File
-from ckptsync.layouts import names, pickles, torch_zip
+from ckptsync.layouts import file_names
 from ckptsync.layouts.folder import Malformed, list_folder
+from ckptsync.layouts.formats import pickle_reader, torch_zip
 
 ARGUMENTS = "training_args.bin"
 
-_TRAINING = {*names.STATE, ARGUMENTS, "scaler.pt", "latest", "zero_to_fp32.py", "zero_to_torch.py"}
+_TRAINING = {*file_names.STATE, ARGUMENTS, "scaler.pt", "latest", "zero_to_fp32.py", "zero_to_torch.py"}
 
 
 def model_files(files: Iterable[File]) -> tuple[File, ...]:
@@ -20,17 +21,17 @@ def model_files(files: Iterable[File]) -> tuple[File, ...]:
     Shards of DeepSpeed and FSDP are no weights that `from_pretrained` takes.
     """
     found = tuple(file for file in files if not _is_training(file.path))
-    return found if any(names.MODEL.fullmatch(names.base(file.path)) for file in found) else ()
+    return found if any(file_names.MODEL.fullmatch(file_names.base(file.path)) for file in found) else ()
 
 
 def _is_training(name: str) -> bool:
     return (
-        name in _TRAINING | names.SCHEDULERS
-        or names.is_optimizer(name)
-        or bool(names.RNG.fullmatch(name))
-        or names.in_deepspeed_tree(name)
-        or bool(names.FSDP_MODEL.fullmatch(name))
-        or names.base(name) == ".metadata"
+        name in _TRAINING | file_names.SCHEDULERS
+        or file_names.is_optimizer(name)
+        or bool(file_names.RNG.fullmatch(name))
+        or file_names.in_deepspeed_tree(name)
+        or bool(file_names.FSDP_MODEL.fullmatch(name))
+        or file_names.base(name) == ".metadata"
         or name.endswith(".distcp")
     )
 
@@ -43,11 +44,11 @@ def loads_best(path: Path) -> bool | None:
     try:
         folder = list_folder(path)
         with folder.open(ARGUMENTS) as stream:
-            content = pickles.read(torch_zip.check(stream, folder.files[ARGUMENTS].size, deep=False))
+            content = pickle_reader.read(torch_zip.check(stream, folder.files[ARGUMENTS].size, deep=False))
     except (OSError, KeyError, Malformed, MemoryError):
         return None
     for made in content.made:
-        value = made.state.get("load_best_model_at_end") if isinstance(made.state, pickles.Items) else None
+        value = made.state.get("load_best_model_at_end") if isinstance(made.state, pickle_reader.Items) else None
         if isinstance(value, bool):
             return value
     return None

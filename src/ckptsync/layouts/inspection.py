@@ -7,9 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from ckptsync.checkpoint import Problem, TrainingState, Verdict, step_of
-from ckptsync.layouts import contents, dcp, deepspeed, names, order, presence, ranks, shards, trainer_state
-from ckptsync.layouts.contents import attempt
+from ckptsync.layouts import file_names, trainer_state
 from ckptsync.layouts.folder import Folder, list_folder
+from ckptsync.layouts.rules import (
+    deepspeed,
+    distributed_checkpoint,
+    file_contents,
+    required_files,
+    rng_states,
+    weight_shards,
+    write_order,
+)
+from ckptsync.layouts.rules.file_contents import attempt
 
 
 def inspect(
@@ -37,26 +46,26 @@ def inspect(
         reason = "the folder is gone" if isinstance(error, FileNotFoundError) else f"cannot be listed: {error}"
         return Verdict("unknown", (Problem(".", reason, transient=False),), resumable=False)
     state: list[TrainingState] = []
-    layout = names.layout(folder.files)
+    layout = file_names.layout(folder.files)
     expected_step = step_of(path.name) if step is None else step
     problems = [
         *folder.problems,
         *_check_files(folder, deep=deep),
         *attempt(trainer_state.NAME, partial(_check_state, folder, expected_step, state)),
         *_check_structure(folder, layout, world_size, deep=deep),
-        *presence.check(folder, layout, expected_names or ()),
-        *(order.check(folder) if ordered else ()),
+        *required_files.check(folder, layout, expected_names or ()),
+        *(write_order.check(folder) if ordered else ()),
     ]
     if layout == "weights-only" and ordered:
-        problems += order.check_removal(folder)
-    missing = presence.missing_parts(folder.files, layout)
+        problems += write_order.check_removal(folder)
+    missing = required_files.missing_parts(folder.files, layout)
     return Verdict(
         layout=layout,
         problems=tuple(dict.fromkeys(problems)),
         resumable=not problems and not missing,
         files=tuple(folder.files.values()),
         state=state[0] if state else None,
-        world_size=ranks.count(folder.files),
+        world_size=rng_states.count(folder.files),
         notes=tuple(_notes(folder, layout, missing)),
     )
 
@@ -65,11 +74,11 @@ def _check_files(folder: Folder, *, deep: bool) -> Iterator[Problem]:
     """Every file by itself, then the indexes, which need the number of tensors in each shard."""
     tensors: dict[str, int] = {}
     for name in folder.files:
-        if name != trainer_state.NAME and not names.INDEX.fullmatch(name):
-            yield from attempt(name, partial(contents.check, folder, name, tensors, deep=deep))
+        if name != trainer_state.NAME and not file_names.INDEX.fullmatch(name):
+            yield from attempt(name, partial(file_contents.check, folder, name, tensors, deep=deep))
     for name in folder.files:
-        if names.INDEX.fullmatch(name):
-            yield from attempt(name, partial(shards.check_index, folder, name, tensors))
+        if file_names.INDEX.fullmatch(name):
+            yield from attempt(name, partial(weight_shards.check_index, folder, name, tensors))
 
 
 def _check_state(folder: Folder, step: int | None, found: list[TrainingState]) -> Iterator[Problem]:
@@ -86,15 +95,15 @@ def _check_state(folder: Folder, step: int | None, found: list[TrainingState]) -
 
 def _check_structure(folder: Folder, layout: str, world_size: int | None, *, deep: bool) -> Iterator[Problem]:
     """The rules that hold between files."""
-    yield from shards.check_numbers(folder)
-    yield from ranks.check(folder.files, world_size)
-    yield from dcp.check(folder, deep=deep)
+    yield from weight_shards.check_numbers(folder)
+    yield from rng_states.check(folder.files, world_size)
+    yield from distributed_checkpoint.check(folder, deep=deep)
     if layout == "deepspeed":
-        size = world_size or ranks.count(folder.files)
+        size = world_size or rng_states.count(folder.files)
         yield from attempt("latest", partial(deepspeed.check, folder, size))
 
 
 def _notes(folder: Folder, layout: str, missing: tuple[str, ...]) -> Iterator[str]:
     if layout == "weights-only":
         yield f"not resumable exactly: {', '.join(missing)} missing (save_only_model)"
-    yield from (f"{name} is a leftover of an earlier save" for name in presence.leftovers(folder))
+    yield from (f"{name} is a leftover of an earlier save" for name in required_files.leftovers(folder))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from ckptsync.checkpoint import File, Problem
-from ckptsync.layouts import names, ranks, trainer_state
+from ckptsync.layouts import file_names, trainer_state
 from ckptsync.layouts.folder import Folder
+from ckptsync.layouts.rules import rng_states
 
 
 def check(folder: Folder, layout: str, expected_names: Collection[str]) -> Iterator[Problem]:
     """A model is there, nothing of a set is missing, nothing that the checkpoint before had, and no sign of a write."""
     yield from _check_markers(folder)
-    if not names.weights(folder.files):
+    if not file_names.weights(folder.files):
         yield Problem(".", "holds no weights of a model and no adapter", transient=True)
     elif layout != "weights-only":
         # The Trainer writes all three or none (save_only_model), and silently begins anew what is missing.
@@ -25,12 +26,12 @@ def check(folder: Folder, layout: str, expected_names: Collection[str]) -> Itera
 def missing_parts(files: Collection[str], layout: str) -> tuple[str, ...]:
     """What a resumed training would begin anew: optimizer, scheduler, random generators."""
     missing = []
-    if not any(names.is_optimizer(name) for name in files):
+    if not any(file_names.is_optimizer(name) for name in files):
         missing.append("optimizer.bin" if layout.startswith("fsdp") else "optimizer.pt")
     # A scheduler that DeepSpeed made is in its own tree.
-    if layout != "deepspeed" and not any(name in names.SCHEDULERS for name in files):
+    if layout != "deepspeed" and not any(name in file_names.SCHEDULERS for name in files):
         missing.append("scheduler.pt")
-    if ranks.ranks(files) is None:
+    if rng_states.ranks(files) is None:
         missing.append("rng_state.pth")
     return tuple(missing)
 
@@ -47,25 +48,25 @@ def _check_markers(folder: Folder) -> Iterator[Problem]:
 
 
 def _is_marker(name: str) -> bool:
-    return bool(names.MARKER.fullmatch(names.base(name)))
+    return bool(file_names.MARKER.fullmatch(file_names.base(name)))
 
 
 def _is_leftover(folder: Folder, marker: File) -> bool:
     state = folder.files.get(trainer_state.NAME)
-    return names.base(marker.path).startswith(".tmp") and state is not None and marker.mtime_ns < state.mtime_ns
+    return file_names.base(marker.path).startswith(".tmp") and state is not None and marker.mtime_ns < state.mtime_ns
 
 
 def _check_pairs(files: Collection[str]) -> Iterator[Problem]:
     """Files that are written together, where one alone would be loaded as something else or not at all."""
-    if "optimizer.bin" in files and not any(names.FSDP_MODEL.fullmatch(name) for name in files):
+    if "optimizer.bin" in files and not any(file_names.FSDP_MODEL.fullmatch(name) for name in files):
         yield Problem("pytorch_model_fsdp.bin", "missing, though FSDP's optimizer.bin is there", transient=True)
     folders = {name.split("/")[0] for name in files if name.endswith(".distcp")}
     for optimizer in sorted(folder for folder in folders if folder.startswith("optimizer_")):
         model = "pytorch_model_fsdp_" + optimizer.removeprefix("optimizer_")
         if model not in folders:
             yield Problem(model, f"missing, though {optimizer} is there", transient=True)
-    adapters = {names.parent(name) for name in files if names.ADAPTER.fullmatch(names.base(name))}
-    configured = {names.parent(name) for name in files if names.base(name) == "adapter_config.json"}
+    adapters = {file_names.parent(name) for name in files if file_names.ADAPTER.fullmatch(file_names.base(name))}
+    configured = {file_names.parent(name) for name in files if file_names.base(name) == "adapter_config.json"}
     for folder in sorted(adapters - configured):
         yield Problem(f"{folder}/adapter_config.json".removeprefix("./"), "missing beside its adapter", transient=True)
     for folder in sorted(configured - adapters):
@@ -73,7 +74,7 @@ def _check_pairs(files: Collection[str]) -> Iterator[Problem]:
 
 
 def _check_expected(files: Collection[str], expected_names: Collection[str]) -> Iterator[Problem]:
-    here = {names.normalise(name) for name in files}
-    for name in sorted({names.normalise(name) for name in expected_names} - here):
+    here = {file_names.normalise(name) for name in files}
+    for name in sorted({file_names.normalise(name) for name in expected_names} - here):
         if not _is_marker(name):
             yield Problem(name, "missing, but the checkpoint before had it", transient=True)

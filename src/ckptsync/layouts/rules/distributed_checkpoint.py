@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from ckptsync.checkpoint import Problem
-from ckptsync.layouts import allowlist, pickles, torch_zip
-from ckptsync.layouts.contents import attempt
 from ckptsync.layouts.folder import Folder, Malformed, Stream
+from ckptsync.layouts.formats import pickle_allowlist, pickle_reader, torch_zip
+from ckptsync.layouts.rules.file_contents import attempt
 
 NAME = ".metadata"
 QUICK_LIMIT = 16 * 1024 * 1024
@@ -70,11 +70,11 @@ def _check_folder(folder: Folder, parent: str, metadata: str, *, deep: bool) -> 
 
 def ranges(content: bytes) -> Ranges:
     """The (offset, length) of everything that a .metadata lists, by file, or Malformed."""
-    document = pickles.read(content, steps=None)
-    allowlist.enforce(document, allowlist.sharded)
+    document = pickle_reader.read(content, steps=None)
+    pickle_allowlist.enforce(document, pickle_allowlist.sharded)
     found: Ranges = defaultdict(list)
     for made in document.made:
-        if str(made.by) == "torch.distributed.checkpoint.filesystem._StorageInfo" and isinstance(made.state, pickles.Items):
+        if str(made.by) == "torch.distributed.checkpoint.filesystem._StorageInfo" and isinstance(made.state, pickle_reader.Items):
             name, offset, length = (made.state.get(key) for key in ("relative_path", "offset", "length"))
             if not (isinstance(name, str) and isinstance(offset, int) and isinstance(length, int)):
                 raise Malformed("lists a range without a file, an offset and a length")
@@ -89,5 +89,5 @@ def _check_ranges(folder: Folder, path: str, spans: list[tuple[int, int]]) -> It
     with folder.open(path) as stream:
         for offset, length in sorted(spans):
             content = torch_zip.check(Window(stream, offset, length), length, deep=True)
-            allowlist.enforce(pickles.read(content), allowlist.tensors)
+            pickle_allowlist.enforce(pickle_reader.read(content), pickle_allowlist.tensors)
     yield from ()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from ckptsync.layouts.folder import Malformed
-from ckptsync.layouts.pickles import Content, Global
+from ckptsync.layouts.formats.pickle_reader import Content, Global
 
 Rule = Callable[[Global], bool]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from ckptsync.checkpoint import Problem
-from ckptsync.layouts import names
+from ckptsync.layouts import file_names
 from ckptsync.layouts.folder import Folder, Malformed
 
 INDEX_LIMIT = 64 * 1024 * 1024
@@ -46,7 +46,7 @@ def check_numbers(folder: Folder) -> Iterator[Problem]:
     """Gaps in `-0000K-of-0000N`, two different N, and shards without an index."""
     groups: dict[tuple[str, str], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for name in folder.files:
-        if match := names.SHARD.fullmatch(name):
+        if match := file_names.SHARD.fullmatch(name):
             groups[match["stem"], match["suffix"]][int(match["count"])].add(int(match["number"]))
     for (stem, suffix), counts in groups.items():
         index = f"{stem}{suffix}.index.json"

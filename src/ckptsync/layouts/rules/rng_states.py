@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from ckptsync.checkpoint import Problem
-from ckptsync.layouts import names
+from ckptsync.layouts import file_names
 
 
 def ranks(files: Collection[str]) -> set[int] | None:
     """The ranks that left a generator: numbers, an empty set for the one process that has no number, or None."""
-    found = [match[1] for name in files if (match := names.RNG.fullmatch(name))]
+    found = [match[1] for name in files if (match := file_names.RNG.fullmatch(name))]
     return {int(number) for number in found if number is not None} if found else None
 
 

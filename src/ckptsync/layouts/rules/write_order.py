@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from ckptsync.checkpoint import Problem
-from ckptsync.layouts import names, trainer_state
+from ckptsync.layouts import file_names, trainer_state
 from ckptsync.layouts.folder import Folder
 
 
@@ -21,17 +21,17 @@ def check(folder: Folder) -> Iterator[Problem]:
         return
     late = _late_weights(folder)
     for name, file in folder.files.items():
-        if file.mtime_ns > state.mtime_ns and names.is_exact_state(name) and name not in late:
+        if file.mtime_ns > state.mtime_ns and file_names.is_exact_state(name) and name not in late:
             yield Problem(name, "newer than trainer_state.json: another save of this step has begun", transient=True)
     yield from _check_shards(folder)
 
 
 def _late_weights(folder: Folder) -> set[str]:
     """Weights that LLaMA-Factory has split off the value head of, after the save: the head is written right after them."""
-    heads = [file.mtime_ns for name, file in folder.files.items() if names.VALUE_HEAD.fullmatch(name)]
+    heads = [file.mtime_ns for name, file in folder.files.items() if file_names.VALUE_HEAD.fullmatch(name)]
     if not heads:
         return set()
-    return {name for name in names.weights(folder.files) if folder.files[name].mtime_ns <= max(heads)}
+    return {name for name in file_names.weights(folder.files) if folder.files[name].mtime_ns <= max(heads)}
 
 
 def _check_shards(folder: Folder) -> Iterator[Problem]:

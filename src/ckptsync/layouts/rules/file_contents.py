@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 
 from ckptsync.checkpoint import Problem
-from ckptsync.layouts import allowlist, names, pickles, safetensors, torch_zip
+from ckptsync.layouts import file_names
 from ckptsync.layouts.folder import Folder, Malformed, read_exactly
+from ckptsync.layouts.formats import pickle_allowlist, pickle_reader, safetensors, torch_zip
 
 JSON_LIMIT = 1024 * 1024
 """Longer JSON (tokenizer.json has up to 30 MB) is judged by its two ends: parsed it would take 100 MB of memory."""
@@ -48,17 +49,17 @@ def check(folder: Folder, name: str, tensors: dict[str, int], *, deep: bool) -> 
 def _check_torch(folder: Folder, name: str, *, deep: bool) -> None:
     with folder.open(name) as stream:
         # Other programs put files of their own beside the Trainer's, and `.bin` may mean anything there.
-        if not names.is_torch_save(name) and read_exactly(stream, 4) != torch_zip.MAGIC:
+        if not file_names.is_torch_save(name) and read_exactly(stream, 4) != torch_zip.MAGIC:
             return
         content = torch_zip.check(stream, folder.files[name].size, deep=deep)
-    allowlist.enforce(pickles.read(content), _rule(name))
+    pickle_allowlist.enforce(pickle_reader.read(content), _rule(name))
 
 
-def _rule(name: str) -> allowlist.Rule:
+def _rule(name: str) -> pickle_allowlist.Rule:
     """What the pickle in a file may name."""
-    if names.in_deepspeed_tree(name):
-        return allowlist.deepspeed
-    return allowlist.tensors if names.is_loaded_on_resume(name) else allowlist.harmless
+    if file_names.in_deepspeed_tree(name):
+        return pickle_allowlist.deepspeed
+    return pickle_allowlist.tensors if file_names.is_loaded_on_resume(name) else pickle_allowlist.harmless
 
 
 def _check_json(folder: Folder, name: str, *, deep: bool) -> None:
