@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from ckptsync.checkpoint import Problem
 from ckptsync.layouts import inspect, trainer_state
-from ckptsync.layouts.folder import Malformed
 from ckptsync.layouts.formats import pickle_reader, safetensors, torch_zip
+from ckptsync.layouts.formats.pickle_values import Items
+from ckptsync.layouts.formats.stream import Malformed
 
 NAMES = (
     "model.safetensors",
@@ -210,7 +211,7 @@ def test_what_pickle_wrote_is_read_as_it_was(value: Any, protocol: int) -> None:
 
 
 def as_python(value: Any) -> Any:
-    if isinstance(value, pickle_reader.Items):
+    if isinstance(value, Items):
         return {key: as_python(item) for key, item in value.pairs}
     if isinstance(value, list | tuple):
         return type(value)(as_python(item) for item in value)

@@ -5,7 +5,7 @@ Looks from outside: no torch, no transformers, nothing executed, nothing written
 
 from __future__ import annotations
 
-from ckptsync.layouts.final import loads_best, model_files
+from ckptsync.layouts.final_model import loads_best, model_files
 from ckptsync.layouts.folder import list_files
 from ckptsync.layouts.inspection import inspect
 from ckptsync.layouts.trainer_state import log_history, read_state

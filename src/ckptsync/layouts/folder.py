@@ -9,25 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from ckptsync.checkpoint import File, Problem
-
-
-class Malformed(ValueError):  # noqa: N818 -- never leaves this package
-    """Why one file cannot be right. `transient` is false where no further writing could mend it."""
-
-    def __init__(self, reason: str, *, transient: bool = True) -> None:
-        super().__init__(reason)
-        self.transient = transient
-
-
-class Stream(Protocol):
-    """What the parsers need of an open file."""
-
-    def read(self, size: int, /) -> bytes | None: ...
-
-    def seek(self, offset: int, /) -> int: ...
+from ckptsync.layouts.formats.stream import Malformed, read_exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +50,6 @@ class Folder:
         if len(content) > limit:
             raise Malformed(f"longer than the {limit} bytes that such a file can have", transient=False)
         return content
-
-
-def read_exactly(stream: Stream, size: int) -> bytes:
-    """`size` bytes from an unbuffered stream, fewer only at its end."""
-    pieces: list[bytes] = []
-    while size > 0 and (piece := stream.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
 
 
 def list_folder(path: Path) -> Folder:

@@ -18,7 +18,7 @@ from ckptsync.layouts.rules import (
     weight_shards,
     write_order,
 )
-from ckptsync.layouts.rules.file_contents import attempt
+from ckptsync.layouts.rules.read_errors import as_problems
 
 
 def inspect(
@@ -51,7 +51,7 @@ def inspect(
     problems = [
         *folder.problems,
         *_check_files(folder, deep=deep),
-        *attempt(trainer_state.NAME, partial(_check_state, folder, expected_step, state)),
+        *as_problems(trainer_state.NAME, partial(_check_state, folder, expected_step, state)),
         *_check_structure(folder, layout, world_size, deep=deep),
         *required_files.check(folder, layout, expected_names or ()),
         *(write_order.check(folder) if ordered else ()),
@@ -75,10 +75,10 @@ def _check_files(folder: Folder, *, deep: bool) -> Iterator[Problem]:
     tensors: dict[str, int] = {}
     for name in folder.files:
         if name != trainer_state.NAME and not file_names.INDEX.fullmatch(name):
-            yield from attempt(name, partial(file_contents.check, folder, name, tensors, deep=deep))
+            yield from as_problems(name, partial(file_contents.check, folder, name, tensors, deep=deep))
     for name in folder.files:
         if file_names.INDEX.fullmatch(name):
-            yield from attempt(name, partial(weight_shards.check_index, folder, name, tensors))
+            yield from as_problems(name, partial(weight_shards.check_index, folder, name, tensors))
 
 
 def _check_state(folder: Folder, step: int | None, found: list[TrainingState]) -> Iterator[Problem]:
@@ -100,7 +100,7 @@ def _check_structure(folder: Folder, layout: str, world_size: int | None, *, dee
     yield from distributed_checkpoint.check(folder, deep=deep)
     if layout == "deepspeed":
         size = world_size or rng_states.count(folder.files)
-        yield from attempt("latest", partial(deepspeed.check, folder, size))
+        yield from as_problems("latest", partial(deepspeed.check, folder, size))
 
 
 def _notes(folder: Folder, layout: str, missing: tuple[str, ...]) -> Iterator[str]:

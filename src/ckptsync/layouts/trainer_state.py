@@ -9,7 +9,8 @@ from typing import Any
 
 from ckptsync.checkpoint import TrainingState
 from ckptsync.errors import IntegrityError
-from ckptsync.layouts.folder import Folder, Malformed
+from ckptsync.layouts.folder import Folder
+from ckptsync.layouts.formats.stream import Malformed
 
 NAME = "trainer_state.json"
 LIMIT = 256 * 1024 * 1024

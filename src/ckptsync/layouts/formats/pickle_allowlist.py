@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ckptsync.layouts.folder import Malformed
-from ckptsync.layouts.formats.pickle_reader import Content, Global
+from ckptsync.layouts.formats.pickle_values import Content, Global
+from ckptsync.layouts.formats.stream import Malformed
 
 Rule = Callable[[Global], bool]
 

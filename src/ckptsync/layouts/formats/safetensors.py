@@ -10,7 +10,7 @@ import json
 import math
 from typing import Any
 
-from ckptsync.layouts.folder import Malformed, Stream, read_exactly
+from ckptsync.layouts.formats.stream import Malformed, Stream, read_exactly
 
 HEADER_LIMIT = 100_000_000
 """The longest header that safetensors itself reads (0.8.0)."""

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptsync.layouts.folder import Malformed, Stream, read_exactly
+from ckptsync.layouts.formats.stream import Malformed, Stream, read_exactly
 
 MAGIC = b"PK\x03\x04"
 DIRECTORY_LIMIT = 256 * 1024 * 1024

@@ -14,6 +14,7 @@ from typing import Any
 from ckptsync.checkpoint import File, Problem
 from ckptsync.layouts.folder import Folder
 from ckptsync.layouts.formats import pickle_reader, torch_zip
+from ckptsync.layouts.formats.pickle_values import Items
 
 SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_(optim|model)_states\.pt")
 MODEL = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -58,7 +59,7 @@ def check(folder: Folder, world_size: int | None) -> Iterator[Problem]:
 def _world(folder: Folder, name: str, world_size: int | None) -> World:
     with folder.open(name) as stream:
         state = pickle_reader.read(torch_zip.check(stream, folder.files[name].size, deep=False)).value
-    if not isinstance(state, pickle_reader.Items):
+    if not isinstance(state, Items):
         return World(None, None, zero=False, scheduler=False)
     model, data = _positive(state.get("mp_world_size")), _positive(state.get("dp_world_size"))
     if _shards_in_part(state.get("ds_config")):
@@ -75,8 +76,8 @@ def _positive(value: Any) -> int | None:
 
 def _shards_in_part(config: Any) -> bool:
     """MiCS: only the first group of ranks writes shards."""
-    zero = config.get("zero_optimization") if isinstance(config, pickle_reader.Items) else None
-    return isinstance(zero, pickle_reader.Items) and (_positive(zero.get("mics_shard_size")) is not None)
+    zero = config.get("zero_optimization") if isinstance(config, Items) else None
+    return isinstance(zero, Items) and (_positive(zero.get("mics_shard_size")) is not None)
 
 
 def _check_ranks(tag: str, files: Mapping[str, File], world: World) -> Iterator[Problem]:

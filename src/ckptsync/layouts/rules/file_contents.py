@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from ckptsync.checkpoint import Problem
 from ckptsync.layouts import file_names
-from ckptsync.layouts.folder import Folder, Malformed, read_exactly
-from ckptsync.layouts.formats import pickle_allowlist, pickle_reader, safetensors, torch_zip
+from ckptsync.layouts.folder import Folder
+from ckptsync.layouts.formats import json_document, pickle_allowlist, pickle_reader, safetensors, torch_zip
+from ckptsync.layouts.formats.stream import read_exactly
 
-JSON_LIMIT = 1024 * 1024
-"""Longer JSON (tokenizer.json has up to 30 MB) is judged by its two ends: parsed it would take 100 MB of memory."""
 NEVER_EMPTY = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp", ".model", ".jinja", ".txt", ".md", ".metadata")
 TORCH = (".pt", ".pth", ".bin")
-
-
-def attempt(name: str, check: Callable[[], Iterator[Problem]]) -> Iterator[Problem]:
-    """Run a check of one file, and turn whatever its content or the file system does into a Problem."""
-    try:
-        yield from check()
-    except Malformed as error:
-        yield Problem(name, str(error), transient=error.transient)
-    except FileNotFoundError:
-        yield Problem(name, "vanished while it was looked at", transient=True)
-    except PermissionError:
-        yield Problem(name, "cannot be read by this user", transient=False)
-    except OSError as error:
-        yield Problem(name, f"cannot be read: {error.strerror or error}", transient=True)
-    except (MemoryError, RecursionError):
-        yield Problem(name, "too large or too deeply nested to be read", transient=False)
 
 
 def check(folder: Folder, name: str, tensors: dict[str, int], *, deep: bool) -> Iterator[Problem]:
@@ -64,23 +46,8 @@ def _rule(name: str) -> pickle_allowlist.Rule:
 
 def _check_json(folder: Folder, name: str, *, deep: bool) -> None:
     size = folder.files[name].size
-    if size > JSON_LIMIT and not deep:
-        _check_ends(folder, name, size)
+    if size <= json_document.PARSE_LIMIT or deep:
+        json_document.check(folder.read(name, limit=json_document.READ_LIMIT))
         return
-    try:
-        json.loads(folder.read(name, limit=256 * JSON_LIMIT))
-    except ValueError as error:
-        raise error if isinstance(error, Malformed) else Malformed("not JSON to its end") from None
-
-
-def _check_ends(folder: Folder, name: str, size: int) -> None:
-    """An indented document closes at the start of a line; a nested one that was cut after a bracket does not."""
     with folder.open(name) as stream:
-        head = read_exactly(stream, 64).lstrip()
-        stream.seek(size - 64)
-        tail = read_exactly(stream, 64).rstrip()
-    closing = {b"{": b"}", b"[": b"]"}.get(head[:1], b"\0")
-    if head[1:].startswith(b"\n"):
-        closing = b"\n" + closing
-    if not tail.endswith(closing):
-        raise Malformed("not JSON to its end")
+        json_document.check_ends(stream, size)

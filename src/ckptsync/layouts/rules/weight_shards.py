@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 
 from ckptsync.checkpoint import Problem
 from ckptsync.layouts import file_names
-from ckptsync.layouts.folder import Folder, Malformed
+from ckptsync.layouts.folder import Folder
+from ckptsync.layouts.formats.stream import Malformed
 
 INDEX_LIMIT = 64 * 1024 * 1024
 
