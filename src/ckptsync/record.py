@@ -5,60 +5,15 @@ Written by `watch`, `run` and `resume`, and completed from inside the training; 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptsync import durable
+from ckptsync import durable, locks
 
 FOLDER = ".ckptsync"
 """The folder below output_dir that holds all that is ours. The Trainer's rotation matches `checkpoint-*` only."""
-
-_SECRET = re.compile(
-    r"(?i)token|secret|passw|passphrase|credential|authorization|api[-_]?key|(?:^|[-_.])(?:key|pwd|auth)(?:$|[-_.])"
-)
-_HARMLESS = re.compile(
-    r"(?i)(?:de)?tokeniz(?:e[rd]?s?|ing|ation)(?![a-z])"
-    r"|(?<!auth[-_])(?<!access[-_])(?<!api[-_])(?<!hub[-_])(?<!hf[-_])tokens(?![a-z])"
-    r"|(?<![a-z])(?:eos|bos|pad|unk|sep|cls|mask|image|audio|video|stop|start|special|per)[-_]token(?![a-z])"
-    r"|token[-_](?:per|len|length|count|limit|ids?|types?|level|classification|dropout|index)(?![a-z])"
-    r"|(?<![a-z])(?:num[-_])?key[-_](?:value|padding|dim|size|bias|proj)(?![a-z])"
-)
-"""What stands in the names of ordinary arguments (run_clm, TRL, axolotl, LLaMA-Factory) and only looks like a secret's."""
-
-_SECRET_VALUE = re.compile(
-    r"(?<![A-Za-z0-9])(?:hf_\w{16,}|sk-[\w-]{16,}|[0-9a-f]{40}(?![0-9a-f])|wandb_v\d\w+|gh[opsu]_\w{16,}|github_pat_\w{16,}"
-    r"|glpat-[\w-]{16,}|xox[abp]-[\w-]{10,}|nvapi-[\w-]{16,}|(?:AKIA|ASIA)[0-9A-Z]{12,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]+)"
-    r"|://[^/\s@]+:[^/\s@]+@"
-)
-"""Keys by the shape that their makers gave them, JSON web tokens, and a password inside a URL."""
-
-_ASSIGNMENT = re.compile(r"""["']?\s*[:=]\s*["']?""")
-_WORD = re.compile(r"""[^\s,;&?|(){}"'`]+""")
-
-
-def looks_secret(argument: str) -> bool:
-    """Whether an argument, by a name or by the shape of a value in it, may hold a token, key or password.
-
-    It may be a whole command for a shell, JSON, or a header, so every word of it counts.
-    """
-    if _SECRET_VALUE.search(argument):
-        return True
-    words = _WORD.findall(_ASSIGNMENT.sub("=", argument))
-    return any(
-        _names_secret(name) for name, equals, _ in (word.partition("=") for word in words) if equals or name.startswith("-")
-    )
-
-
-def _names_secret(name: str) -> bool:
-    return bool(_SECRET.search(_HARMLESS.sub("", name)))
-
-
-def recordable(command: Sequence[str]) -> bool:
-    """Whether a command may be written down: no argument of it looks like a secret."""
-    return not any(looks_secret(argument) for argument in command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +78,7 @@ def update(output_dir: Path, **values: Any) -> Record:
     path = path_of(output_dir)
     durable.make_folder(path.parent)
     # The watcher and the training both complete it, and neither may lose what the other wrote.
-    with durable.exclusive(path.with_name("run.lock")):
+    with locks.exclusive(path.with_name("run.lock")):
         before = durable.read_json(path)
         merged = {"version": 1, **(before or {}), **values}
         merged = {key: value for key, value in merged.items() if value is not None}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, processes, record
+from ckptsync import config, processes, record, secret_detection
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options, progress
 from ckptsync.cli.following import Following, Rereadable, followed, reread
@@ -256,7 +256,7 @@ class Start:
     def _begin(self, placed: Placed | None) -> supervisor.Start:
         """Write down who the training is from now on, and say how to start it."""
         command, cwd = self.command(placed)
-        recordable = record.recordable(command)
+        recordable = secret_detection.recordable(command)
         if not recordable:
             log.warning("the command is not recorded: an argument looks like a secret; give it again for the next resume")
         checkpoint = placed.path if placed else None

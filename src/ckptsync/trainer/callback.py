@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ckptsync import processes, record
+from ckptsync import processes, record, secret_detection
 from ckptsync.errors import PreemptedError
 from ckptsync.trainer import history, marker, workers
 from ckptsync.trainer.ranks import Ranks
@@ -167,6 +167,6 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 values[key] = value
         if getattr(run, "name", None):
             values["run_name"] = run.name
-        if record.recordable(sys.orig_argv):
+        if secret_detection.recordable(sys.orig_argv):
             values["argv"] = sys.orig_argv
         record.update(Path(args.output_dir), **values)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ckptsync import durable, layouts, record
+from ckptsync import durable, layouts, locks, record
 from ckptsync.checkpoint import Checkpoint, Receipt, Run, Snapshot, Verdict, fingerprint, step_of
 from ckptsync.errors import (
     CkptsyncError,
@@ -139,7 +139,7 @@ class Daemon:
         self.restarted: RestartedError | None = None
         self.stop = stop
         self._quiet_period = QuietPeriod(watch.output_dir, self.spool.complete_markers, quiet=watch.quiet)
-        self._lock = durable.Lock(self.spool.lock_path)
+        self._lock = locks.WatcherLock(self.spool.lock_path)
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.policy, stop.event, stem=watch.stem)
         self._names: frozenset[str] = frozenset()
         self._seen: dict[str, str] = {}
