@@ -166,7 +166,7 @@ def _settings_base_url(environ: Mapping[str, str]) -> str | None:
         return None
 
 
-def uploading(environ: Mapping[str, str] = os.environ) -> str:
+def upload_mode(environ: Mapping[str, str] = os.environ) -> str:
     """Whether anything is to be uploaded, as W&B's own variables say it: `online`, `offline` (later) or `disabled` (never)."""
     mode = environ.get("WANDB_MODE", "").strip().lower()
     if mode == "disabled" or environ.get("WANDB_DISABLED", "").strip().lower() in _TRUE:
@@ -174,7 +174,7 @@ def uploading(environ: Mapping[str, str] = os.environ) -> str:
     return "offline" if mode in ("offline", "dryrun") else "online"
 
 
-def wanted_models(environ: Mapping[str, str] = os.environ) -> str | None:
+def log_model(environ: Mapping[str, str] = os.environ) -> str | None:
     """What WANDB_LOG_MODEL asks for: `checkpoint`, `end` (only the final model) or `false`; None where it isn't set."""
     value = environ.get("WANDB_LOG_MODEL", "").strip().lower()
     # What HF's WandbCallback doesn't know counts as false there too (transformers 4.57 and 5.24).

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def birth(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When the kernel started the process (/proc/PID/stat, field 22); None when it is gone or only waits to be reaped.
 
     With the pid it names one process: a reused number has another birth.
@@ -20,7 +20,7 @@ def birth(pid: int) -> str | None:
     return None if fields is None or fields[0] in "ZX" else fields[19]
 
 
-def group(leader: int) -> list[int]:
+def group_members(leader: int) -> list[int]:
     """The living processes of a process group."""
     found = []
     for pid in _all():
@@ -30,13 +30,13 @@ def group(leader: int) -> list[int]:
     return found
 
 
-def below(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Every process that descends from this one, deepest last."""
     found = []
     with contextlib.suppress(OSError):
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in map(int, children.read_text().split()):
-                found += [child, *below(child)]
+                found += [child, *descendants(child)]
     return found
 
 
@@ -48,17 +48,17 @@ def catches(pid: int, number: int) -> bool:
     return False
 
 
-def name(pid: int) -> dict[str, Any]:
+def identity(pid: int) -> dict[str, Any]:
     """What names a process for ever: to be written down, and read back by `living`."""
-    return {"host": socket.gethostname(), "pid": pid, "born": birth(pid)}
+    return {"host": socket.gethostname(), "pid": pid, "born": start_time(pid)}
 
 
 def living(named: object) -> int | None:
-    """The pid of a process that was written down by `name`, if it is on this machine and still lives."""
+    """The pid of a process that was written down by `identity`, if it is on this machine and still lives."""
     if not isinstance(named, Mapping) or named.get("host") != socket.gethostname():
         return None
     pid, born = named.get("pid"), named.get("born")
-    return pid if isinstance(pid, int) and born is not None and birth(pid) == born else None
+    return pid if isinstance(pid, int) and born is not None and start_time(pid) == born else None
 
 
 def _all() -> list[int]:

@@ -27,19 +27,19 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         assert process.stdout
         process.stdout.readline()
         yield process
-        for pid in processes.group(process.pid):
+        for pid in processes.group_members(process.pid):
             os.kill(pid, signal.SIGKILL)
 
 
 def test_a_group_is_all_of_its_living_processes_and_those_below_are_found(child: subprocess.Popen[bytes]) -> None:
-    below = processes.below(child.pid)
+    below = processes.descendants(child.pid)
 
     assert len(below) == 1
-    assert sorted(processes.group(child.pid)) == sorted([child.pid, *below])
+    assert sorted(processes.group_members(child.pid)) == sorted([child.pid, *below])
 
 
 def test_only_who_has_a_handler_catches_a_signal(child: subprocess.Popen[bytes]) -> None:
-    (grandchild,) = processes.below(child.pid)
+    (grandchild,) = processes.descendants(child.pid)
 
     assert processes.catches(grandchild, signal.SIGUSR1)
     assert not processes.catches(child.pid, signal.SIGUSR1)
@@ -49,12 +49,12 @@ def test_only_who_has_a_handler_catches_a_signal(child: subprocess.Popen[bytes])
 def test_a_process_that_was_written_down_is_found_while_it_lives_and_no_other_one_with_its_number(
     child: subprocess.Popen[bytes],
 ) -> None:
-    named = processes.name(child.pid)
+    named = processes.identity(child.pid)
 
     assert processes.living(named) == child.pid
     assert processes.living(named | {"born": "1"}) is None
     assert processes.living(named | {"host": "elsewhere"}) is None
-    for pid in processes.group(child.pid):
+    for pid in processes.group_members(child.pid):
         os.kill(pid, signal.SIGKILL)
     child.wait()
     assert processes.living(named) is None
@@ -69,6 +69,6 @@ def test_a_process_that_only_waits_to_be_reaped_is_gone() -> None:
     zombie = subprocess.Popen(["true"])
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
 
-    assert processes.birth(zombie.pid) is None
+    assert processes.start_time(zombie.pid) is None
     zombie.wait()
-    assert processes.birth(zombie.pid) is None
+    assert processes.start_time(zombie.pid) is None

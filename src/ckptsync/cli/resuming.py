@@ -282,7 +282,7 @@ class Start:
 
         def start() -> Training:
             training = Training(words, environ, cwd=cwd)
-            record.update(self._output_dir, training=processes.name(training.pid))
+            record.update(self._output_dir, training=processes.identity(training.pid))
             return training
 
         return supervisor.Start(start, placed.step if placed else 0)

@@ -66,7 +66,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._signals.install(PREEMPTING - theirs)
             workers.shield()
         self._find_best(args, state)
-        members = self._ranks.gather(processes.name(os.getpid()))
+        members = self._ranks.gather(processes.identity(os.getpid()))
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._record(args, state, members)
             self._complete_history(state)

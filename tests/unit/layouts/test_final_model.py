@@ -148,7 +148,7 @@ def test_nothing_can_be_resumed_from_a_final_model_and_its_metadata_says_so(tmp_
     ids=str,
 )
 def test_wandb_mode_and_disabled_say_whether_anything_is_uploaded(environ: dict[str, str], mode: str) -> None:
-    assert config.uploading(environ) == mode
+    assert config.upload_mode(environ) == mode
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ def test_wandb_mode_and_disabled_say_whether_anything_is_uploaded(environ: dict[
     [("", None), ("checkpoint", "checkpoint"), ("END", "end"), ("false", "false"), ("true", "false")],
 )
 def test_wandb_log_model_is_read_as_the_trainer_reads_it(value: str, wanted: str | None) -> None:
-    assert config.wanted_models({"WANDB_LOG_MODEL": value}) == wanted
+    assert config.log_model({"WANDB_LOG_MODEL": value}) == wanted
