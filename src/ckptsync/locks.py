@@ -1,6 +1,6 @@
-"""flocks between processes: one watcher per output folder, and one writer of a shared file at a time.
+"""File locks (flock): one watcher per output folder, and one writer of a shared file at a time.
 
-The kernel releases them with the process, however that ends, so no lock is ever stale.
+The kernel releases a lock when its process ends, however that happens: there are no stale locks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ckptsync.errors import LockedError
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time into the block, by an flock that lasts as long. Where there are no locks it goes without."""
+    """Run the block in one process at a time. On a file system without locks it runs unprotected."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         with contextlib.suppress(OSError):
@@ -28,14 +28,14 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 class WatcherLock:
-    """An flock on a file that says who holds it. The kernel releases it with the process, however that ends."""
+    """The lock of an output folder; the lock file names its holder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[str] | None = None
 
     def acquire(self, owner: str) -> None:
-        """Take the lock or raise LockedError with the words of the one who holds it."""
+        """Take the lock, or raise LockedError naming the holder. `owner` describes this process to others."""
         file = self.path.open("a+", encoding="utf-8")
         while not _lock(file, fcntl.LOCK_EX):
             if not _lock(file, fcntl.LOCK_SH):
@@ -43,7 +43,7 @@ class WatcherLock:
                 holder = file.read().strip() or "another process"
                 file.close()
                 raise LockedError(f"{self.path.parent.parent} is already watched by {holder}")
-            # Only those who ask for the holder have it, each for a moment.
+            # Free but for a moment: only readers of `holder` have a shared lock on it.
             fcntl.flock(file, fcntl.LOCK_UN)
         file.seek(0)
         file.truncate()
@@ -52,7 +52,7 @@ class WatcherLock:
         self._file = file
 
     def release(self) -> None:
-        """Let the next one have it. The file stays: removing it would let two processes lock two different files."""
+        """Release the lock. The file stays: if it were removed, two processes could lock two different files."""
         if self._file:
             self._file.truncate(0)
             self._file.close()
@@ -60,7 +60,7 @@ class WatcherLock:
 
     @property
     def holder(self) -> str | None:
-        """Who holds it at this moment, or None when it is free."""
+        """Who holds the lock at this moment; None if it is free."""
         try:
             with self.path.open(encoding="utf-8") as file:
                 return None if _lock(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
@@ -69,7 +69,7 @@ class WatcherLock:
 
 
 def _lock(file: IO[str], kind: int) -> bool:
-    """Take that kind of lock if it is free at this moment."""
+    """Take this kind of lock (flock's LOCK_EX or LOCK_SH) without waiting; whether it was free."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:

@@ -15,23 +15,23 @@ _HARMLESS = re.compile(
     r"|token[-_](?:per|len|length|count|limit|ids?|types?|level|classification|dropout|index)(?![a-z])"
     r"|(?<![a-z])(?:num[-_])?key[-_](?:value|padding|dim|size|bias|proj)(?![a-z])"
 )
-"""What stands in the names of ordinary arguments (run_clm, TRL, axolotl, LLaMA-Factory) and only looks like a secret's."""
+"""Parts of ordinary argument names (run_clm, TRL, axolotl, LLaMA-Factory) that only look like the name of a secret."""
 
 _SECRET_VALUE = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_\w{16,}|sk-[\w-]{16,}|[0-9a-f]{40}(?![0-9a-f])|wandb_v\d\w+|gh[opsu]_\w{16,}|github_pat_\w{16,}"
     r"|glpat-[\w-]{16,}|xox[abp]-[\w-]{10,}|nvapi-[\w-]{16,}|(?:AKIA|ASIA)[0-9A-Z]{12,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]+)"
     r"|://[^/\s@]+:[^/\s@]+@"
 )
-"""Keys by the shape that their makers gave them, JSON web tokens, and a password inside a URL."""
+"""API keys by their issuers' formats, JSON web tokens, and passwords inside URLs."""
 
 _ASSIGNMENT = re.compile(r"""["']?\s*[:=]\s*["']?""")
 _WORD = re.compile(r"""[^\s,;&?|(){}"'`]+""")
 
 
 def looks_secret(argument: str) -> bool:
-    """Whether an argument, by a name or by the shape of a value in it, may hold a token, key or password.
+    """Whether an argument may hold a token, key or password, by a name in it or by the format of a value.
 
-    It may be a whole command for a shell, JSON, or a header, so every word of it counts.
+    Every word counts: the argument may be a shell command, JSON or a header.
     """
     if _SECRET_VALUE.search(argument):
         return True
@@ -46,5 +46,5 @@ def _names_secret(name: str) -> bool:
 
 
 def recordable(command: Sequence[str]) -> bool:
-    """Whether a command may be written down: no argument of it looks like a secret."""
+    """Whether a command may be recorded: no argument looks like a secret."""
     return not any(looks_secret(argument) for argument in command)
