@@ -65,7 +65,7 @@ def test_one_of_three_missing_is_not_a_save_of_weights_only(saved: Find, copy: C
     damaged = copy(saved("plain"))
     (damaged / name).unlink()
 
-    assert f"{name}: missing, while its companions are there" in reasons(inspect(damaged))
+    assert f"{name}: missing, but other training state is present" in reasons(inspect(damaged))
 
 
 def test_a_rotation_that_was_killed_does_not_look_like_a_save_of_weights_only(saved: Find, copy: Copy) -> None:
@@ -73,7 +73,7 @@ def test_a_rotation_that_was_killed_does_not_look_like_a_save_of_weights_only(sa
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (damaged / name).unlink()
 
-    assert "something was removed" in reasons(inspect(damaged))
+    assert "files were deleted" in reasons(inspect(damaged))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
@@ -174,7 +174,7 @@ def test_shards_of_two_saves_and_shards_without_an_index_are_named(saved: Find, 
 
     assert "1 of 9 shards" in found
     assert "two different saves" in found
-    assert "missing, though its shards are there" in found
+    assert "missing, but its shards are present" in found
 
 
 def test_a_shard_with_other_tensors_than_its_index_lists_is_named(saved: Find, copy: Copy) -> None:

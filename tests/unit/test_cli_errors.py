@@ -113,7 +113,7 @@ def test_a_torn_checkpoint_is_told_with_its_reason(folder: Path, home: Path) -> 
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines() == [
-        "ckptsync: out/checkpoint-6 is not whole: optimizer.pt: missing, while its companions are there."
+        "ckptsync: out/checkpoint-6 is not whole: optimizer.pt: missing, but other training state is present."
         " Resume from another checkpoint."
     ]
 

@@ -22,7 +22,7 @@ _TRAINING = {*file_names.STATE, ARGUMENTS, "scaler.pt", "latest", "zero_to_fp32.
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What `from_pretrained` needs: files of a checkpoint folder, with the step at which they were saved."""
+    """The files of a checkpoint folder that `from_pretrained` needs, and their step. `best`: load_best_model_at_end chose it."""
 
     folder: Path
     step: int
@@ -31,14 +31,14 @@ class Model:
 
     @property
     def bytes(self) -> int:
-        """The sum of the file sizes."""
+        """The total size of the files."""
         return sum(file.size for file in self.files)
 
 
 def final(pinned: Snapshot, output_dir: Path) -> Model:
-    """The model that the training of a finished checkpoint ends with: with load_best_model_at_end the best one.
+    """The model that a finished training ends with: the last one, or with load_best_model_at_end the best one.
 
-    Raises NotFoundError when that checkpoint isn't here, or holds only shards that `from_pretrained` can't load.
+    Raises NotFoundError if that checkpoint is not on this machine, or holds no weights that `from_pretrained` can load.
     """
     best = pinned.state.best_checkpoint if pinned.state else None
     name = PurePath(best).name if best and loads_best(pinned.content) is not False else None
@@ -48,7 +48,7 @@ def final(pinned: Snapshot, output_dir: Path) -> Model:
     verdict = inspect(folder)
     if not verdict.complete or verdict.state is None:
         raise NotFoundError(
-            f"the best model is in {name}, which is not here: {verdict.problems[0] if verdict.problems else name}"
+            f"the best model's checkpoint, {folder}, is missing or incomplete: {verdict.problems[0] if verdict.problems else name}"
         )
     return _model(folder, verdict.state.global_step, verdict.files, best=True)
 
@@ -61,9 +61,9 @@ def _model(folder: Path, step: int, files: tuple[File, ...], *, best: bool) -> M
 
 
 def model_files(files: Iterable[File]) -> tuple[File, ...]:
-    """Weights, config, tokenizer, and whatever else isn't there for the training; empty where no weights can be loaded.
+    """Weights, config, tokenizer and whatever else is not training state; empty if `from_pretrained` can load no weights.
 
-    Shards of DeepSpeed and FSDP are no weights that `from_pretrained` takes.
+    It cannot load the shards of DeepSpeed and FSDP.
     """
     found = tuple(file for file in files if not _is_training(file.path))
     return found if any(file_names.MODEL.fullmatch(file_names.base(file.path)) for file in found) else ()
@@ -82,7 +82,7 @@ def _is_training(name: str) -> bool:
 
 
 def loads_best(path: Path) -> bool | None:
-    """Whether the checkpoint's training runs with `load_best_model_at_end`; None where training_args.bin doesn't tell.
+    """Whether the training runs with `load_best_model_at_end`; None if training_args.bin does not say.
 
     The file is read as data: nothing that it names is imported.
     """

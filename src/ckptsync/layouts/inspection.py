@@ -1,4 +1,4 @@
-"""One look at a checkpoint folder from outside, and the verdict."""
+"""Applies every rule to one checkpoint folder and gives the verdict."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def inspect(
     ordered: bool = True,
     deep: bool = False,
 ) -> Verdict:
-    """Whether the folder holds a whole checkpoint at this moment, and what kind. Never raises for what it finds.
+    """Whether the folder holds a complete checkpoint at this moment, and of which layout. Never raises for what it finds.
 
-    `step` is what trainer_state.json has to say; by default the number in the folder's name, if it has one.
-    `world_size` is the number of training processes, where it is known.
-    `expected_names` are the relative paths of the last whole checkpoint that the same training process saved: what is
-    missing of them is a transient problem. Forget them when the training was started again; its libraries may differ.
-    `ordered` is false where the modification times are not those of the save, as in a download.
-    `deep` reads every byte that a checksum covers (torch's zips), and all of the JSON; else the cost is bounded by the
-    number of files: headers, directories, and small members.
+    `step` is the global_step that trainer_state.json must have; by default the number in the folder's name, if any.
+    `world_size` is the number of training processes, if known.
+    `expected_names` are the relative paths of the last complete checkpoint of the same training process: a missing one is a
+    transient problem. Do not pass them on to a restarted training: its libraries may differ.
+    `ordered` is false where modification times are not those of the save, as in a download.
+    `deep` reads every byte that a checksum covers (torch's zips) and parses all JSON. Otherwise only headers, directories and
+    small members are read, so the cost depends on the number of files alone.
     """
     try:
         folder = list_folder(path)
@@ -71,7 +71,7 @@ def inspect(
 
 
 def _check_files(folder: Folder, *, deep: bool) -> Iterator[Problem]:
-    """Every file by itself, then the indexes, which need the number of tensors in each shard."""
+    """Each file on its own, then the indexes, which need the number of tensors in each shard."""
     tensors: dict[str, int] = {}
     for name in folder.files:
         if name != trainer_state.NAME and not file_names.INDEX.fullmatch(name):
@@ -82,19 +82,19 @@ def _check_files(folder: Folder, *, deep: bool) -> Iterator[Problem]:
 
 
 def _check_state(folder: Folder, step: int | None, found: list[TrainingState]) -> Iterator[Problem]:
-    """trainer_state.json is there, whole, and of this step. Adds what it says to `found`."""
+    """trainer_state.json is present, valid, and of this step. Appends the state to `found`."""
     if trainer_state.NAME not in folder.files:
-        yield Problem(trainer_state.NAME, "missing: the Trainer writes it last", transient=True)
+        yield Problem(trainer_state.NAME, "missing: the Trainer writes it last, so the save has not finished", transient=True)
         return
     state = trainer_state.parse(folder.read(trainer_state.NAME, limit=trainer_state.LIMIT))
     found.append(state)
     if step is not None and state.global_step != step:
-        reason = f"says global_step {state.global_step} in the checkpoint of step {step}"
+        reason = f"has global_step {state.global_step} in the checkpoint of step {step}"
         yield Problem(trainer_state.NAME, reason, transient=False)
 
 
 def _check_structure(folder: Folder, layout: str, world_size: int | None, *, deep: bool) -> Iterator[Problem]:
-    """The rules that hold between files."""
+    """The rules between files."""
     yield from weight_shards.check_numbers(folder)
     yield from rng_states.check(folder.files, world_size)
     yield from distributed_checkpoint.check(folder, deep=deep)
@@ -105,5 +105,5 @@ def _check_structure(folder: Folder, layout: str, world_size: int | None, *, dee
 
 def _notes(folder: Folder, layout: str, missing: tuple[str, ...]) -> Iterator[str]:
     if layout == "weights-only":
-        yield f"not resumable exactly: {', '.join(missing)} missing (save_only_model)"
-    yield from (f"{name} is a leftover of an earlier save" for name in required_files.leftovers(folder))
+        yield f"not exactly resumable: {', '.join(missing)} missing (save_only_model)"
+    yield from (f"{name} is a leftover from an earlier save" for name in required_files.leftovers(folder))

@@ -12,7 +12,7 @@ Ranges = dict[str, list[tuple[int, int]]]
 
 
 def ranges(content: bytes) -> Ranges:
-    """The (offset, length) of everything that a .metadata lists, by file, or Malformed."""
+    """The (offset, length) of every range, by file. Raises Malformed."""
     document = pickle_reader.read(content, steps=None)
     pickle_allowlist.enforce(document, pickle_allowlist.sharded)
     found: Ranges = defaultdict(list)
@@ -20,7 +20,7 @@ def ranges(content: bytes) -> Ranges:
         if str(call.by) == "torch.distributed.checkpoint.filesystem._StorageInfo" and isinstance(call.state, Items):
             name, offset, length = (call.state.get(key) for key in ("relative_path", "offset", "length"))
             if not (isinstance(name, str) and isinstance(offset, int) and isinstance(length, int)):
-                raise Malformed("lists a range without a file, an offset and a length")
+                raise Malformed("lists a range without file, offset and length")
             found[name].append((offset, length))
     if not found:
         raise Malformed("lists no data")

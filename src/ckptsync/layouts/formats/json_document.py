@@ -1,4 +1,4 @@
-"""Whether a JSON document is complete: parsed, or where that would take too much memory, by its two ends."""
+"""JSON: is the document complete? By parsing it, or by its two ends where that would take too much memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def check(content: bytes) -> None:
 
 
 def check_ends(stream: Stream, size: int) -> None:
-    """An indented document closes at the start of a line; a nested one that was cut after a bracket does not."""
+    """Check only that the document closes as it opened. Raises Malformed.
+
+    An indented document closes at the start of a line, which one that was cut after an inner bracket does not.
+    """
     head = read_exactly(stream, 64).lstrip()
     stream.seek(size - 64)
     tail = read_exactly(stream, 64).rstrip()

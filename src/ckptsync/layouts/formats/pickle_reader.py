@@ -24,9 +24,9 @@ def read(content: bytes, *, steps: int | None = 8_000_000) -> Content:
     try:
         value = machine.run(len(content) if steps is None else steps)
     except (IndexError, KeyError, struct.error, AttributeError, TypeError, ValueError) as error:
-        raise error if isinstance(error, Malformed) else Malformed("not a whole pickle") from None
+        raise error if isinstance(error, Malformed) else Malformed("not a complete pickle") from None
     if machine.position != len(content):
-        raise Malformed("bytes follow the end of its pickle")
+        raise Malformed("has bytes after the end of its pickle")
     return Content(value, tuple(machine.globals), tuple(machine.calls))
 
 
@@ -38,7 +38,7 @@ _MARK = _Mark()
 
 
 class _Machine:
-    """The stack, the memo and the position of one reading."""
+    """The stack, the memo and the position while one pickle is read."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -49,7 +49,7 @@ class _Machine:
         self.calls: list[Call] = []
 
     def run(self, steps: int) -> Any:
-        """Read opcodes up to STOP and return the one value that is left."""
+        """Read opcodes up to STOP and return the one value on the stack."""
         for _ in range(steps):
             code = self.content[self.position]
             self.position += 1
@@ -57,7 +57,7 @@ class _Machine:
                 (value,) = self.stack
                 return value
             OPCODES[code](self)
-        raise Malformed(f"its pickle has more than {steps} steps", transient=False)
+        raise Malformed(f"its pickle has more than {steps} opcodes", transient=False)
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
@@ -65,7 +65,7 @@ class _Machine:
     def take(self, size: int) -> bytes:
         end = self.position + size
         if end > len(self.content):
-            raise Malformed("its pickle is cut short")
+            raise Malformed("its pickle is truncated")
         taken, self.position = self.content[self.position : end], end
         return taken
 
@@ -75,17 +75,17 @@ class _Machine:
         return taken
 
     def items(self) -> list[Any]:
-        """Take what lies above the topmost mark, and the mark."""
+        """Pop everything above the topmost mark, and the mark."""
         for at in range(len(self.stack) - 1, -1, -1):
             if self.stack[at] is _MARK:
                 taken = self.stack[at + 1 :]
                 del self.stack[at:]
                 return taken
-        raise Malformed("its pickle has no mark where one is needed")
+        raise Malformed("its pickle lacks a mark")
 
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise Malformed("its pickle names a global by something that is no text", transient=False)
+            raise Malformed("its pickle names a global by something other than text", transient=False)
         found = Global(module, name)
         self.globals.append(found)
         self.stack.append(found)
@@ -172,7 +172,7 @@ def _extend(target: Any, values: list[Any]) -> None:
     if isinstance(target, list):
         target.extend(values)
     elif not isinstance(target, Call):
-        raise Malformed("its pickle adds to what is no list")
+        raise Malformed("its pickle appends to something other than a list")
 
 
 def _set_item(machine: _Machine) -> None:
@@ -188,7 +188,7 @@ def _set_items(machine: _Machine) -> None:
 def _update(target: Any, values: list[Any]) -> None:
     items = target.items if isinstance(target, Call) else target
     if not isinstance(items, Items):
-        raise Malformed("its pickle sets a key of what is no dictionary")
+        raise Malformed("its pickle sets a key of something other than a dictionary")
     items.pairs.extend(zip(values[::2], values[1::2], strict=True))
 
 
@@ -235,7 +235,7 @@ def _pop_mark(machine: _Machine) -> None:
 
 def _unknown(machine: _Machine) -> None:
     code = machine.content[machine.position - 1]
-    raise Malformed(f"its pickle has the opcode {code:#04x}, which no writer of checkpoints uses")
+    raise Malformed(f"its pickle has the opcode {code:#04x}, which no checkpoint uses")
 
 
 def _table(known: dict[int, Callable[[_Machine], None]]) -> list[Callable[[_Machine], None]]:

@@ -1,4 +1,4 @@
-"""What every format reads from, and the error that it raises."""
+"""What a format reads from, and the error that it raises."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Malformed(ValueError):  # noqa: N818 -- never leaves this package
-    """Why one file cannot be right. `transient` is false where no further writing could mend it."""
+    """Why one file is invalid. `transient` is false where no further writing could complete it."""
 
     def __init__(self, reason: str, *, transient: bool = True) -> None:
         super().__init__(reason)
@@ -14,7 +14,7 @@ class Malformed(ValueError):  # noqa: N818 -- never leaves this package
 
 
 class Stream(Protocol):
-    """What the parsers need of an open file."""
+    """What a format needs of an open file."""
 
     def read(self, size: int, /) -> bytes | None: ...
 
@@ -22,7 +22,7 @@ class Stream(Protocol):
 
 
 def read_exactly(stream: Stream, size: int) -> bytes:
-    """`size` bytes from an unbuffered stream, fewer only at its end."""
+    """Read `size` bytes from an unbuffered stream; fewer only at its end."""
     pieces: list[bytes] = []
     while size > 0 and (piece := stream.read(size)):
         pieces.append(piece)
@@ -31,7 +31,7 @@ def read_exactly(stream: Stream, size: int) -> bytes:
 
 
 class Window:
-    """A range of a file as a stream of its own."""
+    """A byte range of a stream, as a stream."""
 
     def __init__(self, stream: Stream, offset: int, length: int) -> None:
         self._stream, self._offset, self._length, self._at = stream, offset, length, 0

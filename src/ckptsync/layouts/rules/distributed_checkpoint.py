@@ -1,7 +1,7 @@
-"""The folders of torch's distributed checkpoint (FSDP sharded): `.metadata` and the ranges that it lists (torch 2.13).
+"""torch's distributed checkpoints (FSDP sharded): every `.distcp` file is as long as its `.metadata` says (torch 2.13).
 
-On a first save `.metadata` is renamed into place when every rank has synced its .distcp. On a second save into the same
-folder the old one stays while they are truncated: only the sizes and the times then tell.
+A first save renames `.metadata` into place once every rank has synced its .distcp. A second save into the same folder
+truncates them while the old `.metadata` stays: then only sizes and times show it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ckptsync.layouts.rules.read_errors import as_problems
 
 NAME = ".metadata"
 QUICK_LIMIT = 16 * 1024 * 1024
-"""Above it (some 100,000 ranges) only a deep look reads the list: the watcher has no seconds and gigabytes for it."""
+"""Above it (some 100,000 ranges) only a deep check reads the list: that takes seconds and gigabytes."""
 DEEP_LIMIT = 1024 * 1024 * 1024
 
 
 def check(folder: Folder, *, deep: bool) -> Iterator[Problem]:
-    """Every folder of .distcp files has its .metadata, and each file is as long as that says."""
+    """Every folder of .distcp files has its .metadata, and each file the length that it says."""
     parents = {str(PurePosixPath(name).parent) for name in folder.files if name.endswith((".distcp", "/" + NAME))}
     for parent in sorted(parents):
         metadata = str(PurePosixPath(parent, NAME))
         if metadata not in folder.files:
-            yield Problem(metadata, "missing: torch writes it when every rank has finished", transient=True)
+            yield Problem(metadata, "missing: torch writes it last, when every rank has finished", transient=True)
         else:
             yield from as_problems(metadata, partial(_check_folder, folder, parent, metadata, deep=deep))
 
@@ -44,13 +44,13 @@ def _check_folder(folder: Folder, parent: str, metadata: str, *, deep: bool) -> 
         if name not in here:
             yield Problem(path, f"missing, but {metadata} lists it", transient=True)
         elif here[name].size != expected:
-            yield Problem(path, f"{here[name].size} bytes, {metadata} says {expected}", transient=True)
+            yield Problem(path, f"has {here[name].size} bytes, {metadata} says {expected}", transient=True)
         elif deep:
             yield from as_problems(path, partial(_check_ranges, folder, path, spans))
 
 
 def _check_ranges(folder: Folder, path: str, spans: list[tuple[int, int]]) -> Iterator[Problem]:
-    """Every range is a whole file of torch.save: its CRCs, and what its pickle names."""
+    """Every range is a complete torch.save file: the CRCs match, and the pickle names only what it may."""
     with folder.open(path) as stream:
         for offset, length in sorted(spans):
             content = torch_zip.check(Window(stream, offset, length), length, deep=True)

@@ -1,4 +1,4 @@
-"""One file of a checkpoint at a time: is it whole by its own format? Never executes what a file says."""
+"""Each file is complete by its own format, and its pickle names only what such a file may name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TORCH = (".pt", ".pth", ".bin")
 
 
 def check(folder: Folder, name: str, tensors: dict[str, int], *, deep: bool) -> Iterator[Problem]:
-    """The problems of one file. Adds the number of tensors of a safetensors file to `tensors`."""
+    """The problems of one file. Adds a safetensors file's number of tensors to `tensors`."""
     size = folder.files[name].size
     if size == 0 and name.endswith((*NEVER_EMPTY, "zero_to_fp32.py", "zero_to_torch.py", "latest")):
         yield Problem(name, "empty", transient=True)
@@ -30,7 +30,7 @@ def check(folder: Folder, name: str, tensors: dict[str, int], *, deep: bool) -> 
 
 def _check_torch(folder: Folder, name: str, *, deep: bool) -> None:
     with folder.open(name) as stream:
-        # Other programs put files of their own beside the Trainer's, and `.bin` may mean anything there.
+        # Other programs put files beside the Trainer's, and their `.bin` may hold anything.
         if not file_names.is_torch_save(name) and read_exactly(stream, 4) != torch_zip.MAGIC:
             return
         content = torch_zip.check(stream, folder.files[name].size, deep=deep)
@@ -38,7 +38,7 @@ def _check_torch(folder: Folder, name: str, *, deep: bool) -> None:
 
 
 def _rule(name: str) -> pickle_allowlist.Rule:
-    """What the pickle in a file may name."""
+    """The allowlist for the pickle in this file."""
     if file_names.in_deepspeed_tree(name):
         return pickle_allowlist.deepspeed
     return pickle_allowlist.tensors if file_names.is_loaded_on_resume(name) else pickle_allowlist.harmless

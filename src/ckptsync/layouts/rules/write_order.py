@@ -1,4 +1,4 @@
-"""What the modification times say: the Trainer writes trainer_state.json last (transformers 4.57 and 5.23, by strace)."""
+"""Nothing is newer than trainer_state.json, which the Trainer writes last (transformers 4.57 and 5.23, by strace)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ckptsync.layouts.folder import Folder
 
 
 def check(folder: Folder) -> Iterator[Problem]:
-    """Signs that a save was begun, or a deletion, after the state was written.
+    """No file was written after the state.
 
-    A same-step save that was killed leaves new weights beside an old optimizer, each of them whole: this is the only
-    sign of it.
+    A second save of the same step that is killed leaves new weights beside an old optimizer, each complete: only the times
+    show it.
     """
     state = folder.files.get(trainer_state.NAME)
     if state is None:
@@ -22,12 +22,12 @@ def check(folder: Folder) -> Iterator[Problem]:
     late = _late_weights(folder)
     for name, file in folder.files.items():
         if file.mtime_ns > state.mtime_ns and file_names.is_exact_state(name) and name not in late:
-            yield Problem(name, "newer than trainer_state.json: another save of this step has begun", transient=True)
+            yield Problem(name, "newer than trainer_state.json: another save of this step has started", transient=True)
     yield from _check_shards(folder)
 
 
 def _late_weights(folder: Folder) -> set[str]:
-    """Weights that LLaMA-Factory has split off the value head of, after the save: the head is written right after them."""
+    """Weights that LLaMA-Factory rewrote after the save, to split off the value head, which it writes right after them."""
     heads = [file.mtime_ns for name, file in folder.files.items() if file_names.VALUE_HEAD.fullmatch(name)]
     if not heads:
         return set()
@@ -35,15 +35,15 @@ def _late_weights(folder: Folder) -> set[str]:
 
 
 def _check_shards(folder: Folder) -> Iterator[Problem]:
-    """torch's .metadata is renamed into place after the last .distcp, and stays while a second save truncates them."""
+    """torch renames .metadata into place after the last .distcp, and leaves it there while a second save overwrites them."""
     for name, file in folder.files.items():
         metadata = folder.files.get(str(PurePosixPath(name).with_name(".metadata")))
         if name.endswith(".distcp") and metadata and file.mtime_ns > metadata.mtime_ns:
-            yield Problem(name, "newer than its .metadata: another save has begun", transient=True)
+            yield Problem(name, "newer than its .metadata: another save has started", transient=True)
 
 
 def check_removal(folder: Folder) -> Iterator[Problem]:
-    """Whether files were removed after the last one was written, as in a rotation that was killed half-way."""
+    """No file was deleted after the last one was written, as by a rotation that was killed half-way."""
     if folder.files and folder.mtime_ns > max(file.mtime_ns for file in folder.files.values()):
-        reason = "changed after its newest file: something was removed, perhaps optimizer, scheduler and rng state"
+        reason = "the folder is newer than its newest file: files were deleted, perhaps optimizer, scheduler and RNG state"
         yield Problem(".", reason, transient=True)
