@@ -35,7 +35,7 @@ class Model:
         return sum(file.size for file in self.files)
 
 
-def final(pinned: Snapshot, output_dir: Path) -> Model:
+def find(pinned: Snapshot, output_dir: Path) -> Model:
     """The model that a finished training ends with: the last one, or with load_best_model_at_end the best one.
 
     Raises NotFoundError if that checkpoint is not on this machine, or holds no weights that `from_pretrained` can load.
@@ -47,9 +47,8 @@ def final(pinned: Snapshot, output_dir: Path) -> Model:
     folder = output_dir / name
     verdict = inspect(folder)
     if not verdict.complete or verdict.state is None:
-        raise NotFoundError(
-            f"the best model's checkpoint, {folder}, is missing or incomplete: {verdict.problems[0] if verdict.problems else name}"
-        )
+        reason = verdict.problems[0] if verdict.problems else "no training state"
+        raise NotFoundError(f"the best model's checkpoint {folder} is missing or incomplete: {reason}")
     return _model(folder, verdict.state.global_step, verdict.files, best=True)
 
 

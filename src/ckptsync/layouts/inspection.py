@@ -54,10 +54,8 @@ def inspect(
         *as_problems(trainer_state.NAME, partial(_check_state, folder, expected_step, state)),
         *_check_structure(folder, layout, world_size, deep=deep),
         *required_files.check(folder, layout, expected_names or ()),
-        *(write_order.check(folder) if ordered else ()),
+        *(write_order.check(folder, layout) if ordered else ()),
     ]
-    if layout == "weights-only" and ordered:
-        problems += write_order.check_removal(folder)
     missing = required_files.missing_parts(folder.files, layout)
     return Verdict(
         layout=layout,

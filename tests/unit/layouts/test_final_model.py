@@ -65,7 +65,7 @@ def test_arguments_that_are_missing_or_torn_tell_nothing(tmp_path: Path) -> None
 
 
 def test_the_final_model_is_that_of_the_last_checkpoint_without_what_only_a_training_needs(tmp_path: Path) -> None:
-    found = final_model.final(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
+    found = final_model.find(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
 
     assert [file.path for file in found.files] == ["config.json", "model.safetensors"]
     assert (found.step, found.best) == (10, False)
@@ -75,7 +75,7 @@ def test_the_final_model_is_that_of_the_last_checkpoint_without_what_only_a_trai
 def test_with_a_best_checkpoint_the_final_model_is_the_best_one(tmp_path: Path, load_best: bool | None) -> None:
     make_checkpoint(tmp_path, 5)
 
-    found = final_model.final(
+    found = final_model.find(
         pinned(tmp_path, 10, load_best=load_best, max_steps=10, best="/elsewhere/out/checkpoint-5"), tmp_path
     )
 
@@ -85,7 +85,7 @@ def test_with_a_best_checkpoint_the_final_model_is_the_best_one(tmp_path: Path, 
 def test_a_best_checkpoint_counts_for_nothing_where_the_training_does_not_load_it(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
 
-    found = final_model.final(pinned(tmp_path, 10, load_best=False, max_steps=10, best=str(tmp_path / "checkpoint-5")), tmp_path)
+    found = final_model.find(pinned(tmp_path, 10, load_best=False, max_steps=10, best=str(tmp_path / "checkpoint-5")), tmp_path)
 
     assert (found.step, found.best) == (10, False)
 
@@ -94,7 +94,7 @@ def test_a_best_checkpoint_that_is_not_here_is_named(tmp_path: Path) -> None:
     last = pinned(tmp_path, 10, load_best=True, max_steps=10, best=str(tmp_path / "checkpoint-5"))
 
     with pytest.raises(NotFoundError, match="checkpoint-5"):
-        final_model.final(last, tmp_path)
+        final_model.find(last, tmp_path)
 
 
 def test_shards_of_deepspeed_and_fsdp_make_no_model() -> None:
@@ -123,7 +123,7 @@ def test_adapters_shards_tokenizers_and_processors_belong_to_the_model() -> None
 
 
 def test_nothing_can_be_resumed_from_a_final_model_and_its_metadata_says_so(tmp_path: Path) -> None:
-    found = final_model.final(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
+    found = final_model.find(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
 
     upload = artifact.describe_model(found, Run("abc", "p", "me"), stem="abc")
 

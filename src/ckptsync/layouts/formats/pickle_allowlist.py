@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ckptsync.layouts.formats.pickle_values import Content, Global
 from ckptsync.layouts.formats.stream import Malformed
 
-Rule = Callable[[Global], bool]
+Allowlist = Callable[[Global], bool]
 
 _TENSORS = re.compile(
     r"collections\.(?:OrderedDict|Counter|defaultdict)"
@@ -62,9 +62,9 @@ def harmless(found: Global) -> bool:
     return not _DANGEROUS.fullmatch(str(found))
 
 
-def enforce(content: Content, rule: Rule) -> None:
-    """Raise Malformed if the pickle names a global that the rule refuses."""
-    refused = next((found for found in content.globals if not rule(found)), None)
+def enforce(content: Content, allowed: Allowlist) -> None:
+    """Raise Malformed if the pickle names a global that is not on the allowlist."""
+    refused = next((found for found in content.globals if not allowed(found)), None)
     if refused is not None:
         reason = f"its pickle names {str(refused)[:100]!r}, which such a file may not name; nothing was executed"
         raise Malformed(reason, transient=False)

@@ -85,14 +85,14 @@ def _check_ranks(tag: str, files: Mapping[str, File], world: World) -> Iterator[
     for name in files:
         if match := SHARD.fullmatch(name):
             found[match[3]][int(match[2])].add(int(match[1]))
-    whole = {int(match[1]) for name in files if (match := MODEL.fullmatch(name))}
-    parts = max(world.model or 1, len(whole), *(len(ranks) for ranks in found.values()))
+    models = {int(match[1]) for name in files if (match := MODEL.fullmatch(name))}
+    parts = max(world.model or 1, len(models), *(len(ranks) for ranks in found.values()))
     if world.zero and not found["optim"]:
         yield Problem(
             f"{tag}/zero_pp_rank_0_mp_rank_00_optim_states.pt", "missing: ZeRO keeps the optimizer in it", transient=True
         )
-    if whole and len(whole) != parts:
-        yield Problem(f"{tag}/mp_rank_??_model_states.pt", f"{len(whole)} of {parts} parts present", transient=True)
+    if models and len(models) != parts:
+        yield Problem(f"{tag}/mp_rank_??_model_states.pt", f"{len(models)} of {parts} parts present", transient=True)
     for kind, by_part in found.items():
         if by_part:
             yield from _check_kind(f"{tag}/zero_pp_rank_??_mp_rank_??_{kind}_states.pt", by_part, parts, world.data)

@@ -37,14 +37,14 @@ def _check_folder(folder: Folder, parent: str, metadata: str, *, deep: bool) -> 
     if folder.files[metadata].size > QUICK_LIMIT and not deep:
         return
     listed = dcp_metadata.ranges(folder.read(metadata, limit=DEEP_LIMIT))
-    here = folder.under(parent)
+    present = folder.under(parent)
     for name, spans in sorted(listed.items()):
         path = str(PurePosixPath(parent, name))
         expected = max(offset + length for offset, length in spans)
-        if name not in here:
+        if name not in present:
             yield Problem(path, f"missing, but {metadata} lists it", transient=True)
-        elif here[name].size != expected:
-            yield Problem(path, f"has {here[name].size} bytes, {metadata} says {expected}", transient=True)
+        elif present[name].size != expected:
+            yield Problem(path, f"has {present[name].size} bytes, {metadata} says {expected}", transient=True)
         elif deep:
             yield from as_problems(path, partial(_check_ranges, folder, path, spans))
 

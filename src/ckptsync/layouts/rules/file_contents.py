@@ -34,10 +34,10 @@ def _check_torch(folder: Folder, name: str, *, deep: bool) -> None:
         if not file_names.is_torch_save(name) and read_exactly(stream, 4) != torch_zip.MAGIC:
             return
         content = torch_zip.check(stream, folder.files[name].size, deep=deep)
-    pickle_allowlist.enforce(pickle_reader.read(content), _rule(name))
+    pickle_allowlist.enforce(pickle_reader.read(content), _allowlist(name))
 
 
-def _rule(name: str) -> pickle_allowlist.Rule:
+def _allowlist(name: str) -> pickle_allowlist.Allowlist:
     """The allowlist for the pickle in this file."""
     if file_names.in_deepspeed_tree(name):
         return pickle_allowlist.deepspeed

@@ -78,7 +78,7 @@ def _check_pairs(files: Collection[str]) -> Iterator[Problem]:
 
 
 def _check_expected(files: Collection[str], expected_names: Collection[str]) -> Iterator[Problem]:
-    here = {file_names.normalise(name) for name in files}
-    for name in sorted({file_names.normalise(name) for name in expected_names} - here):
+    present = {file_names.normalise(name) for name in files}
+    for name in sorted({file_names.normalise(name) for name in expected_names} - present):
         if not _is_marker(name):
             yield Problem(name, "missing, but the previous checkpoint had it", transient=True)
