@@ -66,7 +66,7 @@ def test_an_error_while_writing_keeps_the_old_content_and_leaves_no_temporary_fi
     assert names(tmp_path) == {"run.json"}
 
 
-def test_a_file_name_that_is_no_utf_8_can_be_written_and_read_back(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_can_be_written_and_read_back(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.bin")
 
     durable.write_json(tmp_path / "snapshot.json", {"path": name})
@@ -83,7 +83,7 @@ def test_a_secret_file_is_never_readable_by_others_even_where_a_crash_left_its_t
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000, b"null"])
-def test_what_is_no_json_object_reads_as_none(tmp_path: Path, content: bytes) -> None:
+def test_anything_but_a_json_object_reads_as_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
 
     assert durable.read_json(tmp_path / "x.json") is None
@@ -112,7 +112,7 @@ def test_a_tree_is_removed_although_an_earlier_removal_left_its_remains(tmp_path
     assert "wandb" not in names(tmp_path)
 
 
-def test_a_sweep_takes_temporary_names_alone_and_follows_no_link(tmp_path: Path) -> None:
+def test_a_sweep_deletes_only_temporary_names_and_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
     swept = tmp_path / "swept"
@@ -128,7 +128,7 @@ def test_a_sweep_takes_temporary_names_alone_and_follows_no_link(tmp_path: Path)
     assert names(tmp_path / "precious") == {"file"}
 
 
-def test_sweeping_a_folder_that_is_not_there_finds_nothing(tmp_path: Path) -> None:
+def test_sweeping_a_missing_folder_finds_nothing(tmp_path: Path) -> None:
     assert durable.sweep(tmp_path / "missing") == []
 
 

@@ -27,7 +27,7 @@ time.sleep(60)
 """
 
 
-def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
+def test_a_second_watcher_gets_an_error_that_names_the_first(tmp_path: Path) -> None:
     (tmp_path / "out" / ".ckptsync").mkdir(parents=True)
     path = tmp_path / "out" / ".ckptsync" / "lock"
     first = locks.WatcherLock(path)
@@ -83,6 +83,6 @@ def test_asking_for_the_holder_never_keeps_a_watcher_from_starting(tmp_path: Pat
             asker.join()
 
 
-def test_the_holder_of_a_lock_that_was_never_made_is_nobody(tmp_path: Path) -> None:
+def test_a_lock_that_was_never_taken_has_no_holder(tmp_path: Path) -> None:
     assert locks.WatcherLock(tmp_path / "lock").holder is None
     assert list(tmp_path.iterdir()) == []

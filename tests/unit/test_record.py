@@ -29,7 +29,7 @@ def test_an_update_that_changes_nothing_does_not_write(tmp_path: Path) -> None:
     assert record.path_of(tmp_path).stat().st_ino == before.st_ino
 
 
-def test_values_of_the_wrong_kind_count_as_missing() -> None:
+def test_values_of_the_wrong_type_count_as_missing() -> None:
     known = record.Record({"run_id": 5, "command": ["python", 1], "world_size": -1, "resumed_step": "9", "resumed_at": None})
 
     assert (known.text("run_id"), known.command, known.world_size) == (None, None, None)

@@ -47,14 +47,14 @@ def pinned(output_dir: Path, step: int, *, load_best: bool | None, **given: Any)
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_training_args_tell_whether_the_best_model_is_loaded_at_the_end(tmp_path: Path, value: bool) -> None:
+def test_training_args_say_whether_the_best_model_is_loaded_at_the_end(tmp_path: Path, value: bool) -> None:
     folder = make_checkpoint(tmp_path, 4)
     write_arguments(folder, load_best_model_at_end=value)
 
     assert layouts.loads_best(folder) is value
 
 
-def test_arguments_that_are_missing_or_torn_tell_nothing(tmp_path: Path) -> None:
+def test_missing_or_truncated_training_args_say_nothing(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 4)
     unknown = layouts.loads_best(folder)
     (folder / "training_args.bin").write_bytes(b"PK\x03\x04 torn")
@@ -90,7 +90,7 @@ def test_a_best_checkpoint_counts_for_nothing_where_the_training_does_not_load_i
     assert (found.step, found.best) == (10, False)
 
 
-def test_a_best_checkpoint_that_is_not_here_is_named(tmp_path: Path) -> None:
+def test_a_missing_best_checkpoint_is_named(tmp_path: Path) -> None:
     last = pinned(tmp_path, 10, load_best=True, max_steps=10, best=str(tmp_path / "checkpoint-5"))
 
     with pytest.raises(NotFoundError, match="checkpoint-5"):
