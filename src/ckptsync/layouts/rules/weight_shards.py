@@ -55,7 +55,7 @@ def check_numbers(folder: Folder) -> Iterator[Problem]:
             yield Problem(index, "missing, but its shards are present", transient=True)
         if len(counts) > 1:
             found = " and ".join(f"of {count}" for count in sorted(counts))
-            yield Problem(index, f"shards from different saves: {found}", transient=True)
+            yield Problem(index, f"shards of two different saves: {found}", transient=True)
         for count, numbers in counts.items():
             # Hostile names could say `of 99999`: one problem, not one for each gap.
             if len(numbers) != count or max(numbers) != count or min(numbers) != 1:
