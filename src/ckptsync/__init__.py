@@ -1,4 +1,4 @@
-"""Keeps every Hugging Face Trainer checkpoint as a verified W&B artifact and resumes the training from it."""
+"""Uploads every complete Hugging Face Trainer checkpoint as a verified W&B artifact version, and resumes trainings from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HOMES = {
     "verify": "ckptsync.api",
     "watch_in_background": "ckptsync.api",
 }
-"""What programs use → its module, imported at the first use: the watcher and the hook import this package and must stay light."""
+"""Public name → its module, imported on first use: the watcher and the hook import this package and must stay light."""
 
 
 def __getattr__(name: str) -> Any:

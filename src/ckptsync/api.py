@@ -200,7 +200,7 @@ def _placed(run: Run, alias: str | None, output_dir: Path) -> dict[str, Any]:
 
 def _ask(run: Run, job: Mapping[str, Any]) -> dict[str, Any]:
     """Have one job done by a process of its own. Raises what went wrong there."""
-    if config.uploading() != "online":
+    if config.upload_mode() != "online":
         raise ConfigurationError("W&B is off by WANDB_MODE or WANDB_DISABLED", hint="Unset it to read from the store.")
     environment = {**_environment(), **config.connection().environment()}
     with tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:

@@ -1,7 +1,7 @@
-"""The frozen values that travel along the arrows of the data flow. No I/O here.
+"""The frozen values that the packages hand to each other. No I/O.
 
 Checkpoint (a folder the Trainer finished) → Snapshot (pinned in our spool)
-→ Version (of a W&B artifact) → Receipt (the proof that the snapshot became it)
+→ Version (of a W&B artifact) → Receipt (proof that the snapshot became that version)
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-"""How the Trainer names the folders that it resumes from (PREFIX_CHECKPOINT_DIR, transformers 4.57 and 5.x)."""
+"""The Trainer's name for a checkpoint folder (PREFIX_CHECKPOINT_DIR, transformers 4.57 and 5.x)."""
 
 
 def step_of(name: str) -> int | None:
-    """The global step in a folder name such as `checkpoint-500`, or None for any other name."""
+    """The global step in a folder name such as `checkpoint-500`; None for any other name."""
     match = CHECKPOINT_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A W&B run. `entity` is None for the default entity of the credentials."""
+    """A W&B run. `entity` None means the default entity of the credentials."""
 
     run_id: str
     project: str
@@ -45,7 +45,7 @@ class File:
 
 
 def fingerprint(files: Iterable[File]) -> str:
-    """Twelve hex digits over (relative path, size, mtime_ns): a re-save of the same step has another one."""
+    """Twelve hex digits over (relative path, size, mtime_ns): they differ between two saves of the same step."""
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.path}\0{file.size}\0{file.mtime_ns}\n".encode("utf-8", "surrogateescape"))
@@ -53,13 +53,13 @@ def fingerprint(files: Iterable[File]) -> str:
 
 
 def saved_at(files: Iterable[File]) -> float:
-    """When the newest file was written, in seconds since the epoch."""
+    """The modification time of the newest file, in seconds since the epoch."""
     return max((file.mtime_ns for file in files), default=0) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What trainer_state.json says. `log_history` is left out but for the last value of each metric."""
+    """What trainer_state.json says; of `log_history` only the last value of each metric."""
 
     global_step: int
     max_steps: int
@@ -69,15 +69,15 @@ class TrainingState:
 
     @property
     def finished(self) -> bool:
-        """Whether the training reached its end. An exit code never proves it (JIT saves exit with 0)."""
+        """Whether the training reached max_steps. An exit code never proves it: a just-in-time save exits 0."""
         return 0 < self.max_steps <= self.global_step
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a checkpoint is not whole: the file (or `.` for the folder) and the reason in words.
+    """Why a checkpoint is incomplete: the file (`.` for the folder) and the reason.
 
-    `transient` is true where the Trainer may still be about to finish it, false where no waiting helps.
+    `transient` is true where the Trainer may still be writing, false where waiting cannot help.
     """
 
     file: str
@@ -90,12 +90,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `layouts.inspect` found in a folder.
+    """What `layouts.inspect` found in a checkpoint folder.
 
     `layout` is one of plain, sharded, peft, weights-only, deepspeed, fsdp-full, fsdp-sharded, or unknown.
-    `resumable` is true when a resumed training goes on exactly (weights, optimizer, scheduler, rng, state).
-    `world_size` counts the ranks that left an rng_state; None when the folder doesn't tell.
-    `notes` are things a person should know about a checkpoint that is whole.
+    `resumable` is true when a training can resume exactly (weights, optimizer, scheduler, RNG, state).
+    `world_size` counts the ranks with an rng_state file; None when there is none.
+    `notes` are remarks that do not make the checkpoint incomplete.
     """
 
     layout: str
@@ -108,13 +108,13 @@ class Verdict:
 
     @property
     def complete(self) -> bool:
-        """Whether every check that a look from outside can make says that the save is finished."""
+        """Whether no check found a problem: as far as the files show, the save is finished."""
         return not self.problems
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint folder, as it was at one moment."""
+    """A complete checkpoint folder, as it was when it was scanned."""
 
     path: Path
     step: int
@@ -127,26 +127,26 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[File, ...]:
-        """Its regular files, sorted by path."""
+        """The regular files, sorted by path."""
         return self.verdict.files
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that another save of the same step changes."""
+        """Twelve hex digits that differ between two saves of the same step."""
         return fingerprint(self.files)
 
     @property
     def saved_at(self) -> float:
-        """Seconds since the epoch at which its newest file was written."""
+        """The modification time of the newest file, in seconds since the epoch."""
         return saved_at(self.files)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A checkpoint pinned in the spool: `directory/files` holds its files, `directory/snapshot.json` this value.
+    """A checkpoint pinned in the spool: `directory/files` holds the files, `directory/snapshot.json` this value.
 
-    `pinned_by` is reflink, link or copy. `sequence` counts the pins of an output folder: the order of saving, whatever the
-    clock did meanwhile.
+    `pinned_by` is reflink, link or copy. `sequence` numbers the pins of an output folder: the order of saving, independent of
+    any clock.
     """
 
     directory: Path
@@ -164,7 +164,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """`<checkpoint>.<print>`, the name of its folder and of its receipt."""
+        """`<checkpoint>.<fingerprint>`: the name of the snapshot's folder and of its receipt."""
         return f"{self.checkpoint}.{self.fingerprint}"
 
     @property
@@ -174,7 +174,7 @@ class Snapshot:
 
     @property
     def bytes(self) -> int:
-        """The sum of its file sizes."""
+        """The total size of the files."""
         return sum(file.size for file in self.files)
 
 
@@ -182,7 +182,7 @@ class Snapshot:
 class Version:
     """A committed version of an artifact: `qualified` is ENTITY/PROJECT/NAME:vN, times are seconds since the epoch.
 
-    `expires_at` is when the store deletes it by itself (its TTL), None where it doesn't.
+    `expires_at` is when the store deletes the version by itself (its TTL); None means never.
     """
 
     qualified: str
@@ -198,13 +198,13 @@ class Version:
 
     @property
     def ours(self) -> Mapping[str, Any]:
-        """The metadata that ckptsync wrote; empty for a version that another program uploaded."""
+        """The `ckptsync` key of the metadata; empty for a version that another program uploaded."""
         value = self.metadata.get("ckptsync")
         return value if isinstance(value, Mapping) else {}
 
     @property
     def step(self) -> int | None:
-        """The global step: our metadata first, else HF's WandbCallback's alias `checkpoint_global_step_N`."""
+        """The global step, from the metadata, else from an alias (`step-N`, or WandbCallback's `checkpoint_global_step_N`)."""
         for value in (self.ours.get("step"), self.metadata.get("global_step")):
             if isinstance(value, int):
                 return value
@@ -216,18 +216,18 @@ class Version:
 
     @property
     def saved_at(self) -> float:
-        """When the Trainer saved it, else when the version was created."""
+        """When the Trainer saved the checkpoint, else when the version was created."""
         value = self.ours.get("saved_at")
         return float(value) if isinstance(value, int | float) else self.created_at
 
     @property
     def number(self) -> int:
-        """N of `vN`."""
+        """The N of `vN`."""
         return int(self.version.removeprefix("v"))
 
     @property
     def is_model(self) -> bool:
-        """Whether it is a final model, which nothing can be resumed from: ours, or HF's WandbCallback's (transformers 5.24)."""
+        """Whether this is a final model, ours or WandbCallback's (transformers 5.24), from which no training can resume."""
         return self.ours.get("kind") == "model" or "final_model" in self.aliases
 
     def __str__(self) -> str:
@@ -236,9 +236,9 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The proof that a snapshot is committed and that the store's manifest agrees with it.
+    """Proof that a snapshot was committed as a version whose manifest agrees with it.
 
-    `artifact` is ENTITY/PROJECT/NAME, `version` is vN, `seconds` the time from the first byte hashed to the proof.
+    `artifact` is ENTITY/PROJECT/NAME, `version` is vN, `seconds` the time from hashing the first byte to this proof.
     """
 
     snapshot: str

@@ -1,7 +1,9 @@
-"""Where settings and credentials come from. Imports nothing heavy: every command and the idle watcher load it.
+"""Settings and credentials, from the environment and from files.
 
-The order, first found wins: flag, `CKPTSYNC_*`, the settings file, `WANDB_*`, run.json, the default. click deals with the
-first three; this module knows the rest.
+Imports nothing heavy: every command and the idle watcher load it.
+
+The first found wins: flag, `CKPTSYNC_*`, the settings file, `WANDB_*`, run.json, the default. click handles the first three,
+this module the rest.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ DEFAULT_PROJECT = "huggingface"
 DEFAULT_BASE_URL = "https://api.wandb.ai"
 
 _CLOUD_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com")
-"""Hosts of one and the same service (wandb 0.31, `FORGE_HOSTS`): `wandb login` may have stored the key under any of them."""
+"""Hosts of the same service (wandb 0.31, `FORGE_HOSTS`): `wandb login` may have stored the key under any of them."""
 
 _FORBIDDEN_IN_RUN_ID = re.compile(r"[:;,#?/'\\%\x00-\x1f\x7f\ud800-\udfff]")
-"""What W&B refuses in a run id (wandb 0.31, `validate_run_id`), a slash, which no URL of a run could hold, and no text at all."""
+"""What W&B refuses in a run id (wandb 0.31, `validate_run_id`), plus slashes, control characters and lone surrogates."""
 
 _TRUE = ("1", "true", "yes", "on")
-"""What transformers takes for a yes in WANDB_DISABLED."""
+"""What transformers accepts as true in WANDB_DISABLED."""
 
 _NO_NAMES = ("", ".", "..")
 
@@ -38,24 +40,24 @@ _FORBIDDEN_IN_PROJECT = re.compile(r"[/\\#?%:\x00-\x1f\x7f\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach the store: the address, the key (never shown), and the default names."""
+    """The address of the store and the key for it, which is never shown."""
 
     base_url: str
     api_key: str = field(repr=False)
 
     def environment(self) -> dict[str, str]:
-        """The variables by which a child process's wandb client reaches the same store."""
+        """The environment variables that lead a child process's wandb client to the same store."""
         return {"WANDB_BASE_URL": self.base_url, "WANDB_API_KEY": self.api_key}
 
 
 def default_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """`~/.config/ckptsync/config.toml`, or the same below XDG_CONFIG_HOME."""
+    """The default settings file: `~/.config/ckptsync/config.toml`, or the same below XDG_CONFIG_HOME."""
     base = environ.get("XDG_CONFIG_HOME") or _home() / ".config"
     return Path(base) / "ckptsync" / "config.toml"
 
 
 def load_file(path: Path, *, required: bool) -> dict[str, Any]:
-    """The settings of a TOML file, keys with dashes as in the flags. Raises ConfigurationError for what can't be read."""
+    """The settings in a TOML file, whose keys are the flags' names. Raises ConfigurationError if it cannot be read."""
     import tomllib
 
     try:
@@ -63,33 +65,35 @@ def load_file(path: Path, *, required: bool) -> dict[str, Any]:
             values = tomllib.load(file)
     except FileNotFoundError:
         if required:
-            raise ConfigurationError(f"{path}: there is no such settings file", hint="Check --config.") from None
+            raise ConfigurationError(f"no such settings file: {path}", hint="Check the path given to --config.") from None
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}", hint="Correct the settings file.") from error
+        raise ConfigurationError(
+            f"cannot read settings file {path}: {error}", hint="Correct that file, or name another with --config."
+        ) from error
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def parse_run(text: str, *, project: str | None = None, entity: str | None = None) -> tuple[Run, str | None]:
-    """`RUN_ID` or `ENTITY/PROJECT/RUN_ID`, with an optional `:ALIAS`, as a run and the alias. Raises UsageError.
+    """Parse `RUN_ID` or `ENTITY/PROJECT/RUN_ID`, with an optional `:ALIAS`, into a run and the alias. Raises UsageError.
 
-    A project left open is filled from WANDB_PROJECT, then with `huggingface`; an entity from WANDB_ENTITY.
+    A missing project comes from WANDB_PROJECT, else it is `huggingface`; a missing entity comes from WANDB_ENTITY.
     """
     path, colon, alias = text.partition(":")
     parts = path.split("/")
     if len(parts) not in (1, 3) or not all(parts) or (colon and not re.fullmatch(r"[^/:]+", alias)):
-        raise UsageError(f"{text!r} is not a run", hint="Give RUN_ID or ENTITY/PROJECT/RUN_ID, with :ALIAS where you want one.")
+        raise UsageError(f"{text!r} is not a run", hint="Give RUN_ID or ENTITY/PROJECT/RUN_ID, optionally with :ALIAS.")
     if len(parts) == 3:
         entity, project = parts[0], parts[1]
     return make_run(parts[-1], project=project, entity=entity), alias or None
 
 
 def make_run(run_id: str, *, project: str | None = None, entity: str | None = None) -> Run:
-    """A run with its open names filled from the environment. Raises UsageError for an id that W&B would refuse."""
+    """A run, with missing names filled from the environment. Raises UsageError for names that W&B would refuse."""
     if run_id.strip() in _NO_NAMES or run_id != run_id.strip() or _FORBIDDEN_IN_RUN_ID.search(run_id):
         raise UsageError(
             f"{run_id!r} cannot be a run id",
-            hint="W&B allows no spaces at the ends and none of / \\ # ? % : ; , ' in a run id.",
+            hint="A run id must not begin or end with a space, nor contain any of / \\ # ? % : ; , '",
         )
     project = project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
     entity = entity or os.environ.get("WANDB_ENTITY") or None
@@ -100,16 +104,16 @@ def make_run(run_id: str, *, project: str | None = None, entity: str | None = No
 
 
 def connection(environ: Mapping[str, str] = os.environ) -> Connection:
-    """The store that the environment names, with its key. Raises ConfigurationError, naming both ways out, without one."""
+    """The store that the environment names, with its key. Raises ConfigurationError if there is no key."""
     base_url = (environ.get("WANDB_BASE_URL") or _settings_base_url(environ) or DEFAULT_BASE_URL).rstrip("/")
     host = _host(base_url)
     if not host or not base_url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"{base_url!r} is not an http address", hint="Correct WANDB_BASE_URL.")
+        raise ConfigurationError(f"{base_url!r} is not an http(s) URL", hint="Correct WANDB_BASE_URL.")
     key = environ.get("WANDB_API_KEY") or _credential(environ) or _netrc_password(host, environ)
     if not key:
         raise ConfigurationError(
             f"no W&B credentials for {host}",
-            hint="Set WANDB_API_KEY or run `wandb login`; or add --local for the embedded server, no account needed.",
+            hint="Set WANDB_API_KEY or run `wandb login`; without an account, add --local for the embedded server.",
         )
     return Connection(base_url, key.strip())
 
@@ -122,12 +126,12 @@ def _host(url: str) -> str | None:
 
 
 def _home() -> Path:
-    """The home folder. In a container whose user has none it is `~`, where nothing will be found: no reason to fail."""
+    """The home folder; `~` itself for a user without one (in containers), where nothing will be found."""
     return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() raises there
 
 
 def _credential(environ: Mapping[str, str]) -> str | None:
-    """The key that systemd's LoadCredential=wandb: placed for this service."""
+    """The key from systemd's `LoadCredential=wandb:…`."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         return None
@@ -138,7 +142,7 @@ def _credential(environ: Mapping[str, str]) -> str | None:
 
 
 def _netrc_password(host: str, environ: Mapping[str, str]) -> str | None:
-    """The key that `wandb login` left in the netrc file."""
+    """The key that `wandb login` stored in the netrc file."""
     import netrc
 
     named = environ.get("NETRC")
@@ -154,7 +158,7 @@ def _netrc_password(host: str, environ: Mapping[str, str]) -> str | None:
 
 
 def _settings_base_url(environ: Mapping[str, str]) -> str | None:
-    """The address that `wandb login --host` left in W&B's own settings file."""
+    """The address that `wandb login --host` stored in W&B's settings file."""
     folder = environ.get("WANDB_CONFIG_DIR") or _home() / ".config" / "wandb"
     import configparser
 
@@ -166,23 +170,23 @@ def _settings_base_url(environ: Mapping[str, str]) -> str | None:
         return None
 
 
-def uploading(environ: Mapping[str, str] = os.environ) -> str:
-    """Whether anything is to be uploaded, as W&B's own variables say it: `online`, `offline` (later) or `disabled` (never)."""
+def upload_mode(environ: Mapping[str, str] = os.environ) -> str:
+    """When to upload, by W&B's own variables: `online` (now), `offline` (later) or `disabled` (never)."""
     mode = environ.get("WANDB_MODE", "").strip().lower()
     if mode == "disabled" or environ.get("WANDB_DISABLED", "").strip().lower() in _TRUE:
         return "disabled"
     return "offline" if mode in ("offline", "dryrun") else "online"
 
 
-def wanted_models(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What WANDB_LOG_MODEL asks for: `checkpoint`, `end` (only the final model) or `false`; None where it isn't set."""
+def log_model(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The value of WANDB_LOG_MODEL: `checkpoint`, `end` (only the final model) or `false`; None if unset."""
     value = environ.get("WANDB_LOG_MODEL", "").strip().lower()
-    # What HF's WandbCallback doesn't know counts as false there too (transformers 4.57 and 5.24).
+    # Any other value counts as false, as in WandbCallback (transformers 4.57 and 5.24).
     return (value if value in ("checkpoint", "end") else "false") if value else None
 
 
 def newest_wandb_run(output_dir: Path) -> str | None:
-    """The id of the newest run that a training logged beside its output: `wandb/run-<date>_<time>-<id>` (wandb 0.31)."""
+    """The id of the newest run logged beside the output folder: `wandb/run-<date>_<time>-<id>` (wandb 0.31)."""
     folders = [Path(os.environ.get("WANDB_DIR") or "."), output_dir, output_dir.parent]
     found = [path.name for folder in folders for path in folder.glob("wandb/run-*_*-*") if path.is_dir()]
     ids = [name.split("-", 2) for name in sorted(found, key=lambda name: name.split("-", 2)[1])]

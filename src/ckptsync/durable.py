@@ -1,33 +1,31 @@
-"""Writes that survive a crash: the only module that calls fsync. Knows values and errors, nothing else of ours.
+"""Writes that survive a crash. The only module that calls fsync; knows no other module of ours but the values.
 
-A file is written beside its final name, synced, renamed over it, and the folder is synced: a reader sees the old content or
-the new one, never a part. Temporary names begin with `.tmp-`, so that a sweep can tell what a crash left behind.
+A file is written under a temporary name, fsynced, renamed into place, and its folder is fsynced: readers see the old content
+or the new, never a part. Temporary names begin with `.tmp-`, so that `sweep` can delete what a crash left behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ckptsync.checkpoint import File
-from ckptsync.errors import LockedError
 
 TEMPORARY = ".tmp-"
 
 
 def temporary_for(path: Path) -> Path:
-    """A name beside `path` that nobody uses and that a sweep recognises."""
+    """An unused name beside `path` that `sweep` recognises."""
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. A file system that can't sync a folder (some FUSE mounts) is accepted as it is."""
+    """Make the names in a folder durable. Does nothing on a file system that cannot fsync a folder (some FUSE mounts)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):
@@ -37,7 +35,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create a folder and its parents where they are missing, and make their names durable."""
+    """Create a folder and its missing parents, durably."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -46,7 +44,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Move within one file system, durably in both folders. An existing empty folder or a file at the target is replaced."""
+    """Rename within one file system, durably in both folders. Replaces a file or an empty folder at the target."""
     source.rename(target)
     sync_folder(target.parent)
     if source.parent != target.parent:
@@ -54,7 +52,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Replace a file's content in one step. `mode` holds from the first byte on, so a secret is never readable by others."""
+    """Replace a file atomically. `mode` holds from the first byte on, so that others can never read a secret."""
     temporary = temporary_for(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
@@ -69,13 +67,13 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, mode: int = 0o644) -> None:
-    """Replace a JSON file in one step. Keys keep their order."""
-    # ASCII, so that a file name that is no UTF-8 (surrogates in Python) can be written and read back.
+    """Replace a JSON file atomically. Keys keep their order."""
+    # ASCII: a file name that is not UTF-8 (surrogates in Python) could not be written otherwise.
     write_text(path, json.dumps(value, indent=1) + "\n", mode=mode)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no file or no object in it."""
+    """The object in a JSON file; None if the file is missing, unreadable or holds no object."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -84,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def unchanged(folder: Path, files: Iterable[File]) -> bool:
-    """Whether every file in the folder still has the size and mtime that it is listed with."""
+    """Whether every file in the folder still has its listed size and mtime."""
     try:
         return all(matches(file, folder / file.path) for file in files)
     except OSError:
@@ -92,13 +90,13 @@ def unchanged(folder: Path, files: Iterable[File]) -> bool:
 
 
 def matches(file: File, path: Path) -> bool:
-    """Whether what is at a path has the size and mtime that the file is listed with. Raises OSError where there is nothing."""
+    """Whether the file at `path` has the listed size and mtime. Raises OSError if there is none."""
     status = path.stat(follow_symlinks=False)
     return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log that others read. One write call, so that lines of two processes don't mix."""
+    """Append one line, in one write call, so that the lines of two processes do not mix."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, line.encode() + b"\n")
@@ -107,7 +105,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder for good: it is renamed first, so that a crash in the middle leaves nothing that looks whole."""
+    """Delete a folder. It is renamed first, so that a crash in the middle leaves no folder that looks complete."""
     doomed = temporary_for(folder)
     try:
         folder.rename(doomed)
@@ -118,7 +116,7 @@ def remove_tree(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Delete what a crash left under temporary names, and return those names. Call it only while holding the lock."""
+    """Delete the temporary files and folders that a crash left, and return their names. Call it only while holding the lock."""
     if not folder.is_dir():
         return []
     stale = [entry for entry in folder.iterdir() if entry.name.startswith(TEMPORARY)]
@@ -128,65 +126,3 @@ def sweep(folder: Path) -> list[str]:
         else:
             entry.unlink(missing_ok=True)
     return [entry.name for entry in stale]
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time into the block, by an flock that lasts as long. Where there are no locks it goes without."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-class Lock:
-    """An flock on a file that says who holds it. The kernel releases it with the process, however that ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: IO[str] | None = None
-
-    def acquire(self, owner: str) -> None:
-        """Take the lock or raise LockedError with the words of the one who holds it."""
-        file = self.path.open("a+", encoding="utf-8")
-        while not _lock(file, fcntl.LOCK_EX):
-            if not _lock(file, fcntl.LOCK_SH):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                file.close()
-                raise LockedError(f"{self.path.parent.parent} is already watched by {holder}")
-            # Only those who ask for the holder have it, each for a moment.
-            fcntl.flock(file, fcntl.LOCK_UN)
-        file.seek(0)
-        file.truncate()
-        file.write(owner + "\n")
-        file.flush()
-        self._file = file
-
-    def release(self) -> None:
-        """Let the next one have it. The file stays: removing it would let two processes lock two different files."""
-        if self._file:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
-
-    @property
-    def holder(self) -> str | None:
-        """Who holds it at this moment, or None when it is free."""
-        try:
-            with self.path.open(encoding="utf-8") as file:
-                return None if _lock(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
-        except OSError:
-            return None
-
-
-def _lock(file: IO[str], kind: int) -> bool:
-    """Take that kind of lock if it is free at this moment."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -1,31 +1,31 @@
-"""Every error that a user can meet, with what to do next and the exit code. May not import anything of ours.
+"""Every error that a user can meet, with the next step and the exit code. Imports nothing of ours.
 
 CkptsyncError                1   unexpected
-├── UsageError               2   the command line or a name in it is wrong
-├── ConfigurationError       3   credentials or settings: a person has to act
-├── NotFoundError            4   no such run or version
-├── IntegrityError           5   nothing valid: torn, corrupt, or not what was recorded
-│   └── RestartedError       5   a resumed training began again from an earlier step
-├── SnapshotChangedError     1   the files changed under the snapshot: throw it away, take a new one
+├── UsageError               2   the command line is wrong
+├── ConfigurationError       3   a setting or the credentials are missing or wrong
+├── NotFoundError            4   no such run, artifact or version
+├── IntegrityError           5   no valid checkpoint: incomplete, corrupt, or not the recorded bytes
+│   └── RestartedError       5   the training restarted from scratch instead of resuming
+├── SnapshotChangedError     1   the files changed while they were pinned or uploaded; pinned again automatically
 ├── LockedError              7   another watcher holds the folder
-├── PreemptedError          75   the machine goes away and everything is durable: start me again
+├── PreemptedError          75   preempted, everything durable: start me again
 └── StoreError
-    ├── TransientStoreError  6   trying again can help (network, 5xx, 429, a stalled or killed upload)
-    └── PermanentStoreError  1   trying again cannot help (quota, type clash)
-        └── RejectedError    3   the store refuses the credentials
+    ├── TransientStoreError  6   a retry can succeed (network, 5xx, 429, a stalled or killed upload)
+    └── PermanentStoreError  1   no retry can succeed (quota, type clash)
+        └── RejectedError    3   the store refused the credentials
 """
 
 from __future__ import annotations
 
 
 class CkptsyncError(Exception):
-    """Something failed that a user should read about on one line.
+    """An error that is reported to the user as one line: the message, then the hint.
 
-    `exit_code` is the process's exit status; `hint` says what to do next and is printed after the message.
+    `exit_code` is the exit status of the command; `hint` says what to do next.
     """
 
     exit_code = 1
-    hint = "Run again with -v for the details; if it stays, report it with that output."
+    hint = "Run the command again with -v for details; if it fails again, report it with that output."
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -37,78 +37,81 @@ class CkptsyncError(Exception):
 
 
 class UsageError(CkptsyncError):
-    """The command line or a name in it cannot be right."""
+    """An argument, an option or a name on the command line is invalid."""
 
     exit_code = 2
     hint = "See `ckptsync COMMAND --help`."
 
 
 class ConfigurationError(CkptsyncError):
-    """A setting or a credential is missing or wrong: a person has to act."""
+    """A setting or a credential is missing or invalid. No retry helps."""
 
     exit_code = 3
-    hint = "See `ckptsync --help` for the settings."
+    hint = "Check the settings and credentials with `ckptsync doctor`."
 
 
 class NotFoundError(CkptsyncError):
-    """No such run, collection or version in that entity and project."""
+    """The entity and project have no such run, artifact or version."""
 
     exit_code = 4
     hint = "Check the run id, --project and --entity."
 
 
 class IntegrityError(CkptsyncError):
-    """Nothing valid: the bytes are torn, corrupt, or not the ones that were recorded."""
+    """No valid checkpoint: the files are incomplete, corrupt, or differ from what was recorded."""
 
     exit_code = 5
-    hint = "See `ckptsync list` for other versions, and `ckptsync verify` for the reason."
+    hint = "Run `ckptsync verify` for the reason and `ckptsync list RUN` for other versions."
 
 
 class RestartedError(IntegrityError):
-    """A resumed training saved a checkpoint that is not above the step that it resumed from: it started over."""
+    """A resumed training saved a checkpoint at or below the step that it should have resumed from: it restarted from scratch."""
 
-    hint = "Check that the program resumes from {checkpoint}; if starting over is what you want, add --allow-restart."
+    hint = (
+        "Make the program resume from the checkpoint, for example with --resume_from_checkpoint {checkpoint};"
+        " if it is meant to restart from scratch, add --allow-restart."
+    )
 
 
 class SnapshotChangedError(CkptsyncError):
-    """The files of a snapshot are not those that were pinned: the trainer wrote into them again."""
+    """The trainer changed the files of a snapshot after they were pinned."""
 
-    hint = "Nothing to do: the checkpoint is taken again when it is quiet."
+    hint = "Nothing to do: ckptsync pins the checkpoint again after the next quiet period."
 
 
 class LockedError(CkptsyncError):
     """Another watcher holds the output folder."""
 
     exit_code = 7
-    hint = "One watcher per output folder is enough; stop that one first."
+    hint = "One watcher per output folder is enough; to replace it, stop that process first."
 
 
 class PreemptedError(CkptsyncError):
-    """The machine is going away and everything is durable."""
+    """The machine is being preempted, and every checkpoint is durable."""
 
     exit_code = 75
-    hint = "Start the same command again."
+    hint = "Run the same command again to resume, on this machine or another."
 
 
 class StoreError(CkptsyncError):
-    """The store did not do what it was asked."""
+    """A request to the store failed."""
 
 
 class TransientStoreError(StoreError):
-    """Trying again can succeed. The exit code is the one for "unreachable after retries"."""
+    """A retry can succeed. As an exit code: the store was still unreachable after all retries."""
 
     exit_code = 6
     hint = "Check the network and WANDB_BASE_URL, then run the same command again."
 
 
 class PermanentStoreError(StoreError):
-    """Trying again cannot succeed: a person has to act."""
+    """No retry can succeed until somebody removes the cause."""
 
-    hint = "Fix the cause, then `ckptsync push --parked OUTPUT_DIR`."
+    hint = "Fix the cause, then retry with `ckptsync push --parked OUTPUT_DIR`."
 
 
 class RejectedError(PermanentStoreError):
-    """The store refuses the credentials."""
+    """The store refused the credentials."""
 
     exit_code = 3
-    hint = "Set WANDB_API_KEY or run `wandb login`, or use --local for the embedded server."
+    hint = "Set WANDB_API_KEY or run `wandb login`; without an account, add --local for the embedded server."

@@ -1,4 +1,4 @@
-"""What the kernel says of processes (/proc). Signals nobody. Without /proc (macOS) it answers as if nobody were there."""
+"""Looks up processes in /proc. Sends no signals. Without /proc (macOS) every answer is "no such process"."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 
-def birth(pid: int) -> str | None:
-    """When the kernel started the process (/proc/PID/stat, field 22); None when it is gone or only waits to be reaped.
+def start_time(pid: int) -> str | None:
+    """When the kernel started the process (/proc/PID/stat, field 22); None if it has ended or is a zombie.
 
-    With the pid it names one process: a reused number has another birth.
+    Together with the pid this identifies a process: a reused pid has another start time.
     """
     fields = _fields(pid)
     return None if fields is None or fields[0] in "ZX" else fields[19]
 
 
-def group(leader: int) -> list[int]:
-    """The living processes of a process group."""
+def group_members(leader: int) -> list[int]:
+    """The pids of a process group, without zombies."""
     found = []
     for pid in _all():
         fields = _fields(pid)
@@ -30,35 +30,35 @@ def group(leader: int) -> list[int]:
     return found
 
 
-def below(pid: int) -> list[int]:
-    """Every process that descends from this one, deepest last."""
+def descendants(pid: int) -> list[int]:
+    """The pids of all descendants, each parent before its children."""
     found = []
     with contextlib.suppress(OSError):
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in map(int, children.read_text().split()):
-                found += [child, *below(child)]
+                found += [child, *descendants(child)]
     return found
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether the process has a handler for that signal, rather than dying of it or ignoring it."""
+    """Whether the process has a handler for the signal, rather than the default action or SIG_IGN."""
     with contextlib.suppress(OSError):
         caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
     return False
 
 
-def name(pid: int) -> dict[str, Any]:
-    """What names a process for ever: to be written down, and read back by `living`."""
-    return {"host": socket.gethostname(), "pid": pid, "born": birth(pid)}
+def identity(pid: int) -> dict[str, Any]:
+    """What identifies a process for good, to be stored and later given to `living`."""
+    return {"host": socket.gethostname(), "pid": pid, "born": start_time(pid)}
 
 
 def living(named: object) -> int | None:
-    """The pid of a process that was written down by `name`, if it is on this machine and still lives."""
+    """The pid of the process with this stored `identity`, if it is still running on this machine; else None."""
     if not isinstance(named, Mapping) or named.get("host") != socket.gethostname():
         return None
     pid, born = named.get("pid"), named.get("born")
-    return pid if isinstance(pid, int) and born is not None and birth(pid) == born else None
+    return pid if isinstance(pid, int) and born is not None and start_time(pid) == born else None
 
 
 def ended(pid: int) -> Callable[[], bool]:
@@ -74,7 +74,7 @@ def ended(pid: int) -> Callable[[], bool]:
 def _life_sign(pid: int) -> str | None:
     """What stays the same for as long as a process lives, None once it has ended; without /proc only that it is there."""
     if Path("/proc/self").exists():
-        return birth(pid)
+        return start_time(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,74 +1,29 @@
-"""run.json: who the training in an output folder is. Knows no store and no process.
+"""run.json: the run, command and history of starts of the training in an output folder. Knows no store and no process.
 
-Written by `watch`, `run` and `resume`, and completed from inside the training; keys that this version doesn't know are kept.
+Written by `watch`, `run` and `resume`, and completed from inside the training. Unknown keys are kept.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptsync import durable
+from ckptsync import durable, locks
 
 FOLDER = ".ckptsync"
-"""The folder below output_dir that holds all that is ours. The Trainer's rotation matches `checkpoint-*` only."""
-
-_SECRET = re.compile(
-    r"(?i)token|secret|passw|passphrase|credential|authorization|api[-_]?key|(?:^|[-_.])(?:key|pwd|auth)(?:$|[-_.])"
-)
-_HARMLESS = re.compile(
-    r"(?i)(?:de)?tokeniz(?:e[rd]?s?|ing|ation)(?![a-z])"
-    r"|(?<!auth[-_])(?<!access[-_])(?<!api[-_])(?<!hub[-_])(?<!hf[-_])tokens(?![a-z])"
-    r"|(?<![a-z])(?:eos|bos|pad|unk|sep|cls|mask|image|audio|video|stop|start|special|per)[-_]token(?![a-z])"
-    r"|token[-_](?:per|len|length|count|limit|ids?|types?|level|classification|dropout|index)(?![a-z])"
-    r"|(?<![a-z])(?:num[-_])?key[-_](?:value|padding|dim|size|bias|proj)(?![a-z])"
-)
-"""What stands in the names of ordinary arguments (run_clm, TRL, axolotl, LLaMA-Factory) and only looks like a secret's."""
-
-_SECRET_VALUE = re.compile(
-    r"(?<![A-Za-z0-9])(?:hf_\w{16,}|sk-[\w-]{16,}|[0-9a-f]{40}(?![0-9a-f])|wandb_v\d\w+|gh[opsu]_\w{16,}|github_pat_\w{16,}"
-    r"|glpat-[\w-]{16,}|xox[abp]-[\w-]{10,}|nvapi-[\w-]{16,}|(?:AKIA|ASIA)[0-9A-Z]{12,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]+)"
-    r"|://[^/\s@]+:[^/\s@]+@"
-)
-"""Keys by the shape that their makers gave them, JSON web tokens, and a password inside a URL."""
-
-_ASSIGNMENT = re.compile(r"""["']?\s*[:=]\s*["']?""")
-_WORD = re.compile(r"""[^\s,;&?|(){}"'`]+""")
-
-
-def looks_secret(argument: str) -> bool:
-    """Whether an argument, by a name or by the shape of a value in it, may hold a token, key or password.
-
-    It may be a whole command for a shell, JSON, or a header, so every word of it counts.
-    """
-    if _SECRET_VALUE.search(argument):
-        return True
-    words = _WORD.findall(_ASSIGNMENT.sub("=", argument))
-    return any(
-        _names_secret(name) for name, equals, _ in (word.partition("=") for word in words) if equals or name.startswith("-")
-    )
-
-
-def _names_secret(name: str) -> bool:
-    return bool(_SECRET.search(_HARMLESS.sub("", name)))
-
-
-def recordable(command: Sequence[str]) -> bool:
-    """Whether a command may be written down: no argument of it looks like a secret."""
-    return not any(looks_secret(argument) for argument in command)
+"""The folder below output_dir with everything of ours. The Trainer's rotation matches `checkpoint-*` only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What run.json says. `resumed_step` and `resumed_at` are of the last resume, None when there was none."""
+    """What run.json says. A value of the wrong type counts as missing."""
 
     values: Mapping[str, Any]
 
     def text(self, key: str) -> str | None:
-        """A string value, or None."""
+        """The non-empty string under `key`, or None."""
         value = self.values.get(key)
         return value if isinstance(value, str) and value else None
 
@@ -80,50 +35,50 @@ class Record:
 
     @property
     def may_record_command(self) -> bool:
-        """Whether the command may stand in a version's metadata; --no-record-command says no."""
+        """Whether versions may carry the command in their metadata: not with --no-record-command."""
         return self.values.get("record_command") is not False
 
     @property
     def world_size(self) -> int | None:
-        """How many processes train together."""
+        """The number of training processes."""
         value = self.values.get("world_size")
         return value if isinstance(value, int) and value > 0 else None
 
     @property
     def resumed_step(self) -> int | None:
-        """The global step from which the last resume went on."""
+        """The global step of the last resume; None if there was none."""
         value = self.values.get("resumed_step")
         return value if isinstance(value, int) else None
 
     @property
     def restarted_at(self) -> float | None:
-        """When the first checkpoint was saved of a training that had started over, None when none has since the last resume."""
+        """When a training that restarted from scratch saved its first checkpoint; None if none has since the last resume."""
         value = self.values.get("restarted_at")
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def resumed_at(self) -> float:
-        """When that was, in seconds since the epoch; 0 when there was none."""
+        """The time of the last resume, in seconds since the epoch; 0 if there was none."""
         value = self.values.get("resumed_at")
         return float(value) if isinstance(value, int | float) else 0.0
 
 
 def path_of(output_dir: Path) -> Path:
-    """Where run.json is for an output folder."""
+    """The path of an output folder's run.json."""
     return output_dir / FOLDER / "run.json"
 
 
 def read(output_dir: Path) -> Record:
-    """The record of an output folder; an empty one where there is none yet."""
+    """The record of an output folder; empty if there is none yet."""
     return Record(durable.read_json(path_of(output_dir)) or {})
 
 
 def update(output_dir: Path, **values: Any) -> Record:
-    """Set these keys, keep all others, and drop those given as None. Readable by the owner alone: it holds a command line."""
+    """Set these keys, keep the others, drop those given as None. The file is for its owner alone: it holds a command line."""
     path = path_of(output_dir)
     durable.make_folder(path.parent)
-    # The watcher and the training both complete it, and neither may lose what the other wrote.
-    with durable.exclusive(path.with_name("run.lock")):
+    # The watcher and the training both update it: without the lock one could lose what the other wrote.
+    with locks.exclusive(path.with_name("run.lock")):
         before = durable.read_json(path)
         merged = {"version": 1, **(before or {}), **values}
         merged = {key: value for key, value in merged.items() if value is not None}

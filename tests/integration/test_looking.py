@@ -180,7 +180,7 @@ def test_verify_of_weights_alone_says_that_nothing_resumes_from_them(nobody: Too
     done = nobody("verify", made)
 
     assert done.returncode == 0
-    assert "note: not resumable exactly" in done.stdout
+    assert "note: not exactly resumable" in done.stdout
     assert "whole, not resumable, layout weights-only" in done.stdout
 
 

@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptsync.checkpoint import Problem
-from ckptsync.layouts import inspect, pickles, safetensors, torch_zip, trainer_state
-from ckptsync.layouts.folder import Malformed
+from ckptsync.layouts import inspect, trainer_state
+from ckptsync.layouts.formats import pickle_reader, safetensors, torch_zip
+from ckptsync.layouts.formats.pickle_values import Items
+from ckptsync.layouts.formats.stream import Malformed
 
 NAMES = (
     "model.safetensors",
@@ -103,14 +105,14 @@ def test_a_key_that_takes_ages_to_hash_is_not_hashed() -> None:
     nested = b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 5000 + b"K\x01s."
 
     started = time.perf_counter()
-    pickles.read(nested)
+    pickle_reader.read(nested)
 
     assert time.perf_counter() - started < 1
 
 
 def test_a_memo_index_of_two_billion_takes_no_memory() -> None:
     tracemalloc.start()
-    pickles.read(b"\x80\x02K\x01r\xff\xff\xff\x7f.")
+    pickle_reader.read(b"\x80\x02K\x01r\xff\xff\xff\x7f.")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -188,8 +190,8 @@ def never_raises_but_malformed(parse: Callable[[bytes], Any], content: bytes) ->
 
 @given(st.lists(st.sampled_from(range(256)), max_size=60).map(bytes))
 def test_any_bytes_as_a_pickle_are_a_value_or_a_reason(content: bytes) -> None:
-    never_raises_but_malformed(pickles.read, content)
-    never_raises_but_malformed(pickles.read, content + b".")
+    never_raises_but_malformed(pickle_reader.read, content)
+    never_raises_but_malformed(pickle_reader.read, content + b".")
 
 
 plain_values = st.recursive(
@@ -201,7 +203,7 @@ plain_values = st.recursive(
 
 @given(value=plain_values, protocol=st.integers(2, 5))
 def test_what_pickle_wrote_is_read_as_it_was(value: Any, protocol: int) -> None:
-    content = pickles.read(pickle.dumps(value, protocol=protocol))
+    content = pickle_reader.read(pickle.dumps(value, protocol=protocol))
 
     # Protocol 2 has no bytes: it writes a call of _codecs.encode.
     assert protocol > 2 or all(str(found) in ("_codecs.encode", "__builtin__.bytes") for found in content.globals)
@@ -209,7 +211,7 @@ def test_what_pickle_wrote_is_read_as_it_was(value: Any, protocol: int) -> None:
 
 
 def as_python(value: Any) -> Any:
-    if isinstance(value, pickles.Items):
+    if isinstance(value, Items):
         return {key: as_python(item) for key, item in value.pairs}
     if isinstance(value, list | tuple):
         return type(value)(as_python(item) for item in value)

@@ -52,7 +52,7 @@ def test_the_layout_and_the_number_of_ranks_are_recognised(saved: Find, layout_n
     assert (verdict.layout, verdict.world_size) == (expected, ranks)
 
 
-def test_weights_alone_are_whole_but_not_resumable_and_say_so(saved: Find) -> None:
+def test_a_weights_only_save_is_complete_but_not_resumable_and_says_so(saved: Find) -> None:
     verdict = inspect(saved("weights-only"))
 
     assert verdict.complete
@@ -61,23 +61,23 @@ def test_weights_alone_are_whole_but_not_resumable_and_say_so(saved: Find) -> No
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_one_of_three_missing_is_not_a_save_of_weights_only(saved: Find, copy: Copy, name: str) -> None:
+def test_a_save_without_one_of_optimizer_scheduler_and_rng_is_not_weights_only(saved: Find, copy: Copy, name: str) -> None:
     damaged = copy(saved("plain"))
     (damaged / name).unlink()
 
-    assert f"{name}: missing, while its companions are there" in reasons(inspect(damaged))
+    assert f"{name}: missing, but other training state is present" in reasons(inspect(damaged))
 
 
-def test_a_rotation_that_was_killed_does_not_look_like_a_save_of_weights_only(saved: Find, copy: Copy) -> None:
+def test_a_killed_rotation_does_not_pass_for_a_weights_only_save(saved: Find, copy: Copy) -> None:
     damaged = copy(saved("plain"))
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (damaged / name).unlink()
 
-    assert "something was removed" in reasons(inspect(damaged))
+    assert "files were deleted" in reasons(inspect(damaged))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_state_that_is_newer_than_the_trainer_state_is_the_sign_of_another_save(saved: Find, copy: Copy, name: str) -> None:
+def test_state_newer_than_the_trainer_state_means_another_save(saved: Find, copy: Copy, name: str) -> None:
     resaved = copy(saved("plain"))
     later(resaved / name)
 
@@ -89,7 +89,7 @@ def test_state_that_is_newer_than_the_trainer_state_is_the_sign_of_another_save(
 
 
 @pytest.mark.parametrize("name", ["entropy_ctrl_state.json", "preprocessor_config.json", "README.md", "tokens.bin"])
-def test_files_that_come_late_in_other_frameworks_are_no_sign_of_another_save(saved: Find, copy: Copy, name: str) -> None:
+def test_files_that_other_frameworks_write_later_do_not_mean_another_save(saved: Find, copy: Copy, name: str) -> None:
     checkpoint = copy(saved("plain"))
     (checkpoint / name).write_text("{}")
     later(checkpoint / name)
@@ -97,14 +97,14 @@ def test_files_that_come_late_in_other_frameworks_are_no_sign_of_another_save(sa
     assert inspect(checkpoint).complete
 
 
-def test_the_generator_of_another_rank_may_land_after_the_trainer_state(saved: Find, copy: Copy) -> None:
+def test_the_rng_state_of_another_rank_may_be_newer_than_the_trainer_state(saved: Find, copy: Copy) -> None:
     checkpoint = copy(saved("ddp"))
     later(checkpoint / "rng_state_1.pth")
 
     assert inspect(checkpoint).complete
 
 
-def test_weights_whose_value_head_was_split_off_later_are_whole_when_the_head_is_there(saved: Find, copy: Copy) -> None:
+def test_weights_whose_value_head_was_split_off_later_are_complete_with_the_head(saved: Find, copy: Copy) -> None:
     checkpoint = copy(saved("plain"))
     later(checkpoint / "model.safetensors")
     half_way = inspect(checkpoint)
@@ -119,7 +119,7 @@ def test_weights_whose_value_head_was_split_off_later_are_whole_when_the_head_is
     ("ranks", "world_size", "missing"),
     [([0], None, 1), ([0, 2], None, 1), ([1, 2], None, 0), ([0, 1], 4, 2), ([0, 1], 3, 2), ([1], 2, 0)],
 )
-def test_a_rank_without_its_generator_is_named(
+def test_a_rank_without_its_rng_state_is_named(
     saved: Find, copy: Copy, ranks: list[int], world_size: int | None, missing: int
 ) -> None:
     checkpoint = copy(saved("ddp"))
@@ -142,7 +142,7 @@ def test_two_of_two_ranks_are_enough_and_one_process_is_not_two(saved: Find) -> 
 
 
 @pytest.mark.parametrize("marker", [".tmpA1b2C3", "checkpoint-is-incomplete.txt", "optimizer_0/.metadata.tmp"])
-def test_a_sign_of_a_running_save_is_a_transient_problem(saved: Find, copy: Copy, marker: str) -> None:
+def test_a_marker_of_a_running_save_is_a_transient_problem(saved: Find, copy: Copy, marker: str) -> None:
     checkpoint = copy(saved("plain"))
     (checkpoint / marker).parent.mkdir(exist_ok=True)
     (checkpoint / marker).write_bytes(b"x")
@@ -153,7 +153,7 @@ def test_a_sign_of_a_running_save_is_a_transient_problem(saved: Find, copy: Copy
     assert problem.transient
 
 
-def test_a_temporary_file_of_a_save_before_this_one_is_a_note(saved: Find, copy: Copy) -> None:
+def test_a_temporary_file_of_an_earlier_save_is_a_note(saved: Find, copy: Copy) -> None:
     checkpoint = copy(saved("plain"))
     (checkpoint / ".tmpA1b2C3").write_bytes(b"x")
     later(checkpoint / ".tmpA1b2C3", -5)
@@ -164,7 +164,7 @@ def test_a_temporary_file_of_a_save_before_this_one_is_a_note(saved: Find, copy:
     assert "leftover" in verdict.notes[0]
 
 
-def test_shards_of_two_saves_and_shards_without_an_index_are_named(saved: Find, copy: Copy) -> None:
+def test_shards_of_two_saves_and_shards_without_an_index_are_reported(saved: Find, copy: Copy) -> None:
     checkpoint = copy(saved("sharded"))
     shard = next(checkpoint.glob("model-00001-of-*.safetensors"))
     (checkpoint / "model-00001-of-00009.safetensors").write_bytes(shard.read_bytes())
@@ -174,7 +174,7 @@ def test_shards_of_two_saves_and_shards_without_an_index_are_named(saved: Find, 
 
     assert "1 of 9 shards" in found
     assert "two different saves" in found
-    assert "missing, though its shards are there" in found
+    assert "missing, but its shards are present" in found
 
 
 def test_a_shard_with_other_tensors_than_its_index_lists_is_named(saved: Find, copy: Copy) -> None:
@@ -192,7 +192,7 @@ def tensors(path: Path) -> int:
     return len(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]))
 
 
-def test_another_step_than_the_folder_says_is_a_lasting_problem(saved: Find, copy: Copy) -> None:
+def test_a_step_other_than_the_folder_name_says_is_a_permanent_problem(saved: Find, copy: Copy) -> None:
     checkpoint = copy(saved("plain"))
     renamed = checkpoint.rename(checkpoint.with_name("checkpoint-3"))
 
@@ -203,7 +203,7 @@ def test_another_step_than_the_folder_says_is_a_lasting_problem(saved: Find, cop
     assert inspect(renamed, step=2).complete
 
 
-def test_a_folder_of_any_name_is_judged_by_the_step_that_is_asked_for(saved: Find, copy: Copy) -> None:
+def test_a_folder_of_any_name_is_checked_for_the_given_step(saved: Find, copy: Copy) -> None:
     checkpoint = copy(saved("plain"))
     download = checkpoint.rename(checkpoint.with_name("v7"))
 
@@ -212,7 +212,7 @@ def test_a_folder_of_any_name_is_judged_by_the_step_that_is_asked_for(saved: Fin
     assert not inspect(download, step=3).complete
 
 
-def test_a_name_that_the_checkpoint_before_had_is_missed_whatever_its_step(saved: Find) -> None:
+def test_a_file_that_the_previous_checkpoint_had_is_missing_whatever_its_step(saved: Find) -> None:
     checkpoint = saved("plain")
     before = [*(file.path for file in list_files(checkpoint)), "global_step1/extra.pt", ".tmpA1b2C3"]
 
@@ -222,7 +222,7 @@ def test_a_name_that_the_checkpoint_before_had_is_missed_whatever_its_step(saved
     assert problem.transient
 
 
-def test_distcp_newer_than_its_metadata_is_the_sign_of_another_save(saved: Find, copy: Copy) -> None:
+def test_distcp_newer_than_its_metadata_means_another_save(saved: Find, copy: Copy) -> None:
     checkpoint = copy(saved("fsdp-sharded"))
     shard = next(checkpoint.glob("pytorch_model_fsdp_0/*.distcp"))
     metadata = shard.with_name(".metadata")
@@ -249,7 +249,7 @@ ZERO_3 = [f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt" for rank in range(2
 
 
 @pytest.mark.parametrize("shards", [ZERO_2, ZERO_3], ids=["zero-2", "zero-3"])
-def test_every_shard_of_a_deepspeed_tree_is_needed(saved: Find, copy: Copy, shards: list[str]) -> None:
+def test_every_shard_of_a_deepspeed_tree_is_required(saved: Find, copy: Copy, shards: list[str]) -> None:
     whole = deepspeed_tree(copy(saved("ddp")), shards)
     verdict = inspect(whole, ordered=False)
 
@@ -277,14 +277,14 @@ def test_a_scheduler_that_deepspeed_made_needs_no_file(saved: Find, copy: Copy) 
     assert inspect(tree, ordered=False).complete
 
 
-def test_a_folder_that_is_gone_is_an_answer(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_a_problem(tmp_path: Path) -> None:
     verdict = inspect(tmp_path / "checkpoint-9")
 
     assert [str(problem) for problem in verdict.problems] == [".: the folder is gone"]
     assert not inspect(tmp_path).complete
 
 
-def test_a_file_that_this_user_may_not_read_is_an_answer(saved: Find, copy: Copy) -> None:
+def test_an_unreadable_file_is_reported_as_a_problem(saved: Find, copy: Copy) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read every file")
     checkpoint = copy(saved("plain"))
@@ -325,7 +325,7 @@ def test_a_state_that_is_missing_says_so(tmp_path: Path) -> None:
         log_history(tmp_path)
 
 
-def test_a_look_is_light_and_quick(saved: Find) -> None:
+def test_an_inspection_is_light_and_quick(saved: Find) -> None:
     checkpoint = saved("plain")
     inspect(checkpoint)
 

@@ -29,7 +29,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, quiet_environment: dict[str
     return root
 
 
-def test_no_save_that_was_killed_half_way_is_called_whole(killed: Path, table: dict[str, Counter[str]]) -> None:
+def test_no_save_that_was_killed_half_way_counts_as_complete(killed: Path, table: dict[str, Counter[str]]) -> None:
     names = {file.path for file in list_files(killed / "whole" / "checkpoint-2")}
     points = sorted(killed.glob("first-*/checkpoint-2"))
     counts = table.setdefault("killed first save", Counter())
@@ -45,7 +45,7 @@ def test_no_save_that_was_killed_half_way_is_called_whole(killed: Path, table: d
     assert len(points) > 15
 
 
-def test_a_second_save_that_was_killed_is_called_whole_only_when_all_state_is_of_one_save(
+def test_a_second_save_that_was_killed_counts_as_complete_only_when_all_state_is_of_one_save(
     killed: Path, table: dict[str, Counter[str]]
 ) -> None:
     old, new = state(killed / "whole" / "checkpoint-2"), state(killed / "again" / "checkpoint-2")

@@ -41,7 +41,7 @@ def main() -> int:
     step = json.loads((Path(resumed) / "trainer_state.json").read_text())["global_step"] if resumed else 0
     note(options.output_dir, f"start {step}")
     if OUTPUT_DIR in os.environ:
-        record.update(options.output_dir, processes=[processes.name(os.getpid())], max_steps=options.steps)
+        record.update(options.output_dir, processes=[processes.identity(os.getpid())], max_steps=options.steps)
     while step < options.steps:
         time.sleep(float(os.environ.get("SAVER_SECONDS", options.seconds)))
         step += 1

@@ -20,7 +20,7 @@ def version(*, aliases: tuple[str, ...] = (), metadata: dict[str, object] | None
     "name",
     ["checkpoint-", "checkpoint-5x", "checkpoint-5.partial", "xcheckpoint-5", "checkpoint--5", "checkpoint-5/", "Checkpoint-5"],
 )
-def test_a_name_that_the_trainer_would_not_resume_from_has_no_step(name: str) -> None:
+def test_a_folder_name_that_the_trainer_does_not_use_has_no_step(name: str) -> None:
     assert step_of(name) is None
 
 
@@ -50,7 +50,7 @@ def test_the_fingerprint_sees_a_change_of_name_size_or_a_single_nanosecond(tmp_p
     assert len(set(prints)) == 4
 
 
-def test_the_fingerprint_of_a_name_that_is_no_utf_8_exists() -> None:
+def test_a_name_that_is_not_utf_8_has_a_fingerprint() -> None:
     assert len(fingerprint([File(os.fsdecode(b"caf\xe9"), 1, 2)])) == 12
 
 

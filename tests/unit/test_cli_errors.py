@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import durable
+from ckptsync import durable, locks
 from tests.checkpoints import make_checkpoint
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -113,7 +113,7 @@ def test_a_torn_checkpoint_is_told_with_its_reason(folder: Path, home: Path) -> 
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines() == [
-        "ckptsync: out/checkpoint-6 is not whole: optimizer.pt: missing, while its companions are there."
+        "ckptsync: out/checkpoint-6 is not whole: optimizer.pt: missing, but other training state is present."
         " Resume from another checkpoint."
     ]
 
@@ -127,7 +127,7 @@ def test_a_whole_checkpoint_is_told_too(folder: Path, home: Path) -> None:
 
 def test_a_second_watcher_is_refused_before_the_store_is_asked(folder: Path, home: Path) -> None:
     durable.make_folder(folder / "out" / ".ckptsync")
-    lock = durable.Lock(folder / "out" / ".ckptsync" / "lock")
+    lock = locks.WatcherLock(folder / "out" / ".ckptsync" / "lock")
     lock.acquire("ckptsync, pid 42, run me/p/a")
     try:
         done = ckptsync(folder, home, "watch", "out", "--run-id", "a", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)

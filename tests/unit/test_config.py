@@ -62,14 +62,14 @@ def test_a_run_is_read_with_its_alias(text: str, run: Run, alias: str | None) ->
         "me/a\nb/abc",
     ],
 )
-def test_what_cannot_be_a_run_is_refused_before_anything_is_asked(text: str) -> None:
+def test_an_invalid_run_is_refused_before_any_request(text: str) -> None:
     with pytest.raises(UsageError) as raised:
         config.parse_run(text)
 
     assert raised.value.exit_code == 2
 
 
-def test_open_names_come_from_the_environment_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_names_come_from_the_environment_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "of-env")
     monkeypatch.setenv("WANDB_ENTITY", "them")
 
@@ -86,7 +86,7 @@ def test_the_key_is_never_shown() -> None:
     assert connection.environment() == {"WANDB_BASE_URL": "https://api.wandb.ai", "WANDB_API_KEY": KEY}
 
 
-def test_without_credentials_both_ways_out_are_named(home: Path) -> None:
+def test_without_credentials_the_error_names_both_remedies(home: Path) -> None:
     with pytest.raises(ConfigurationError) as raised:
         config.connection({})
 
@@ -150,8 +150,8 @@ def test_a_broken_settings_file_of_wandb_is_the_same_as_none(home: Path, content
 
 
 @pytest.mark.parametrize("address", ["ftp://x", "api.wandb.ai", "http://", "http://[::1", "https:///x", "file:///etc/passwd"])
-def test_what_is_no_http_address_is_refused(home: Path, address: str) -> None:
-    with pytest.raises(ConfigurationError, match="not an http address"):
+def test_an_address_that_is_not_http_is_refused(home: Path, address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"not an http\(s\) URL"):
         config.connection({"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY})
 
 
@@ -162,7 +162,7 @@ def test_a_settings_file_may_spell_its_keys_like_the_flags(tmp_path: Path) -> No
     assert config.load_file(path, required=True) == {"quiet_period": 5, "spool_limit": "20G"}
 
 
-def test_a_settings_file_that_was_named_has_to_be_there_and_to_be_right(tmp_path: Path) -> None:
+def test_a_settings_file_that_was_named_must_exist_and_be_valid(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("quiet = = 5")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
 

@@ -1,10 +1,9 @@
-"""Durable writes, removal, the sweep and the lock, with real processes that die in the middle."""
+"""Durable writes, removal and the sweep, with real processes that die in the middle."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from ckptsync import durable
-from ckptsync.errors import LockedError
 
 DYING_WRITER = """
 import os, signal, sys
@@ -32,18 +30,6 @@ def die_at_the_nth(event, arguments):
 
 sys.addaudithook(die_at_the_nth)
 durable.write_json(path, {"is": "new", "filler": "x" * 100_000})
-"""
-
-HOLDER = """
-import subprocess, sys, time
-from pathlib import Path
-from ckptsync import durable
-
-lock = durable.Lock(Path(sys.argv[1]))
-lock.acquire("the first one, pid 1234")
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-print(child.pid, flush=True)
-time.sleep(60)
 """
 
 
@@ -80,7 +66,7 @@ def test_an_error_while_writing_keeps_the_old_content_and_leaves_no_temporary_fi
     assert names(tmp_path) == {"run.json"}
 
 
-def test_a_file_name_that_is_no_utf_8_can_be_written_and_read_back(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_can_be_written_and_read_back(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.bin")
 
     durable.write_json(tmp_path / "snapshot.json", {"path": name})
@@ -97,7 +83,7 @@ def test_a_secret_file_is_never_readable_by_others_even_where_a_crash_left_its_t
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000, b"null"])
-def test_what_is_no_json_object_reads_as_none(tmp_path: Path, content: bytes) -> None:
+def test_anything_but_a_json_object_reads_as_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
 
     assert durable.read_json(tmp_path / "x.json") is None
@@ -126,7 +112,7 @@ def test_a_tree_is_removed_although_an_earlier_removal_left_its_remains(tmp_path
     assert "wandb" not in names(tmp_path)
 
 
-def test_a_sweep_takes_temporary_names_alone_and_follows_no_link(tmp_path: Path) -> None:
+def test_a_sweep_deletes_only_temporary_names_and_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
     swept = tmp_path / "swept"
@@ -142,7 +128,7 @@ def test_a_sweep_takes_temporary_names_alone_and_follows_no_link(tmp_path: Path)
     assert names(tmp_path / "precious") == {"file"}
 
 
-def test_sweeping_a_folder_that_is_not_there_finds_nothing(tmp_path: Path) -> None:
+def test_sweeping_a_missing_folder_finds_nothing(tmp_path: Path) -> None:
     assert durable.sweep(tmp_path / "missing") == []
 
 
@@ -162,64 +148,3 @@ def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) == 200
     assert set(lines) == {letter * 2000 for letter in "abcd"}
-
-
-def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
-    (tmp_path / "out" / ".ckptsync").mkdir(parents=True)
-    path = tmp_path / "out" / ".ckptsync" / "lock"
-    first = durable.Lock(path)
-    first.acquire("ckptsync, pid 42, run demo")
-
-    with pytest.raises(LockedError, match=rf"{tmp_path}/out is already watched by ckptsync, pid 42, run demo") as raised:
-        durable.Lock(path).acquire("the second one")
-
-    assert raised.value.exit_code == 7
-    assert durable.Lock(path).holder == "ckptsync, pid 42, run demo"
-    first.release()
-    assert durable.Lock(path).holder is None
-
-
-def test_the_lock_is_free_after_kill_9_of_its_holder_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        orphan = int(holder.stdout.readline())
-        try:
-            with pytest.raises(LockedError, match="the first one, pid 1234"):
-                durable.Lock(path).acquire("the second one")
-            holder.kill()
-            holder.wait()
-
-            lock = durable.Lock(path)
-            lock.acquire("the second one")
-            lock.release()
-        finally:
-            os.kill(orphan, signal.SIGKILL)
-
-
-def test_asking_for_the_holder_never_keeps_a_watcher_from_starting(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    path.touch()
-    over = threading.Event()
-
-    def ask() -> None:
-        while not over.is_set():
-            _ = durable.Lock(path).holder
-
-    askers = [threading.Thread(target=ask) for _ in range(2)]
-    for asker in askers:
-        asker.start()
-    try:
-        for _ in range(200):
-            lock = durable.Lock(path)
-            lock.acquire("the watcher")
-            lock.release()
-    finally:
-        over.set()
-        for asker in askers:
-            asker.join()
-
-
-def test_the_holder_of_a_lock_that_was_never_made_is_nobody(tmp_path: Path) -> None:
-    assert durable.Lock(tmp_path / "lock").holder is None
-    assert names(tmp_path) == set()

@@ -27,48 +27,48 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         assert process.stdout
         process.stdout.readline()
         yield process
-        for pid in processes.group(process.pid):
+        for pid in processes.group_members(process.pid):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_group_is_all_of_its_living_processes_and_those_below_are_found(child: subprocess.Popen[bytes]) -> None:
-    below = processes.below(child.pid)
+def test_the_members_of_a_group_and_all_descendants_are_found(child: subprocess.Popen[bytes]) -> None:
+    below = processes.descendants(child.pid)
 
     assert len(below) == 1
-    assert sorted(processes.group(child.pid)) == sorted([child.pid, *below])
+    assert sorted(processes.group_members(child.pid)) == sorted([child.pid, *below])
 
 
-def test_only_who_has_a_handler_catches_a_signal(child: subprocess.Popen[bytes]) -> None:
-    (grandchild,) = processes.below(child.pid)
+def test_only_a_process_with_a_handler_catches_a_signal(child: subprocess.Popen[bytes]) -> None:
+    (grandchild,) = processes.descendants(child.pid)
 
     assert processes.catches(grandchild, signal.SIGUSR1)
     assert not processes.catches(child.pid, signal.SIGUSR1)
     assert not processes.catches(grandchild, signal.SIGTERM)
 
 
-def test_a_process_that_was_written_down_is_found_while_it_lives_and_no_other_one_with_its_number(
+def test_a_stored_identity_finds_the_process_while_it_runs_and_none_with_its_reused_pid(
     child: subprocess.Popen[bytes],
 ) -> None:
-    named = processes.name(child.pid)
+    named = processes.identity(child.pid)
 
     assert processes.living(named) == child.pid
     assert processes.living(named | {"born": "1"}) is None
     assert processes.living(named | {"host": "elsewhere"}) is None
-    for pid in processes.group(child.pid):
+    for pid in processes.group_members(child.pid):
         os.kill(pid, signal.SIGKILL)
     child.wait()
     assert processes.living(named) is None
 
 
 @pytest.mark.parametrize("named", [None, 7, "text", [], {}, {"host": None}, {"pid": 1}], ids=repr)
-def test_what_names_no_process_is_nobody(named: object) -> None:
+def test_an_invalid_identity_finds_no_process(named: object) -> None:
     assert processes.living(named) is None
 
 
-def test_a_process_that_only_waits_to_be_reaped_is_gone() -> None:
+def test_a_zombie_counts_as_ended() -> None:
     zombie = subprocess.Popen(["true"])
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
 
-    assert processes.birth(zombie.pid) is None
+    assert processes.start_time(zombie.pid) is None
     zombie.wait()
-    assert processes.birth(zombie.pid) is None
+    assert processes.start_time(zombie.pid) is None

@@ -62,7 +62,7 @@ def doctor_command(
 
 def _store(run: Run, failed: list[CkptsyncError], *, local: bool, rehearse: bool) -> Iterator[Finding]:
     """Credentials, server, project, permissions and clock, up to the first that fails."""
-    mode = config.uploading()
+    mode = config.upload_mode()
     if mode != "online":
         yield Finding("credentials", WARNING, f"W&B is {mode} by WANDB_MODE or WANDB_DISABLED", "Unset it to upload.")
         return

@@ -52,8 +52,8 @@ class Following:
             stall=self.stall_timeout,
             patience=FOR_EVER if retry_for is None else Patience(first=0.5, longest=15.0, give_up_after=retry_for),
             keep=Retention(self.keep_last, self.keep_best, self.keep_every),
-            only_model=config.wanted_models() == "end",
-            mode=config.uploading(),
+            only_model=config.log_model() == "end",
+            mode=config.upload_mode(),
             yielding=self.nice,
             max_rate=self.max_upload_rate or None,
         )
@@ -71,7 +71,7 @@ class Following:
         """Write down what has to hold for every upload of this folder, whoever starts it, and say what is asked for oddly."""
         keep = Retention(self.keep_last, self.keep_best, self.keep_every)
         record.update(output_dir, record_command=None if self.record_command else False, keep=str(keep) if keep else None)
-        wanted = config.wanted_models()
+        wanted = config.log_model()
         if wanted == "false":
             log.warning("WANDB_LOG_MODEL=false: the training asks for no upload, but this command was told to upload, and does")
         elif wanted == "end":

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ckptsync import durable, layouts, record
+from ckptsync import layouts, locks, record
 from ckptsync.checkpoint import Checkpoint, Verdict, step_of
 from ckptsync.cli import options, progress, tables
 from ckptsync.cli.quantities import Duration
@@ -69,7 +69,7 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "run": known.text("run_id"),
         "project": known.text("project"),
         "entity": known.text("entity"),
-        "watcher": durable.Lock(spool.lock_path).holder,
+        "watcher": locks.WatcherLock(spool.lock_path).holder,
         "last_durable_step": newest.step if newest else None,
         "last_durable_at": tables.iso(newest.saved_at) if newest else None,
         "last_durable_version": f"{newest.artifact}:{newest.version}" if newest else None,

@@ -188,7 +188,7 @@ def connected(*, local: bool) -> Iterator[Connection]:
 @contextlib.contextmanager
 def connected_if_online(*, local: bool) -> Iterator[Connection | None]:
     """The same; None, said once, where WANDB_MODE or WANDB_DISABLED keeps everything here. Then no key is needed."""
-    mode = config.uploading()
+    mode = config.upload_mode()
     if mode == "online":
         with connected(local=local) as connection:
             yield connection

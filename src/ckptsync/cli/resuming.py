@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, processes, record
+from ckptsync import config, processes, record, secret_detection
 from ckptsync.checkpoint import Run
 from ckptsync.cli import options, progress
 from ckptsync.cli.following import Following, Rereadable, followed, reread
@@ -257,7 +257,7 @@ class Start:
     def _begin(self, placed: Placed | None) -> supervisor.Start:
         """Write down who the training is from now on, and say how to start it."""
         command, cwd = self.command(placed)
-        recordable = record.recordable(command)
+        recordable = secret_detection.recordable(command)
         if not recordable:
             log.warning("the command is not recorded: an argument looks like a secret; give it again for the next resume")
         checkpoint = placed.path if placed else None
@@ -283,7 +283,7 @@ class Start:
 
         def start() -> Training:
             training = Training(words, environ, cwd=cwd)
-            record.update(self._output_dir, training=processes.name(training.pid))
+            record.update(self._output_dir, training=processes.identity(training.pid))
             return training
 
         return supervisor.Start(start, placed.step if placed else 0)

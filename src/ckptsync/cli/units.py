@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 import ckptsync
-from ckptsync import config, durable, record
+from ckptsync import config, durable, secret_detection
 from ckptsync.cli import options
 from ckptsync.errors import UsageError
 from ckptsync.service import units
@@ -66,7 +66,7 @@ def install_units_command(
     place = _place(user=user)
     output_dir = output_dir.expanduser().absolute()
     who = _owner(owner, output_dir, user=user)
-    if not record.recordable(command):
+    if not secret_detection.recordable(command):
         raise UsageError(
             "an argument of the command looks like a secret, and the settings file is no place for one",
             hint=f"Let the program read it from a variable, and set that in {place.settings / name}.env, of mode 0600.",

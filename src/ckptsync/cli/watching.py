@@ -73,7 +73,7 @@ def watch_command(
     if retry_for is None and once:
         retry_for = 60.0
     with options.connected_if_online(local=local) as connection:
-        if config.uploading() == "disabled":
+        if config.upload_mode() == "disabled":
             return
         stop = Stop()
         watched = daemon.Daemon(

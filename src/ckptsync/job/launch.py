@@ -134,12 +134,12 @@ class Training:
     def _members(self) -> list[int]:
         """Who is still there: the group, and the ranks, to each of which torchrun gives a session of its own."""
         known = ranks(self._output_dir) if self._output_dir else []
-        return [*processes.group(self.pid), *known]
+        return [*processes.group_members(self.pid), *known]
 
     def _see_off(self, asked: Sequence[int]) -> None:
         """When the ranks are gone, end what started them: torchrun with --max-restarts would start them anew."""
-        born = {pid: processes.birth(pid) for pid in asked}
-        _outwait(lambda: [pid for pid in asked if born[pid] is not None and processes.birth(pid) == born[pid]], None)
+        born = {pid: processes.start_time(pid) for pid in asked}
+        _outwait(lambda: [pid for pid in asked if born[pid] is not None and processes.start_time(pid) == born[pid]], None)
         if not self._over.is_set():
             self.signal(signal.SIGTERM)
 
@@ -153,7 +153,7 @@ class LeftRunning:
 
     def members(self) -> list[int]:
         """Its living processes, as far as they are known."""
-        led = [self._leader, *processes.group(self._leader)] if self._leader and self._leader_lives() else []
+        led = [self._leader, *processes.group_members(self._leader)] if self._leader and self._leader_lives() else []
         return list(dict.fromkeys([*led, *ranks(self._output_dir)]))
 
     def signal(self, number: int) -> None:
@@ -187,7 +187,7 @@ def _ask(leader: int | None, known: Sequence[int], number: int) -> list[int]:
     ends a shell: so what only stands between us and the ranks gets no signal. Nobody gets a SIGUSR1 that it would die of.
     """
     ready = [pid for pid in known if processes.catches(pid, number)]
-    able = ready or [pid for pid in processes.group(leader) if processes.catches(pid, number)] if leader else ready
+    able = ready or [pid for pid in processes.group_members(leader) if processes.catches(pid, number)] if leader else ready
     if number == signal.SIGTERM and not ready and leader:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, number)

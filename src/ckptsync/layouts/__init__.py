@@ -1,11 +1,12 @@
-"""Knows when a Hugging Face Trainer checkpoint folder is whole. The only place that knows the Trainer's file names.
+"""Decides whether a Hugging Face Trainer checkpoint is complete. The only package that knows the Trainer's file names.
 
-Looks from outside: no torch, no transformers, nothing executed, nothing written, no symlink followed.
+Takes a folder; gives a Verdict, the training state, and the files of the final model. Never imports torch or transformers,
+executes what a file says, writes, or follows a symlink.
 """
 
 from __future__ import annotations
 
-from ckptsync.layouts.final import loads_best, model_files
+from ckptsync.layouts.final_model import loads_best, model_files
 from ckptsync.layouts.folder import list_files
 from ckptsync.layouts.inspection import inspect
 from ckptsync.layouts.trainer_state import log_history, read_state

@@ -1,4 +1,4 @@
-"""A checkpoint folder as one listing, and bounded reads of its files. Nothing here follows a symlink or opens a pipe."""
+"""One listing of a checkpoint folder, and bounded reads of its files. Never follows a symlink or opens a pipe."""
 
 from __future__ import annotations
 
@@ -9,30 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from ckptsync.checkpoint import File, Problem
-
-
-class Malformed(ValueError):  # noqa: N818 -- never leaves this package
-    """Why one file cannot be right. `transient` is false where no further writing could mend it."""
-
-    def __init__(self, reason: str, *, transient: bool = True) -> None:
-        super().__init__(reason)
-        self.transient = transient
-
-
-class Stream(Protocol):
-    """What the parsers need of an open file."""
-
-    def read(self, size: int, /) -> bytes | None: ...
-
-    def seek(self, offset: int, /) -> int: ...
+from ckptsync.layouts.formats.stream import Malformed, read_exactly
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What one listing of a checkpoint folder saw: `files` by relative POSIX path, and `problems` for what is no file.
+    """One listing of a checkpoint folder: `files` by relative POSIX path, `problems` for entries that are not regular files.
 
     `mtime_ns` is the folder's own modification time, taken before the listing.
     """
@@ -43,7 +27,7 @@ class Folder:
     mtime_ns: int
 
     def under(self, folder: str) -> dict[str, File]:
-        """The files below a subfolder, by their path relative to it. `.` is the whole checkpoint."""
+        """The files below a subfolder, by their path relative to it. `.` is the checkpoint itself."""
         if folder == ".":
             return self.files
         prefix = folder + "/"
@@ -51,8 +35,8 @@ class Folder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[FileIO]:
-        """Open one of its files for reading, or raise OSError."""
-        # O_NOFOLLOW and O_NONBLOCK: a symlink or a pipe put there since the listing must not lead outside or hang.
+        """Open a file for reading. Raises OSError, or Malformed if it is no longer a regular file."""
+        # A symlink put there since the listing would lead outside, a pipe would block.
         descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with FileIO(descriptor) as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -60,28 +44,19 @@ class Folder:
             yield stream
 
     def read(self, name: str, *, limit: int) -> bytes:
-        """The whole content, or Malformed when it is longer than `limit` bytes: never more memory than that."""
+        """The content. Raises Malformed if it is longer than `limit` bytes, and never reads more than that."""
         with self.open(name) as stream:
             content = read_exactly(stream, min(os.fstat(stream.fileno()).st_size, limit + 1))
         if len(content) > limit:
-            raise Malformed(f"longer than the {limit} bytes that such a file can have", transient=False)
+            raise Malformed(f"longer than {limit} bytes, the limit for such a file", transient=False)
         return content
 
 
-def read_exactly(stream: Stream, size: int) -> bytes:
-    """`size` bytes from an unbuffered stream, fewer only at its end."""
-    pieces: list[bytes] = []
-    while size > 0 and (piece := stream.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
 def list_folder(path: Path) -> Folder:
-    """List a checkpoint once. Raises OSError when the folder itself is missing, unreadable or a symlink."""
+    """List a checkpoint folder once. Raises OSError if the folder itself is missing, unreadable or a symlink."""
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(f"{path} is not a folder" + (" but a symlink" if path.is_symlink() else ""))
+        raise NotADirectoryError(f"{path} is {'a symlink, ' if path.is_symlink() else ''}not a folder")
     files: list[File] = []
     problems: list[Problem] = []
     for name, entry in _walk(path):
@@ -91,21 +66,21 @@ def list_folder(path: Path) -> Folder:
             files.append(File(name, entry.st_size, entry.st_mtime_ns))
         else:
             kind = "a symlink" if stat.S_ISLNK(entry.st_mode) else "neither a file nor a folder"
-            problems.append(Problem(name, f"is {kind}: a checkpoint consists of regular files", transient=False))
+            problems.append(Problem(name, f"is {kind}: a checkpoint may hold only regular files", transient=False))
     return Folder(path, {file.path: file for file in sorted(files)}, tuple(problems), status.st_mtime_ns)
 
 
 def list_files(path: Path) -> tuple[File, ...]:
     """Every regular file below a checkpoint folder, sorted by its relative POSIX path; the input of `fingerprint`.
 
-    Nothing is ignored but what is no regular file; symlinks are not followed. A file that vanishes during the listing
-    is left out. Raises OSError when the folder itself cannot be listed.
+    Leaves out everything that is not a regular file, and files that vanish during the listing; follows no symlink. Raises
+    OSError if the folder itself cannot be listed.
     """
     return tuple(list_folder(path).files.values())
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result | OSError]]:
-    """Everything below `root` that is no folder. A subfolder that cannot be listed comes as its error."""
+    """Everything below `root` that is not a folder. For a subfolder that cannot be listed it yields the error."""
     pending = ["."]
     while pending:
         folder = pending.pop()

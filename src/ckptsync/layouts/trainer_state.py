@@ -1,4 +1,4 @@
-"""What trainer_state.json says. Reading it keeps the last value of each metric, not the rows."""
+"""Reads trainer_state.json, which the Trainer writes last."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 from ckptsync.checkpoint import TrainingState
 from ckptsync.errors import IntegrityError
-from ckptsync.layouts.folder import Folder, Malformed
+from ckptsync.layouts.folder import Folder
+from ckptsync.layouts.formats.stream import Malformed
 
 NAME = "trainer_state.json"
 LIMIT = 256 * 1024 * 1024
-"""A million logged rows stay below it."""
+"""Enough for a million logged rows."""
 
 
 def read_state(path: Path) -> TrainingState:
-    """The training state of a checkpoint folder, or IntegrityError with the reason.
+    """The training state of a checkpoint folder. Raises IntegrityError with the reason.
 
-    `metrics` has the last finite value of each number that the Trainer logged (loss, eval_loss, learning_rate, …),
-    without the counters `step` and `epoch`.
+    `metrics` has the last finite value of each number that the Trainer logged (loss, eval_loss, learning_rate, …), except
+    `step` and `epoch`.
     """
     try:
         return parse(Folder(path, {}, (), 0).read(NAME, limit=LIMIT))
@@ -29,7 +30,7 @@ def read_state(path: Path) -> TrainingState:
 
 
 def log_history(path: Path) -> list[dict[str, Any]]:
-    """Every row that the Trainer logged up to this checkpoint, oldest first, or IntegrityError with the reason."""
+    """Every row that the Trainer logged up to this checkpoint, oldest first. Raises IntegrityError with the reason."""
     try:
         document = _load(Folder(path, {}, (), 0).read(NAME, limit=LIMIT))
     except (OSError, Malformed, MemoryError) as error:
@@ -39,11 +40,11 @@ def log_history(path: Path) -> list[dict[str, Any]]:
 
 
 def parse(content: bytes) -> TrainingState:
-    """The state in the bytes of a trainer_state.json, or Malformed."""
+    """The state in the content of a trainer_state.json. Raises Malformed."""
     metrics: dict[str, float] = {}
 
     def fold(value: dict[str, Any]) -> dict[str, Any] | None:
-        # Rows are dropped as they are read: a long training has 100 MB of them, the watcher 36 MB in all.
+        # Keeping the rows would cost 100 MB in a long training; the watcher takes 36 MB in all.
         if "step" not in value or "global_step" in value:
             return value
         metrics.update({name: float(number) for name, number in value.items() if _is_metric(name, number)})
@@ -65,7 +66,7 @@ def _load(content: bytes, hook: Any = None) -> dict[str, Any]:
     try:
         document = json.loads(content, object_hook=hook)
     except (ValueError, RecursionError):
-        raise Malformed("not JSON to its end" if content else "empty") from None
+        raise Malformed("truncated or invalid JSON" if content else "empty") from None
     if not isinstance(document, dict):
         raise Malformed("not a JSON object")
     return document

@@ -105,8 +105,8 @@ class Machine:
         named = [known.get("training"), *(known.get("processes") or [])]
         pids = [pid for pid in map(processes.living, named) if pid is not None]
         if process.poll() is None:
-            pids = [process.pid, *processes.below(process.pid), *pids]
-        pids += [child for pid in pids for child in processes.below(pid)]
+            pids = [process.pid, *processes.descendants(process.pid), *pids]
+        pids += [child for pid in pids for child in processes.descendants(pid)]
         for pid in dict.fromkeys(pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -12,7 +12,8 @@ from typing import Any
 
 from ckptsync.checkpoint import Run, Snapshot, Version, step_of
 from ckptsync.layouts.final_model import Model
-from ckptsync.record import Record, recordable
+from ckptsync.record import Record
+from ckptsync.secret_detection import recordable
 from ckptsync.store.contract import Upload
 
 NAME_LENGTH = 128

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ckptsync import processes, record
+from ckptsync import processes, record, secret_detection
 from ckptsync.errors import PreemptedError
 from ckptsync.trainer import history, marker, workers
 from ckptsync.trainer.ranks import Ranks
@@ -66,7 +66,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._signals.install(PREEMPTING - theirs)
             workers.shield()
         self._find_best(args, state)
-        members = self._ranks.gather(processes.name(os.getpid()))
+        members = self._ranks.gather(processes.identity(os.getpid()))
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._record(args, state, members)
             self._complete_history(state)
@@ -167,6 +167,6 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 values[key] = value
         if getattr(run, "name", None):
             values["run_name"] = run.name
-        if record.recordable(sys.orig_argv):
+        if secret_detection.recordable(sys.orig_argv):
             values["argv"] = sys.orig_argv
         record.update(Path(args.output_dir), **values)

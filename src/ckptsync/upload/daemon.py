@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import durable, record
+from ckptsync import durable, locks, record
 from ckptsync.checkpoint import Receipt, Run, Snapshot, step_of
 from ckptsync.errors import CkptsyncError, ConfigurationError, PermanentStoreError, RestartedError, TransientStoreError
 from ckptsync.service import notify
@@ -76,7 +76,7 @@ class Daemon:
         self.pinner = Pinner(
             self.spool, self._quiet_period, watch.policy, Expectation(watch.world_size, allow_restart=watch.allow_restart)
         )
-        self._lock = durable.Lock(self.spool.lock_path)
+        self._lock = locks.WatcherLock(self.spool.lock_path)
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.policy, stop.event, stem=watch.stem)
         self._reread = reread
         self.begun = True

@@ -120,7 +120,7 @@ class Publication:
             log.info("uploaded the final model as %s:%s", version["name"], version["version"])
 
     def _put_model(self, pinned: Snapshot) -> dict[str, Any]:
-        found = final_model.final(pinned, self._spool.output_dir)
+        found = final_model.find(pinned, self._spool.output_dir)
         upload = artifact.describe_model(found, self.run, stem=self._stem)
         files = [asdict(file) for file in found.files]
         job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "files": files, "upload": asdict(upload)}

@@ -47,14 +47,14 @@ def pinned(output_dir: Path, step: int, *, load_best: bool | None, **given: Any)
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_training_args_tell_whether_the_best_model_is_loaded_at_the_end(tmp_path: Path, value: bool) -> None:
+def test_training_args_say_whether_the_best_model_is_loaded_at_the_end(tmp_path: Path, value: bool) -> None:
     folder = make_checkpoint(tmp_path, 4)
     write_arguments(folder, load_best_model_at_end=value)
 
     assert layouts.loads_best(folder) is value
 
 
-def test_arguments_that_are_missing_or_torn_tell_nothing(tmp_path: Path) -> None:
+def test_missing_or_truncated_training_args_say_nothing(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 4)
     unknown = layouts.loads_best(folder)
     (folder / "training_args.bin").write_bytes(b"PK\x03\x04 torn")
@@ -65,7 +65,7 @@ def test_arguments_that_are_missing_or_torn_tell_nothing(tmp_path: Path) -> None
 
 
 def test_the_final_model_is_that_of_the_last_checkpoint_without_what_only_a_training_needs(tmp_path: Path) -> None:
-    found = final_model.final(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
+    found = final_model.find(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
 
     assert [file.path for file in found.files] == ["config.json", "model.safetensors"]
     assert (found.step, found.best) == (10, False)
@@ -75,7 +75,7 @@ def test_the_final_model_is_that_of_the_last_checkpoint_without_what_only_a_trai
 def test_with_a_best_checkpoint_the_final_model_is_the_best_one(tmp_path: Path, load_best: bool | None) -> None:
     make_checkpoint(tmp_path, 5)
 
-    found = final_model.final(
+    found = final_model.find(
         pinned(tmp_path, 10, load_best=load_best, max_steps=10, best="/elsewhere/out/checkpoint-5"), tmp_path
     )
 
@@ -85,16 +85,16 @@ def test_with_a_best_checkpoint_the_final_model_is_the_best_one(tmp_path: Path, 
 def test_a_best_checkpoint_counts_for_nothing_where_the_training_does_not_load_it(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
 
-    found = final_model.final(pinned(tmp_path, 10, load_best=False, max_steps=10, best=str(tmp_path / "checkpoint-5")), tmp_path)
+    found = final_model.find(pinned(tmp_path, 10, load_best=False, max_steps=10, best=str(tmp_path / "checkpoint-5")), tmp_path)
 
     assert (found.step, found.best) == (10, False)
 
 
-def test_a_best_checkpoint_that_is_not_here_is_named(tmp_path: Path) -> None:
+def test_a_missing_best_checkpoint_is_named(tmp_path: Path) -> None:
     last = pinned(tmp_path, 10, load_best=True, max_steps=10, best=str(tmp_path / "checkpoint-5"))
 
     with pytest.raises(NotFoundError, match="checkpoint-5"):
-        final_model.final(last, tmp_path)
+        final_model.find(last, tmp_path)
 
 
 def test_shards_of_deepspeed_and_fsdp_make_no_model() -> None:
@@ -123,7 +123,7 @@ def test_adapters_shards_tokenizers_and_processors_belong_to_the_model() -> None
 
 
 def test_nothing_can_be_resumed_from_a_final_model_and_its_metadata_says_so(tmp_path: Path) -> None:
-    found = final_model.final(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
+    found = final_model.find(pinned(tmp_path, 10, load_best=False, max_steps=10), tmp_path)
 
     upload = artifact.describe_model(found, Run("abc", "p", "me"), stem="abc")
 
@@ -148,7 +148,7 @@ def test_nothing_can_be_resumed_from_a_final_model_and_its_metadata_says_so(tmp_
     ids=str,
 )
 def test_wandb_mode_and_disabled_say_whether_anything_is_uploaded(environ: dict[str, str], mode: str) -> None:
-    assert config.uploading(environ) == mode
+    assert config.upload_mode(environ) == mode
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ def test_wandb_mode_and_disabled_say_whether_anything_is_uploaded(environ: dict[
     [("", None), ("checkpoint", "checkpoint"), ("END", "end"), ("false", "false"), ("true", "false")],
 )
 def test_wandb_log_model_is_read_as_the_trainer_reads_it(value: str, wanted: str | None) -> None:
-    assert config.wanted_models({"WANDB_LOG_MODEL": value}) == wanted
+    assert config.log_model({"WANDB_LOG_MODEL": value}) == wanted

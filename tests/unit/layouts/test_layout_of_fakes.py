@@ -1,4 +1,4 @@
-"""The checkpoints that other tests are built on are whole themselves."""
+"""The fake checkpoints that other tests are built on are complete themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.checkpoints import make_checkpoint
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_made_checkpoint_is_whole_resumable_and_says_its_world_size(tmp_path: Path, world_size: int) -> None:
+def test_a_fake_checkpoint_is_complete_resumable_and_has_its_world_size(tmp_path: Path, world_size: int) -> None:
     folder = make_checkpoint(tmp_path, 5, world_size=world_size)
 
     verdict = layouts.inspect(folder, world_size=world_size, deep=True)
@@ -21,7 +21,7 @@ def test_a_made_checkpoint_is_whole_resumable_and_says_its_world_size(tmp_path: 
     assert verdict.world_size == world_size
 
 
-def test_a_made_checkpoint_without_its_optimizer_is_torn(tmp_path: Path) -> None:
+def test_a_fake_checkpoint_without_its_optimizer_is_incomplete(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 5, without=["optimizer.pt"])
 
     assert [problem.file for problem in layouts.inspect(folder).problems] == ["optimizer.pt"]

@@ -1,7 +1,7 @@
-"""Which globals the pickles of a checkpoint may name. A closed list per kind of file; what is not on it is refused.
+"""The globals that the pickles of a checkpoint may name: an allowlist for each kind of file. Imports nothing to decide.
 
-What Trainer loads with `weights_only=True` gets that list of torch (2.13) and numpy's generator state, so a refusal
-here is a file that a resumed training would refuse too. Nothing is imported to find out.
+Files that the Trainer loads with `weights_only=True` get torch's own list (2.13) plus numpy's generator state: what is
+refused here, a resumed training would refuse too.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ckptsync.layouts.folder import Malformed
-from ckptsync.layouts.pickles import Content, Global
+from ckptsync.layouts.formats.pickle_values import Content, Global
+from ckptsync.layouts.formats.stream import Malformed
 
-Rule = Callable[[Global], bool]
+Allowlist = Callable[[Global], bool]
 
 _TENSORS = re.compile(
     r"collections\.(?:OrderedDict|Counter|defaultdict)"
@@ -40,31 +40,31 @@ _DANGEROUS = re.compile(
 
 
 def tensors(found: Global) -> bool:
-    """Tensors and plain values: optimizer, scheduler, generators and weights."""
+    """Tensors and plain values: optimizer, scheduler, RNG states and weights."""
     return bool(_TENSORS.fullmatch(str(found)))
 
 
 def deepspeed(found: Global) -> bool:
-    """What the shards of DeepSpeed hold besides tensors."""
+    """Tensors, and what DeepSpeed's shards hold besides."""
     return tensors(found) or bool(_DEEPSPEED.fullmatch(str(found)))
 
 
 def sharded(found: Global) -> bool:
-    """What the .metadata of torch's distributed checkpoints holds."""
+    """Tensors, and what the .metadata of torch's distributed checkpoints holds besides."""
     return tensors(found) or bool(_SHARDED.fullmatch(str(found)))
 
 
 def harmless(found: Global) -> bool:
-    """Anything but names that run code or open files: training_args.bin holds classes of whatever program trains.
+    """Anything but names that run code or open files. For files that the Trainer does not load on resume.
 
-    The Trainer never loads that file when it resumes.
+    training_args.bin holds classes of the training program, which no allowlist can know.
     """
     return not _DANGEROUS.fullmatch(str(found))
 
 
-def enforce(content: Content, rule: Rule) -> None:
-    """Raise Malformed when a pickle names a global that the rule refuses."""
-    refused = next((found for found in content.globals if not rule(found)), None)
+def enforce(content: Content, allowed: Allowlist) -> None:
+    """Raise Malformed if the pickle names a global that is not on the allowlist."""
+    refused = next((found for found in content.globals if not allowed(found)), None)
     if refused is not None:
-        reason = f"its pickle names {str(refused)[:100]!r}, which has no place in such a file; nothing of it was executed"
+        reason = f"its pickle names {str(refused)[:100]!r}, which such a file may not name; nothing was executed"
         raise Malformed(reason, transient=False)

@@ -1,4 +1,4 @@
-"""The names that the Trainer and its backends give to the files of a checkpoint (transformers 4.57 to 5.24)."""
+"""The file names of the Trainer and its backends, and what each says of a file (transformers 4.57 to 5.24)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = re.compile(r".+\.(?:safetensors|bin)\.index\.json")
 MARKER = re.compile(r"\.tmp[A-Za-z0-9]{6}|\.metadata\.tmp|checkpoint-is-incomplete\.txt")
 ADAPTER = re.compile(r"adapter_model\.(?:safetensors|bin)")
 MODEL = re.compile(r"(?:model|pytorch_model|adapter_model|mm_projector).*\.(?:safetensors|bin)")
-"""What the Trainer itself saves; callbacks put weights of their own beside it, and late (an average, a teacher)."""
+"""The Trainer's own weights. Callbacks put others beside them (an average, a teacher), and later."""
 FSDP_MODEL = re.compile(r"pytorch_model_fsdp\w*\.bin")
 VALUE_HEAD = re.compile(r"value_head\.(?:safetensors|bin)")
 TAG = re.compile(r"global_step\d+")
@@ -33,17 +33,17 @@ def parent(name: str) -> str:
 
 
 def normalise(name: str) -> str:
-    """The name without what changes from step to step, so that the names of two checkpoints can be compared."""
+    """The name with a placeholder for the step, so that names of two checkpoints can be compared."""
     return TAG.sub("global_step*", name)
 
 
 def weights(names: Collection[str]) -> set[str]:
-    """The files that hold the model: weights, shards, adapters, and those of FSDP and DeepSpeed."""
+    """The model's files: weights, shards, adapters, and those of FSDP and DeepSpeed."""
     return {name for name in names if is_weights(name)}
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds (a part of) the model."""
+    """Whether a file holds the model or a part of it."""
     parts = PurePosixPath(name).parts
     if any(part.startswith("pytorch_model_fsdp_") for part in parts[:-1]):
         return name.endswith(".distcp")
@@ -53,7 +53,7 @@ def is_weights(name: str) -> bool:
 
 
 def is_optimizer(name: str) -> bool:
-    """Whether a file holds (a part of) the optimizer."""
+    """Whether a file holds the optimizer or a part of it."""
     parts = PurePosixPath(name).parts
     if any(part.startswith("optimizer_") for part in parts[:-1]):
         return name.endswith(".distcp")
@@ -66,7 +66,7 @@ def in_deepspeed_tree(name: str) -> bool:
 
 
 def is_loaded_on_resume(name: str) -> bool:
-    """Whether the Trainer opens this file of torch.save to resume, with `weights_only=True`."""
+    """Whether the Trainer loads this torch.save file on resume, with `weights_only=True`."""
     last = base(name)
     return (
         name in OPTIMIZERS | SCHEDULERS | {"scaler.pt"}
@@ -76,14 +76,14 @@ def is_loaded_on_resume(name: str) -> bool:
 
 
 def is_torch_save(name: str) -> bool:
-    """Whether a file of this name can only be one that torch.save wrote."""
+    """Whether only torch.save writes files of this name."""
     return is_loaded_on_resume(name) or name == "training_args.bin" or (in_deepspeed_tree(name) and name.endswith(".pt"))
 
 
 def is_exact_state(name: str) -> bool:
-    """Whether a file must be as old as trainer_state.json for a resumed training to go on exactly.
+    """Whether an exact resume requires this file to be no newer than trainer_state.json.
 
-    The generators of other ranks than the first are left out: nothing keeps rank 1 from writing after rank 0 finished.
+    Not the RNG states of ranks above 0: nothing keeps rank 1 from writing after rank 0 has finished.
     """
     return (
         is_weights(name)
@@ -96,7 +96,7 @@ def is_exact_state(name: str) -> bool:
 
 
 def layout(names: Collection[str]) -> str:
-    """Which of the layouts of `Verdict.layout` the names are."""
+    """The layout (see `Verdict`) that these file names make."""
     bases = {base(name) for name in names}
     if "latest" in names or any(TAG.match(name) for name in names):
         return "deepspeed"

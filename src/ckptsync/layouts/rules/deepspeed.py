@@ -1,4 +1,4 @@
-"""The tree that DeepSpeed leaves in a checkpoint: `latest` and the shards of every rank in `global_stepN/` (0.19.8).
+"""DeepSpeed's tree holds the shards of every rank: `latest` and `global_stepN/` (0.19.8).
 
 `latest` proves nothing: rank 0 writes it before the barrier. The model shards say how many ranks there are.
 """
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptsync.checkpoint import File, Problem
-from ckptsync.layouts import pickles, torch_zip
 from ckptsync.layouts.folder import Folder
+from ckptsync.layouts.formats import pickle_reader, torch_zip
+from ckptsync.layouts.formats.pickle_values import Items
 
 SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_(optim|model)_states\.pt")
 MODEL = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -21,9 +22,9 @@ MODEL = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a model shard says of the training: ranks along data and model, and what is kept elsewhere.
+    """What a model shard says of the training: data-parallel and model-parallel ranks, None where it does not say.
 
-    `zero` means that the optimizer is in shards of its own, `scheduler` that the scheduler is in the model shard.
+    `zero`: the optimizer is in shards of its own. `scheduler`: the scheduler is in the model shard.
     """
 
     data: int | None
@@ -33,9 +34,9 @@ class World:
 
 
 def check(folder: Folder, world_size: int | None) -> Iterator[Problem]:
-    """What `latest` names is there, with the shards of every rank. Raises Malformed or OSError for a shard."""
+    """The folder that `latest` names is present, with the shards of every rank. Raises Malformed or OSError for a shard."""
     if "latest" not in folder.files:
-        yield Problem("latest", "missing: DeepSpeed would not find the tree", transient=True)
+        yield Problem("latest", "missing: DeepSpeed could not find its shards", transient=True)
         return
     tag = folder.read("latest", limit=4096).decode("utf-8", "replace").strip()
     if not re.fullmatch(r"[\w.-]+", tag) or set(tag) <= {"."}:
@@ -47,18 +48,18 @@ def check(folder: Folder, world_size: int | None) -> Iterator[Problem]:
         return
     models = sorted(name for name in files if MODEL.fullmatch(name) or name.endswith("model_states.pt"))
     if not models:
-        yield Problem(f"{tag}/mp_rank_00_model_states.pt", "missing: the tree holds no model", transient=True)
+        yield Problem(f"{tag}/mp_rank_00_model_states.pt", "missing: there is no model shard", transient=True)
         return
     world = _world(folder, f"{tag}/{models[0]}", world_size)
     if not world.scheduler and "scheduler.pt" not in folder.files:
-        yield Problem("scheduler.pt", "missing, and DeepSpeed's tree holds no scheduler", transient=True)
+        yield Problem("scheduler.pt", "missing, and DeepSpeed's shards hold no scheduler", transient=True)
     yield from _check_ranks(tag, files, world)
 
 
 def _world(folder: Folder, name: str, world_size: int | None) -> World:
     with folder.open(name) as stream:
-        state = pickles.read(torch_zip.check(stream, folder.files[name].size, deep=False)).value
-    if not isinstance(state, pickles.Items):
+        state = pickle_reader.read(torch_zip.check(stream, folder.files[name].size, deep=False)).value
+    if not isinstance(state, Items):
         return World(None, None, zero=False, scheduler=False)
     model, data = _positive(state.get("mp_world_size")), _positive(state.get("dp_world_size"))
     if _shards_in_part(state.get("ds_config")):
@@ -74,9 +75,9 @@ def _positive(value: Any) -> int | None:
 
 
 def _shards_in_part(config: Any) -> bool:
-    """MiCS: only the first group of ranks writes shards."""
-    zero = config.get("zero_optimization") if isinstance(config, pickles.Items) else None
-    return isinstance(zero, pickles.Items) and (_positive(zero.get("mics_shard_size")) is not None)
+    """Whether MiCS is on: then only the first group of ranks writes shards."""
+    zero = config.get("zero_optimization") if isinstance(config, Items) else None
+    return isinstance(zero, Items) and (_positive(zero.get("mics_shard_size")) is not None)
 
 
 def _check_ranks(tag: str, files: Mapping[str, File], world: World) -> Iterator[Problem]:
@@ -84,14 +85,14 @@ def _check_ranks(tag: str, files: Mapping[str, File], world: World) -> Iterator[
     for name in files:
         if match := SHARD.fullmatch(name):
             found[match[3]][int(match[2])].add(int(match[1]))
-    whole = {int(match[1]) for name in files if (match := MODEL.fullmatch(name))}
-    parts = max(world.model or 1, len(whole), *(len(ranks) for ranks in found.values()))
+    models = {int(match[1]) for name in files if (match := MODEL.fullmatch(name))}
+    parts = max(world.model or 1, len(models), *(len(ranks) for ranks in found.values()))
     if world.zero and not found["optim"]:
         yield Problem(
             f"{tag}/zero_pp_rank_0_mp_rank_00_optim_states.pt", "missing: ZeRO keeps the optimizer in it", transient=True
         )
-    if whole and len(whole) != parts:
-        yield Problem(f"{tag}/mp_rank_??_model_states.pt", f"{len(whole)} of {parts} parts are there", transient=True)
+    if models and len(models) != parts:
+        yield Problem(f"{tag}/mp_rank_??_model_states.pt", f"{len(models)} of {parts} parts present", transient=True)
     for kind, by_part in found.items():
         if by_part:
             yield from _check_kind(f"{tag}/zero_pp_rank_??_mp_rank_??_{kind}_states.pt", by_part, parts, world.data)
@@ -101,4 +102,4 @@ def _check_kind(example: str, found: dict[int, set[int]], parts: int, data: int 
     expected = data or max(max(ranks) for ranks in found.values()) + 1
     count = sum(len([rank for rank in ranks if rank < expected]) for ranks in found.values())
     if count != expected * parts:
-        yield Problem(example, f"{count} of {expected * parts} shards are there", transient=True)
+        yield Problem(example, f"{count} of {expected * parts} shards present", transient=True)

@@ -1,63 +1,22 @@
-"""Reads a pickle as data: what it would import and call is recorded, never imported and never called.
+"""Reads a pickle as data: its imports and calls are recorded, never carried out.
 
-The standard Unpickler cannot be bounded: a nested tuple as the key of a dictionary takes it hours to hash, and a memo
-index of two billion takes it gigabytes. Here dictionaries are lists of pairs and the memo is a dictionary, so time and
-memory are bounded by the length of the pickle. Covers the opcodes that pickle protocols 2 to 5 write.
+The standard Unpickler cannot be bounded: it needs hours to hash a nested tuple as a dictionary key, and gigabytes for a memo
+index of two billion. Here dictionaries are lists of pairs and the memo is a dictionary, so time and memory are bounded by the
+length of the pickle. Covers the opcodes that pickle protocols 2 to 5 write.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from ckptsync.layouts.folder import Malformed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Global:
-    """A name that the pickle asks to import."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(slots=True, eq=False)
-class Items:
-    """A dictionary, as the pairs in their order; nothing was hashed."""
-
-    pairs: list[tuple[Any, Any]] = field(default_factory=list)
-
-    def get(self, key: str) -> Any:
-        """The last value under a text key, or None."""
-        return next((value for name, value in reversed(self.pairs) if isinstance(name, str) and name == key), None)
-
-
-@dataclass(slots=True, eq=False)
-class Made:
-    """What a call would have made: the callable, its arguments, and the state that was set on it."""
-
-    by: Any
-    arguments: Any
-    state: Any = None
-    items: Items = field(default_factory=Items)
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """The value of a pickle, every global that it names, and everything that it would have made."""
-
-    value: Any
-    globals: tuple[Global, ...]
-    made: tuple[Made, ...]
+from ckptsync.layouts.formats.pickle_values import Call, Content, Global, Items
+from ckptsync.layouts.formats.stream import Malformed
 
 
 def read(content: bytes, *, steps: int | None = 8_000_000) -> Content:
-    """Read one pickle that is the whole of `content`, or Malformed. Executes nothing.
+    """Read the one pickle that fills `content`, or raise Malformed. Executes nothing.
 
     `steps` bounds the number of opcodes (some 25 for a tensor; 0.6 µs and 60 bytes each).
     """
@@ -65,10 +24,10 @@ def read(content: bytes, *, steps: int | None = 8_000_000) -> Content:
     try:
         value = machine.run(len(content) if steps is None else steps)
     except (IndexError, KeyError, struct.error, AttributeError, TypeError, ValueError) as error:
-        raise error if isinstance(error, Malformed) else Malformed("not a whole pickle") from None
+        raise error if isinstance(error, Malformed) else Malformed("not a complete pickle") from None
     if machine.position != len(content):
-        raise Malformed("bytes follow the end of its pickle")
-    return Content(value, tuple(machine.globals), tuple(machine.made))
+        raise Malformed("has bytes after the end of its pickle")
+    return Content(value, tuple(machine.globals), tuple(machine.calls))
 
 
 class _Mark:
@@ -79,7 +38,7 @@ _MARK = _Mark()
 
 
 class _Machine:
-    """The stack, the memo and the position of one reading."""
+    """The stack, the memo and the position while one pickle is read."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -87,10 +46,10 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.globals: list[Global] = []
-        self.made: list[Made] = []
+        self.calls: list[Call] = []
 
     def run(self, steps: int) -> Any:
-        """Read opcodes up to STOP and return the one value that is left."""
+        """Read opcodes up to STOP and return the one value on the stack."""
         for _ in range(steps):
             code = self.content[self.position]
             self.position += 1
@@ -98,7 +57,7 @@ class _Machine:
                 (value,) = self.stack
                 return value
             OPCODES[code](self)
-        raise Malformed(f"its pickle has more than {steps} steps", transient=False)
+        raise Malformed(f"its pickle has more than {steps} opcodes", transient=False)
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
@@ -106,7 +65,7 @@ class _Machine:
     def take(self, size: int) -> bytes:
         end = self.position + size
         if end > len(self.content):
-            raise Malformed("its pickle is cut short")
+            raise Malformed("its pickle is truncated")
         taken, self.position = self.content[self.position : end], end
         return taken
 
@@ -116,24 +75,24 @@ class _Machine:
         return taken
 
     def items(self) -> list[Any]:
-        """Take what lies above the topmost mark, and the mark."""
+        """Pop everything above the topmost mark, and the mark."""
         for at in range(len(self.stack) - 1, -1, -1):
             if self.stack[at] is _MARK:
                 taken = self.stack[at + 1 :]
                 del self.stack[at:]
                 return taken
-        raise Malformed("its pickle has no mark where one is needed")
+        raise Malformed("its pickle lacks a mark")
 
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise Malformed("its pickle names a global by something that is no text", transient=False)
+            raise Malformed("its pickle names a global by something other than text", transient=False)
         found = Global(module, name)
         self.globals.append(found)
         self.stack.append(found)
 
-    def make(self, by: Any, arguments: Any) -> None:
-        found = Made(by, arguments)
-        self.made.append(found)
+    def call(self, by: Any, arguments: Any) -> None:
+        found = Call(by, arguments)
+        self.calls.append(found)
         self.stack.append(found)
 
 
@@ -209,11 +168,11 @@ def _appends(machine: _Machine) -> None:
 
 
 def _extend(target: Any, values: list[Any]) -> None:
-    """Add to a list, or to what a call would have made; its items are of no use to anyone."""
+    """Add to a list. Items added to the result of a call are dropped: nobody needs them."""
     if isinstance(target, list):
         target.extend(values)
-    elif not isinstance(target, Made):
-        raise Malformed("its pickle adds to what is no list")
+    elif not isinstance(target, Call):
+        raise Malformed("its pickle appends to something other than a list")
 
 
 def _set_item(machine: _Machine) -> None:
@@ -227,9 +186,9 @@ def _set_items(machine: _Machine) -> None:
 
 
 def _update(target: Any, values: list[Any]) -> None:
-    items = target.items if isinstance(target, Made) else target
+    items = target.items if isinstance(target, Call) else target
     if not isinstance(items, Items):
-        raise Malformed("its pickle sets a key of what is no dictionary")
+        raise Malformed("its pickle sets a key of something other than a dictionary")
     items.pairs.extend(zip(values[::2], values[1::2], strict=True))
 
 
@@ -244,22 +203,22 @@ def _stack_global(machine: _Machine) -> None:
 
 def _reduce(machine: _Machine) -> None:
     arguments, by = machine.stack.pop(), machine.stack.pop()
-    machine.make(by, arguments)
+    machine.call(by, arguments)
 
 
 def _reduce_with_keywords(machine: _Machine) -> None:
     keywords, arguments, by = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
-    machine.make(by, (arguments, keywords))
+    machine.call(by, (arguments, keywords))
 
 
 def _build(machine: _Machine) -> None:
     state = machine.stack.pop()
-    if isinstance(machine.stack[-1], Made):
+    if isinstance(machine.stack[-1], Call):
         machine.stack[-1].state = state
 
 
 def _persistent(machine: _Machine) -> None:
-    machine.stack[-1] = Made(None, machine.stack[-1])
+    machine.stack[-1] = Call(None, machine.stack[-1])
 
 
 def _marked(machine: _Machine, kind: Callable[[list[Any]], Any]) -> None:
@@ -276,7 +235,7 @@ def _pop_mark(machine: _Machine) -> None:
 
 def _unknown(machine: _Machine) -> None:
     code = machine.content[machine.position - 1]
-    raise Malformed(f"its pickle has the opcode {code:#04x}, which no writer of checkpoints uses")
+    raise Malformed(f"its pickle has the opcode {code:#04x}, which no checkpoint uses")
 
 
 def _table(known: dict[int, Callable[[_Machine], None]]) -> list[Callable[[_Machine], None]]:

@@ -1,0 +1,88 @@
+"""The watcher's lock, with real processes that are killed while they hold it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ckptsync import locks
+from ckptsync.errors import LockedError
+
+HOLDER = """
+import subprocess, sys, time
+from pathlib import Path
+from ckptsync import locks
+
+lock = locks.WatcherLock(Path(sys.argv[1]))
+lock.acquire("the first one, pid 1234")
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_watcher_gets_an_error_that_names_the_first(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".ckptsync").mkdir(parents=True)
+    path = tmp_path / "out" / ".ckptsync" / "lock"
+    first = locks.WatcherLock(path)
+    first.acquire("ckptsync, pid 42, run demo")
+
+    with pytest.raises(LockedError, match=rf"{tmp_path}/out is already watched by ckptsync, pid 42, run demo") as raised:
+        locks.WatcherLock(path).acquire("the second one")
+
+    assert raised.value.exit_code == 7
+    assert locks.WatcherLock(path).holder == "ckptsync, pid 42, run demo"
+    first.release()
+    assert locks.WatcherLock(path).holder is None
+
+
+def test_the_lock_is_free_after_kill_9_of_its_holder_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        orphan = int(holder.stdout.readline())
+        try:
+            with pytest.raises(LockedError, match="the first one, pid 1234"):
+                locks.WatcherLock(path).acquire("the second one")
+            holder.kill()
+            holder.wait()
+
+            lock = locks.WatcherLock(path)
+            lock.acquire("the second one")
+            lock.release()
+        finally:
+            os.kill(orphan, signal.SIGKILL)
+
+
+def test_asking_for_the_holder_never_keeps_a_watcher_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            _ = locks.WatcherLock(path).holder
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(200):
+            lock = locks.WatcherLock(path)
+            lock.acquire("the watcher")
+            lock.release()
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
+
+
+def test_a_lock_that_was_never_taken_has_no_holder(tmp_path: Path) -> None:
+    assert locks.WatcherLock(tmp_path / "lock").holder is None
+    assert list(tmp_path.iterdir()) == []
