@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, hook_path
-from ckptsync.trainer.hooking import wrap
+from ckptsync.trainer.patch import wrap
 from tests.trainer.trainings import environment
 
 FAKE_TRAINER = """

@@ -87,8 +87,8 @@ def _differing(part: str, names: Sequence[str], one: Path, other: Path) -> Equal
 
 
 def _difference(one: Path, other: Path) -> dict[str, Any] | None:
-    """What trainer/difference says of two files; None where it can't be said (no torch, no tensors)."""
-    command = [sys.executable, "-m", "ckptsync.trainer.difference", str(one), str(other)]
+    """What trainer/tensor_difference says of two files; None where it can't be said (no torch, no tensors)."""
+    command = [sys.executable, "-m", "ckptsync.trainer.tensor_difference", str(one), str(other)]
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=DIFFERENCE_SECONDS).stdout)
         return found if isinstance(found, dict) and found.get("largest") else None

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ckptsync import processes, record
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import history, marker, workers
+from ckptsync.trainer import backfill, dataloader_workers, marker
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
@@ -64,7 +64,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if self._ranks.together:
             theirs = {signal.SIGTERM} if getattr(args, "enable_jit_checkpoint", False) else set()
             self._signals.install(PREEMPTING - theirs)
-            workers.shield()
+            dataloader_workers.shield()
         self._find_best(args, state)
         members = self._ranks.gather(processes.name(os.getpid()))
         if state.is_world_process_zero and not state.is_hyper_param_search:
@@ -128,7 +128,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
-        marker.leave(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
+        marker.write(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
 
     @_harmless
     def _find_best(self, args: Any, state: Any) -> None:
@@ -146,7 +146,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         run = _active_run()
         if run is None or state.global_step == 0:
             return
-        steps = history.complete(run, state.log_history, step=state.global_step)
+        steps = backfill.log_missing(run, state.log_history, step=state.global_step)
         if steps:
             sys.stderr.write(
                 f"ckptsync: logged {len(steps)} rows again that the run's history lacked (steps {min(steps)} to {max(steps)})\n"

@@ -17,7 +17,7 @@ from ckptsync.checkpoint import File, fingerprint
 FOLDER = Path(".ckptsync") / "complete"
 
 
-def leave(output_dir: Path, step: int, *, world_size: int, preempted: bool = False) -> Path | None:
+def write(output_dir: Path, step: int, *, world_size: int, preempted: bool = False) -> Path | None:
     """Write the marker of `checkpoint-<step>`, and drop those of checkpoints that are gone. None where there is no such folder.
 
     It is renamed into place but not synced. After a power cut it may be missing, and the watcher then waits for a

@@ -62,7 +62,7 @@ class _Finder:
 
 
 def _ckptsync() -> Any:
-    """The module `ckptsync.trainer.hooking`, also where the training's Python has no ckptsync installed."""
+    """The module `ckptsync.trainer.patch`, also where the training's Python has no ckptsync installed."""
     import importlib
     import importlib.util
 
@@ -72,7 +72,7 @@ def _ckptsync() -> Any:
         spec: Any = importlib.util.spec_from_file_location("ckptsync", file, submodule_search_locations=[package])
         module = sys.modules["ckptsync"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return importlib.import_module("ckptsync.trainer.hooking")
+    return importlib.import_module("ckptsync.trainer.patch")
 
 
 def _chain(seen: set[str | None]) -> None:

@@ -1,6 +1,7 @@
-"""How far two files of tensors are apart: `python -m ckptsync.trainer.difference ONE OTHER` prints {largest, relative, where}.
+"""The largest difference between two files of tensors, as JSON: {largest, relative, where}.
 
-A process of its own, since it needs torch. Reads safetensors and what torch.save wrote, with the unpickler that runs no code.
+Run as `python -m ckptsync.trainer.tensor_difference ONE OTHER`, in a separate process because it needs torch. Reads safetensors
+and what torch.save wrote, with the unpickler that executes no code.
 """
 
 from __future__ import annotations

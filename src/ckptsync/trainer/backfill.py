@@ -21,7 +21,7 @@ _SUMMARY_ONLY = frozenset({"train_runtime", "train_samples_per_second", "train_s
 """What WandbCallback puts into the summary and in no row (transformers 4.57 and 5.x)."""
 
 
-def complete(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -> list[int]:
+def log_missing(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -> list[int]:
     """Log again the rows up to the resumed step that the server doesn't have, and mark where the training was resumed.
 
     Returns the steps of those rows. Only for a run that was resumed: a new run that begins from an old

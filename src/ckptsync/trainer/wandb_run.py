@@ -11,7 +11,7 @@ from ckptsync.errors import ConfigurationError, NotFoundError
 
 
 @contextlib.contextmanager
-def rejoined(run: Run, artifact: str | None, settings: dict[str, Any]) -> Iterator[Any]:
+def resumed(run: Run, artifact: str | None, settings: dict[str, Any]) -> Iterator[Any]:
     """The same run again, which must exist, with the artifact among its inputs; finished when the block ends.
 
     `settings` are further arguments of `wandb.init`. Raises NotFoundError when there is no such run, and ConfigurationError
