@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from ckptsync.job import grace_period
 from ckptsync.job.launch import LeftRunning
-from ckptsync.job.preemption import Notice, Notices, Source
+from ckptsync.job.preemption.listener import NoticeListener
+from ckptsync.job.preemption.notice import Notice, Source
 from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Sidecar:
         self._fit = grace_period.Fit()
         self._training = LeftRunning(daemon.spool.output_dir)
         self._asked = False
-        self._notices = Notices(sources, self._leave)
+        self._notices = NoticeListener(sources, self._leave)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Sidecar]:

@@ -17,7 +17,8 @@ from typing import Protocol
 from ckptsync.checkpoint import Checkpoint
 from ckptsync.errors import CkptsyncError, LockedError, PreemptedError
 from ckptsync.job import grace_period
-from ckptsync.job.preemption import Notice, Notices, Source
+from ckptsync.job.preemption.listener import NoticeListener
+from ckptsync.job.preemption.notice import Notice, Source
 from ckptsync.job.restart_policy import RestartPolicy
 from ckptsync.restore import resume
 from ckptsync.upload.daemon import Daemon
@@ -88,7 +89,7 @@ class Supervisor:
         self._restarts = RestartPolicy(terms.restarts)
         self._fit = grace_period.Fit()
         self._inbox: queue.SimpleQueue[tuple[Notice, int] | None] = queue.SimpleQueue()
-        self._notices = Notices(terms.sources, lambda notice: self._inbox.put((notice, signal.SIGTERM)))
+        self._notices = NoticeListener(terms.sources, lambda notice: self._inbox.put((notice, signal.SIGTERM)))
         self._signals: list[int] = []
         self._training: Training | None = None
         self._watching = False
