@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync.job.launch import ranks
+from ckptsync.job.training import ranks
 from tests.integration.conftest import descendants, kill_tree, wait_for
 from tests.preemption.conftest import Job, until_gone
 from tests.server_process import ServerProcess

@@ -58,7 +58,7 @@ def test_a_recommendation_to_rebalance_is_told_and_ends_nothing(job: Job) -> Non
 
         assert job.run() == 0, job.said
 
-    assert "recommends to leave this machine" in job.said
+    assert "recommends leaving this machine" in job.said
     assert job.steps == [1, 2, 3, 4]
 
 
@@ -239,11 +239,11 @@ def test_an_upload_that_is_longer_than_the_notice_is_told_once_with_numbers(job:
     assert job.run() == 0
 
     assert job.said.count("an upload takes") == 1
-    assert "the notice here is" in job.said
+    assert "the grace period is" in job.said
 
 
 def _trainer(job: Job) -> int:
-    from ckptsync.job.launch import ranks
+    from ckptsync.job.training import ranks
 
     return ranks(job.output_dir)[0]
 

@@ -163,7 +163,7 @@ def _notices(output_dir: Path) -> Iterator[Finding]:
     period = grace_period.usual(found)
     if newest is None or not newest.seconds or period is None:
         return
-    warning = grace_period.Fit().judge(size=newest.bytes, seconds=newest.seconds, grace=period)
+    warning = grace_period.GraceCheck().warning(size=newest.bytes, seconds=newest.seconds, grace=period)
     if warning:
         yield Finding("grace period", WARNING, warning, "Save more often or less; see above.")
     else:
