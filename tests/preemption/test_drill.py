@@ -11,7 +11,7 @@ import pytest
 
 from ckptsync.errors import UsageError
 from ckptsync.rehearsal import comparison
-from ckptsync.rehearsal.drill import redirect
+from ckptsync.rehearsal.redirect import redirect
 from tests.integration.conftest import Tool, training
 from tests.preemption.conftest import Job
 
@@ -48,8 +48,8 @@ def test_the_output_folder_is_replaced_wherever_it_stands(command: list[str], re
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        (["axolotl", "train", "config.yml"], "names no --output_dir"),
-        (["t.py", "--output_dir"], "names no --output_dir"),
+        (["axolotl", "train", "config.yml"], "has no --output_dir"),
+        (["t.py", "--output_dir"], "has no --output_dir"),
         (["t.py", "--output_dir", "a", "--push_to_hub"], "pushes to the Hub"),
         (["t.py", "--output_dir", "a", "--push_to_hub=True"], "pushes to the Hub"),
     ],
