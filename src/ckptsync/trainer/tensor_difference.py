@@ -14,7 +14,7 @@ from typing import Any
 
 
 def main() -> int:
-    """Compare the two files that the command line names."""
+    """Compare the two files on the command line."""
     one, other = (dict(_tensors("", _load(Path(name)))) for name in sys.argv[1:3])
     largest, relative, where = 0.0, 0.0, ""
     for name in one.keys() & other.keys():
@@ -41,7 +41,7 @@ def _load(path: Path) -> Any:
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every tensor in a nest of dicts and lists, with the way to it."""
+    """Every tensor in nested dicts and lists, with its path."""
     import torch
 
     if isinstance(value, torch.Tensor):
