@@ -52,7 +52,7 @@ def test_a_training_is_never_started_again_more_often_than_allowed_or_in_a_loop(
     assert fruitless <= CRASH_LOOP
 
 
-def test_an_upload_that_does_not_fit_is_told_once_with_the_numbers_and_what_to_do() -> None:
+def test_an_upload_that_does_not_fit_is_warned_of_once_with_the_numbers_and_what_to_do() -> None:
     fit = GraceCheck()
 
     first = fit.warning(size=84_000_000_000, seconds=672, grace=30)
@@ -65,7 +65,7 @@ def test_an_upload_that_does_not_fit_is_told_once_with_the_numbers_and_what_to_d
     assert much_slower is not None
 
 
-def test_an_upload_that_fits_is_not_told_and_one_that_stops_fitting_is() -> None:
+def test_an_upload_that_fits_gives_no_warning_and_one_that_stops_fitting_does() -> None:
     fit = GraceCheck()
 
     told = [fit.warning(size=1000, seconds=seconds, grace=120) for seconds in (20, 121, 20, 121)]
@@ -73,11 +73,11 @@ def test_an_upload_that_fits_is_not_told_and_one_that_stops_fitting_is() -> None
     assert [text is not None for text in told] == [False, True, False, True]
 
 
-def test_without_a_known_notice_nothing_is_told() -> None:
+def test_without_a_known_grace_period_there_is_no_warning() -> None:
     assert GraceCheck().warning(size=1000, seconds=1000, grace=None) is None
 
 
-def test_the_shortest_notice_of_this_machine_counts() -> None:
+def test_the_shortest_grace_period_of_this_machine_counts() -> None:
     assert grace_period.usual([], {}) is None
     assert grace_period.usual(["aws"], {}) == 120
     assert grace_period.usual(["aws"], {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 30
