@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from ckptsync.api import verify as verify
     from ckptsync.api import watch_in_background as watch_in_background
     from ckptsync.trainer.callback import SyncCallback as SyncCallback
-    from ckptsync.trainer.predictions import PredictionTableCallback as PredictionTableCallback
+    from ckptsync.trainer.prediction_table import PredictionTableCallback as PredictionTableCallback
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "PredictionTableCallback": "ckptsync.trainer.predictions",
+    "PredictionTableCallback": "ckptsync.trainer.prediction_table",
     "SyncCallback": "ckptsync.trainer.callback",
     "Watching": "ckptsync.api",
     "pull": "ckptsync.api",

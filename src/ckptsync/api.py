@@ -21,7 +21,7 @@ from ckptsync.checkpoint import Run, Verdict
 from ckptsync.errors import CkptsyncError, ConfigurationError, UsageError
 from ckptsync.restore import resume
 from ckptsync.restore.download import require_free
-from ckptsync.trainer.rejoining import rejoined
+from ckptsync.trainer import wandb_run
 from ckptsync.upload.child import Child
 
 STALL = 300.0
@@ -97,7 +97,7 @@ def resumed_run(
         else:
             found = _placed(run, alias, resume.require_output_dir(Path(output_dir), create=True))
         run = Run(**found["run"])
-        live = stack.enter_context(rejoined(run, found["qualified"], init))
+        live = stack.enter_context(wandb_run.resumed(run, found["qualified"], init))
         yield live, Path(found["path"])
 
 

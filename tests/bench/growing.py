@@ -83,6 +83,6 @@ def _watching(bed: Bed, server: BenchServer, output_dir: Path) -> AbstractContex
 def _durable_after(output_dir: Path, step: int) -> float:
     receipts = output_dir / ".ckptsync" / "receipts"
     started = time.perf_counter()
-    marker.leave(output_dir, step, world_size=1)
+    marker.write(output_dir, step, world_size=1)
     wait_for(lambda: any(receipts.glob(f"checkpoint-{step}.*.json")), every=0.01)
     return time.perf_counter() - started

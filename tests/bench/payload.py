@@ -67,7 +67,7 @@ class Payload:
 
     def complete(self) -> None:
         """Say what the callback inside a training says: this save is over."""
-        marker.leave(self.output_dir, self.step, world_size=1)
+        marker.write(self.output_dir, self.step, world_size=1)
 
     def _finish(self) -> None:
         state = checkpoints.state_bytes(self.step, max_steps=10**6, best=None, metrics={"loss": 1.0})

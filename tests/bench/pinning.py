@@ -35,7 +35,7 @@ def _pinned_after(output_dir: Path, step: int, *, told: bool) -> float:
     checkpoints.make_checkpoint(output_dir, step, size=10**6, max_steps=10**6)
     over = time.time()
     if told:
-        marker.leave(output_dir, step, world_size=1)
+        marker.write(output_dir, step, world_size=1)
     at: list[float] = []
 
     def pinned() -> bool:

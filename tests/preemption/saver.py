@@ -52,7 +52,7 @@ def main() -> int:
         if leaving or step % options.save == 0 or step == options.steps:
             time.sleep(options.save_seconds)
             make_checkpoint(options.output_dir, step, max_steps=options.steps, size=options.size)
-            marker.leave(options.output_dir, step, world_size=1, preempted=leaving)
+            marker.write(options.output_dir, step, world_size=1, preempted=leaving)
         if leaving:
             note(options.output_dir, f"signal {received[0]}")
             return 75

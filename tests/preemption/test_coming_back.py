@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync.job.launch import ranks
+from ckptsync.job.training import ranks
 from tests.integration.conftest import descendants, kill_tree, wait_for
 from tests.preemption.conftest import Job, until_gone
 from tests.server_process import ServerProcess
@@ -218,7 +218,7 @@ def test_a_training_that_ends_by_itself_before_its_last_step_is_not_started_agai
 
     assert job.run() == 0, job.said
     assert job.said.count("stopped early\n") == 1
-    assert "it is not started again" in job.said
+    assert "not restarting it" in job.said
 
 
 @pytest.mark.slow

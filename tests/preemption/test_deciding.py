@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptsync.job import grace_period
-from ckptsync.job.grace_period import Fit
+from ckptsync.job.grace_period import GraceCheck
 from ckptsync.job.restart_policy import CRASH_LOOP, LONGEST_PAUSE, RestartPolicy
 
 
@@ -52,32 +52,32 @@ def test_a_training_is_never_started_again_more_often_than_allowed_or_in_a_loop(
     assert fruitless <= CRASH_LOOP
 
 
-def test_an_upload_that_does_not_fit_is_told_once_with_the_numbers_and_what_to_do() -> None:
-    fit = Fit()
+def test_an_upload_that_does_not_fit_is_warned_of_once_with_the_numbers_and_what_to_do() -> None:
+    fit = GraceCheck()
 
-    first = fit.judge(size=84_000_000_000, seconds=672, grace=30)
-    again = [fit.judge(size=84_000_000_000, seconds=seconds, grace=30) for seconds in (650, 700, 900)]
-    much_slower = fit.judge(size=84_000_000_000, seconds=1100, grace=30)
+    first = fit.warning(size=84_000_000_000, seconds=672, grace=30)
+    again = [fit.warning(size=84_000_000_000, seconds=seconds, grace=30) for seconds in (650, 700, 900)]
+    much_slower = fit.warning(size=84_000_000_000, seconds=1100, grace=30)
 
     assert first is not None
-    assert all(part in first for part in ("672 s", "84 GB", "125 MB/s", "30 s", "--grace", "save often enough"))
+    assert all(part in first for part in ("672 s", "84 GB", "125 MB/s", "30 s", "--grace", "Save more often"))
     assert again == [None, None, None]
     assert much_slower is not None
 
 
-def test_an_upload_that_fits_is_not_told_and_one_that_stops_fitting_is() -> None:
-    fit = Fit()
+def test_an_upload_that_fits_gives_no_warning_and_one_that_stops_fitting_does() -> None:
+    fit = GraceCheck()
 
-    told = [fit.judge(size=1000, seconds=seconds, grace=120) for seconds in (20, 121, 20, 121)]
+    told = [fit.warning(size=1000, seconds=seconds, grace=120) for seconds in (20, 121, 20, 121)]
 
     assert [text is not None for text in told] == [False, True, False, True]
 
 
-def test_without_a_known_notice_nothing_is_told() -> None:
-    assert Fit().judge(size=1000, seconds=1000, grace=None) is None
+def test_without_a_known_grace_period_there_is_no_warning() -> None:
+    assert GraceCheck().warning(size=1000, seconds=1000, grace=None) is None
 
 
-def test_the_shortest_notice_of_this_machine_counts() -> None:
+def test_the_shortest_grace_period_of_this_machine_counts() -> None:
     assert grace_period.usual([], {}) is None
     assert grace_period.usual(["aws"], {}) == 120
     assert grace_period.usual(["aws"], {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == 30

@@ -11,7 +11,7 @@ import pytest
 
 from ckptsync.errors import UsageError
 from ckptsync.rehearsal import comparison
-from ckptsync.rehearsal.drill import redirect
+from ckptsync.rehearsal.redirect import redirect
 from tests.integration.conftest import Tool, training
 from tests.preemption.conftest import Job
 
@@ -48,8 +48,8 @@ def test_the_output_folder_is_replaced_wherever_it_stands(command: list[str], re
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        (["axolotl", "train", "config.yml"], "names no --output_dir"),
-        (["t.py", "--output_dir"], "names no --output_dir"),
+        (["axolotl", "train", "config.yml"], "has no --output_dir"),
+        (["t.py", "--output_dir"], "has no --output_dir"),
         (["t.py", "--output_dir", "a", "--push_to_hub"], "pushes to the Hub"),
         (["t.py", "--output_dir", "a", "--push_to_hub=True"], "pushes to the Hub"),
     ],
@@ -62,7 +62,7 @@ def test_a_command_that_a_drill_could_not_keep_to_its_own_folder_is_refused(comm
 
 
 @pytest.mark.slow
-def test_a_training_is_killed_and_brought_back_and_nothing_of_the_users_is_touched(job: Job, tmp_path: Path) -> None:
+def test_a_training_is_killed_and_resumed_and_nothing_of_the_users_is_touched(job: Job, tmp_path: Path) -> None:
     own = tmp_path / "own"
     project = job.tool.environment["WANDB_PROJECT"]
 
@@ -117,7 +117,7 @@ def test_a_program_that_ends_too_early_is_told_and_leaves_no_run(job: Job, tmp_p
 
 
 @pytest.mark.slow
-def test_the_largest_difference_is_told_with_its_place_and_a_cause(job: Job, tmp_path: Path) -> None:
+def test_the_largest_difference_is_reported_with_its_place_and_a_cause(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = training(out, steps=4, save=2, report_to="none")
     subprocess.run(command, env=job.tool.environment, cwd=tmp_path, check=True, timeout=120)

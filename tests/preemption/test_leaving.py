@@ -50,7 +50,7 @@ def test_at_a_notice_the_training_saves_and_the_same_line_goes_on_from_there(job
 
 
 @pytest.mark.slow
-def test_a_recommendation_to_rebalance_is_told_and_ends_nothing(job: Job) -> None:
+def test_a_rebalance_recommendation_is_logged_and_ends_nothing(job: Job) -> None:
     with AmazonService() as service:
         service.rebalance = True
         job.options, job.variables = ["--notice", "aws"], service.variables
@@ -58,7 +58,7 @@ def test_a_recommendation_to_rebalance_is_told_and_ends_nothing(job: Job) -> Non
 
         assert job.run() == 0, job.said
 
-    assert "recommends to leave this machine" in job.said
+    assert "recommends leaving this machine" in job.said
     assert job.steps == [1, 2, 3, 4]
 
 
@@ -163,7 +163,7 @@ def test_sigint_means_that_a_person_wants_the_end(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_was_signalled_by_somebody_else_counts_as_preempted(job: Job) -> None:
+def test_a_training_that_another_process_signalled_counts_as_preempted(job: Job) -> None:
     job.options += ["--max-restarts", "5"]
     job.command = job.saver("--seconds", 0.2)
     process = job.start()
@@ -232,18 +232,18 @@ def test_a_limit_on_uploads_is_lifted_when_the_machine_goes(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_an_upload_that_is_longer_than_the_notice_is_told_once_with_numbers(job: Job) -> None:
+def test_an_upload_that_is_longer_than_the_grace_period_is_warned_of_once_with_numbers(job: Job) -> None:
     job.options += ["--grace", "0.01s"]
     job.command = job.saver("--seconds", 0.4, "--save", 2)
 
     assert job.run() == 0
 
     assert job.said.count("an upload takes") == 1
-    assert "the notice here is" in job.said
+    assert "the grace period is" in job.said
 
 
 def _trainer(job: Job) -> int:
-    from ckptsync.job.launch import ranks
+    from ckptsync.job.training import ranks
 
     return ranks(job.output_dir)[0]
 

@@ -10,54 +10,59 @@ from collections.abc import Iterator
 
 import pytest
 
-from ckptsync.job.preemption import Amazon, Azure, Google, Notice, Notices, Source, sources
+from ckptsync.job.preemption import sources
+from ckptsync.job.preemption.aws import AWS
+from ckptsync.job.preemption.azure import Azure
+from ckptsync.job.preemption.gce import GCE
+from ckptsync.job.preemption.listener import NoticeListener
+from ckptsync.job.preemption.notice import Notice, Source
 from tests.preemption.metadata import AmazonService, AzureService, GoogleService
 
 
-class Ears:
-    """Follows sources and collects what they tell."""
+class Inbox:
+    """Listens to sources and collects their notices."""
 
     def __init__(self) -> None:
-        self.told: queue.SimpleQueue[Notice] = queue.SimpleQueue()
-        self.notices: list[Notices] = []
+        self.received: queue.SimpleQueue[Notice] = queue.SimpleQueue()
+        self.listeners: list[NoticeListener] = []
 
-    def follow(self, *followed: Source, probes: tuple[float, ...] = (0.0,)) -> Notices:
+    def listen(self, *followed: Source, probes: tuple[float, ...] = (0.0,)) -> NoticeListener:
         for source in followed:
             source.interval = min(source.interval, 0.05)
-        notices = Notices(followed, self.told.put, probes=probes)
-        self.notices.append(notices)
-        notices.start()
-        return notices
+        listener = NoticeListener(followed, self.received.put, probes=probes)
+        self.listeners.append(listener)
+        listener.start()
+        return listener
 
     def next(self, seconds: float = 10) -> Notice:
-        return self.told.get(timeout=seconds)
+        return self.received.get(timeout=seconds)
 
     def silent(self, seconds: float = 0.5) -> bool:
         try:
-            self.told.get(timeout=seconds)
+            self.received.get(timeout=seconds)
         except queue.Empty:
             return True
         return False
 
 
 @pytest.fixture
-def ears() -> Iterator[Ears]:
-    """Stops to follow with the test."""
-    one = Ears()
+def inbox() -> Iterator[Inbox]:
+    """Stops listening with the test."""
+    one = Inbox()
     yield one
-    for notices in one.notices:
-        notices.stop()
+    for listener in one.listeners:
+        listener.stop()
 
 
-def test_gce_is_asked_plainly_first_and_then_waits_for_the_change(ears: Ears) -> None:
+def test_gce_gets_a_plain_request_first_and_then_one_that_waits_for_the_change(inbox: Inbox) -> None:
     with GoogleService() as service:
-        ears.follow(Google(service.address))
+        inbox.listen(GCE(service.address))
         while len(service.requests) < 3:
             time.sleep(0.01)
 
         service.announce(30)
         started = time.monotonic()
-        notice = ears.next()
+        notice = inbox.next()
 
     assert (notice.source, notice.seconds, notice.final) == ("gce", 30.0, True)
     assert time.monotonic() - started < 1
@@ -67,44 +72,44 @@ def test_gce_is_asked_plainly_first_and_then_waits_for_the_change(ears: Ears) ->
     assert {path.partition("?")[0] for _, path in service.requests} == {"/computeMetadata/v1/instance/preempted"}
 
 
-def test_gce_tells_a_flip_that_came_before_us(ears: Ears) -> None:
+def test_gce_reports_a_change_that_came_before_the_start(inbox: Inbox) -> None:
     with GoogleService() as service:
         service.announce(30)
-        ears.follow(Google(service.address))
+        inbox.listen(GCE(service.address))
 
-        assert ears.next().source == "gce"
+        assert inbox.next().source == "gce"
 
 
-def test_gce_is_asked_plainly_again_after_a_failure_so_that_no_flip_is_missed(ears: Ears) -> None:
+def test_after_a_failure_the_next_request_to_gce_is_a_plain_one_so_that_no_change_is_missed(inbox: Inbox) -> None:
     with GoogleService() as service:
-        ears.follow(Google(service.address))
+        inbox.listen(GCE(service.address))
         while len(service.requests) < 3:
             time.sleep(0.01)
         service.hidden = True
         service.announce(30)
-        assert ears.next().source == "gce"  # the request that was under way
+        assert inbox.next().source == "gce"  # the request that was in flight
 
     with GoogleService() as service:
-        source = Google(service.address)
+        source = GCE(service.address)
         assert source.present()
-        assert source.look() is None
+        assert source.poll() is None
         service.hidden = True
         with pytest.raises(ValueError, match="404"):
-            source.look()
+            source.poll()
         service.hidden = False
         service.announce(30)
 
-        assert source.look() is not None
+        assert source.poll() is not None
         assert service.requests[-1][1].endswith("/preempted")
 
 
-def test_aws_gets_a_token_first_and_says_how_long_is_left(ears: Ears) -> None:
+def test_aws_gets_a_token_first_and_says_how_long_is_left(inbox: Inbox) -> None:
     with AmazonService() as service:
-        ears.follow(Amazon(service.variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"]))
-        assert ears.silent()
+        inbox.listen(AWS(service.variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"]))
+        assert inbox.silent()
 
         service.announce(120)
-        notice = ears.next()
+        notice = inbox.next()
 
     assert service.requests[0] == ("PUT", "/latest/api/token")
     assert notice.source == "aws"
@@ -112,48 +117,48 @@ def test_aws_gets_a_token_first_and_says_how_long_is_left(ears: Ears) -> None:
     assert 115 < notice.seconds <= 120
 
 
-def test_aws_renews_a_token_that_ran_out(ears: Ears) -> None:
+def test_aws_renews_a_token_that_ran_out(inbox: Inbox) -> None:
     with AmazonService() as service:
-        ears.follow(Amazon(service.address))
+        inbox.listen(AWS(service.address))
         while len(service.requests) < 2:
             time.sleep(0.01)
 
         service.token = "token-2"
         service.announce(120)
 
-        assert ears.next().source == "aws"
+        assert inbox.next().source == "aws"
 
 
-def test_aws_recommends_to_rebalance_once_and_that_ends_nothing(ears: Ears) -> None:
+def test_a_rebalance_recommendation_of_aws_is_reported_once_and_ends_nothing(inbox: Inbox) -> None:
     with AmazonService() as service:
         service.rebalance = True
-        ears.follow(Amazon(service.address))
+        inbox.listen(AWS(service.address))
 
-        hint = ears.next()
+        hint = inbox.next()
         assert (hint.source, hint.seconds, hint.final) == ("aws", None, False)
-        assert ears.silent()
+        assert inbox.silent()
         service.announce(120)
-        assert ears.next().final
+        assert inbox.next().final
 
 
-def test_aws_is_not_asked_where_the_user_disabled_its_metadata(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aws_is_not_asked_where_the_user_disabled_its_metadata(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with AmazonService() as service:
-        ears.follow(Amazon(service.address))
+        inbox.listen(AWS(service.address))
 
-        assert ears.silent()
+        assert inbox.silent()
         assert service.requests == []
 
 
-def test_azure_tells_a_preemption_of_this_machine_and_of_no_other_and_never_posts(ears: Ears) -> None:
+def test_azure_reports_a_preemption_of_this_machine_and_of_no_other_and_never_posts(inbox: Inbox) -> None:
     with AzureService() as service:
         service.hit = "train_0"
         service.announce(30)
-        ears.follow(Azure(service.address))
-        assert ears.silent()
+        inbox.listen(Azure(service.address))
+        assert inbox.silent()
 
         service.hit = "train_1"
-        notice = ears.next()
+        notice = inbox.next()
 
     assert notice.source == "azure"
     assert notice.seconds is not None
@@ -161,59 +166,59 @@ def test_azure_tells_a_preemption_of_this_machine_and_of_no_other_and_never_post
     assert {method for method, _ in service.requests} == {"GET"}
 
 
-def test_azure_leaves_no_time_once_the_event_has_started(ears: Ears) -> None:
+def test_azure_leaves_no_time_once_the_event_has_started(inbox: Inbox) -> None:
     with AzureService() as service:
         service.started = True
         service.announce(30)
-        ears.follow(Azure(service.address))
+        inbox.listen(Azure(service.address))
 
-        assert ears.next().seconds == 0.0
+        assert inbox.next().seconds == 0.0
 
 
-def test_a_machine_without_a_metadata_service_is_silent(ears: Ears, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_machine_without_a_metadata_service_is_silent(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         mute = f"127.0.0.1:{busy.getsockname()[1]}"
         closed = "127.0.0.1:1"
         with caplog.at_level(logging.INFO):
-            notices = ears.follow(Google(closed), Amazon(closed), Azure(closed), Google("no-such-host.invalid"), Azure(mute))
+            listener = inbox.listen(GCE(closed), AWS(closed), Azure(closed), GCE("no-such-host.invalid"), Azure(mute))
 
-            assert ears.silent(2.5)
+            assert inbox.silent(2.5)
 
-    assert notices.found == []
+    assert listener.found == []
     assert caplog.records == []
 
 
-def test_a_service_that_comes_up_after_us_is_found(ears: Ears) -> None:
+def test_a_service_that_comes_up_after_us_is_found(inbox: Inbox) -> None:
     with AzureService() as service:
         service.hidden = True
-        ears.follow(Azure(service.address), probes=(0.0, 0.2, 0.5))
+        inbox.listen(Azure(service.address), probes=(0.0, 0.2, 0.5))
         time.sleep(0.1)
 
         service.hidden = False
         service.announce(30)
 
-        assert ears.next().source == "azure"
+        assert inbox.next().source == "azure"
 
 
-def test_what_is_no_metadata_service_is_no_source_of_notices(ears: Ears) -> None:
+def test_a_server_that_is_no_metadata_service_is_no_source_of_notices(inbox: Inbox) -> None:
     with AmazonService() as aws, AzureService() as azure:
-        notices = ears.follow(Google(aws.address), Amazon(azure.address), Azure(aws.address))
+        listener = inbox.listen(GCE(aws.address), AWS(azure.address), Azure(aws.address))
         aws.announce(1)
         azure.announce(1)
 
-        assert ears.silent()
+        assert inbox.silent()
 
-    assert notices.found == []
+    assert listener.found == []
 
 
-def test_proxies_are_not_asked(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_not_used(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with GoogleService() as service:
         service.announce(30)
-        ears.follow(Google(service.address))
+        inbox.listen(GCE(service.address))
 
-        assert ears.next().source == "gce"
+        assert inbox.next().source == "gce"
 
 
 def test_the_address_comes_from_the_environment_of_each_providers_own_tools(monkeypatch: pytest.MonkeyPatch) -> None:

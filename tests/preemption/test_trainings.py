@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync.job.launch import ranks
+from ckptsync.job.training import ranks
 from ckptsync.rehearsal import comparison
 from tests.integration.conftest import TRAINING, kill_tree, wait_for
 from tests.preemption.conftest import HERE, Job, Notifier

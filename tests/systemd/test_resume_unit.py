@@ -234,6 +234,6 @@ def test_a_notice_of_the_cloud_leads_to_a_durable_checkpoint_and_to_a_new_start(
         durable = unit.durable()
         assert len(durable) == 1
         assert durable[0] < 500, "that was no regular save"
-        assert re.search(r"this machine goes away: notice of gce", unit.told())
+        assert re.search(r"preemption notice from gce", unit.told())
         unit.wait(ActiveState="^active", SubState="running", StatusText=f"step {durable[0]} durable", seconds=120)
         assert re.search(rf"resuming from .*, step {durable[0]},", unit.told())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, hook_path
-from ckptsync.trainer.hooking import wrap
+from ckptsync.trainer.patch import wrap
 from tests.trainer.trainings import environment
 
 FAKE_TRAINER = """
@@ -194,7 +194,7 @@ def test_the_hook_works_where_the_python_of_the_training_has_no_ckptsync(tmp_pat
     assert result.stdout.split() == ["True"]
 
 
-def test_an_unusable_transformers_is_told_on_one_line_where_nothing_is_to_be_resumed(tmp_path: Path) -> None:
+def test_an_unusable_transformers_is_reported_on_one_line_if_there_is_nothing_to_resume(tmp_path: Path) -> None:
     fake = fake_transformers(tmp_path)
     (fake / "transformers/trainer.py").write_text("")
 

@@ -269,7 +269,7 @@ def test_transformers_own_just_in_time_checkpoint_keeps_sigterm_and_is_marked(tr
     assert markers(tmp_path / "out")[last]["print"] == fingerprint(list_files(tmp_path / "out" / last))
 
 
-def test_signals_are_noted_handed_over_once_and_given_back() -> None:
+def test_signals_are_noted_handed_over_once_and_released() -> None:
     calls: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: calls.append(number))
     signals = Signals()

@@ -152,5 +152,5 @@ def test_a_path_that_the_program_gives_itself_is_respected(training: Training, s
 def test_a_missing_checkpoint_ends_the_training_instead_of_starting_over(training: Training, tmp_path: Path) -> None:
     _, said = training.run(*TINY, tmp_path, code=1, resume=tmp_path / "checkpoint-8")
 
-    assert f"the checkpoint to resume from is not there: {tmp_path / 'checkpoint-8'}" in said
+    assert f"the checkpoint to resume from is missing: {tmp_path / 'checkpoint-8'}" in said
     assert not (tmp_path / "model.safetensors").exists()

@@ -161,7 +161,7 @@ def test_a_program_that_sets_wandb_log_model_itself_is_told_that_ckptsync_does_i
     done = tool("run", "--run-id", "twice", "--output-dir", out, "--", *words, timeout=150)
 
     assert done.returncode == 0, done.stderr
-    assert "ckptsync uploads in place of WandbCallback" in done.stderr
+    assert "ckptsync uploads the checkpoints instead" in done.stderr
     assert {(row["name"], row["version"]) for row in tool.json("list", "twice")} == {
         ("checkpoint-twice", "v0"),
         ("model-twice", "v0"),

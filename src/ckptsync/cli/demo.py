@@ -22,7 +22,7 @@ from ckptsync.cli import options
 from ckptsync.cli.drill import told
 from ckptsync.errors import CkptsyncError, ConfigurationError, IntegrityError
 from ckptsync.rehearsal import comparison
-from ckptsync.rehearsal.drill import Machine, ckptsync
+from ckptsync.rehearsal.machine import Machine, ckptsync
 
 STEPS, SAVE_EVERY, SEED = 60, 15, 7
 PATIENCE = 120.0
@@ -137,7 +137,7 @@ class Story:
         with machine.running(command, environ) as process:
             code = process.wait(PATIENCE)
         if code:
-            told = f"{' '.join(command[:5])} … ended with {code}: {machine.last_words}"
+            told = f"{' '.join(command[:5])} … ended with {code}: {machine.last_line}"
             raise CkptsyncError(told, hint="Run again with --keep FOLDER.")
 
     def _compare(self, resumed: Path, reference: Path, durable: int) -> bool:

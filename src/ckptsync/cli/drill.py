@@ -19,7 +19,8 @@ from ckptsync.cli.quantities import Duration
 from ckptsync.config import Connection
 from ckptsync.errors import CkptsyncError, IntegrityError, StoreError
 from ckptsync.rehearsal import comparison
-from ckptsync.rehearsal.drill import Machine, ckptsync, redirect
+from ckptsync.rehearsal.machine import Machine, ckptsync
+from ckptsync.rehearsal.redirect import redirect
 
 
 @click.command(

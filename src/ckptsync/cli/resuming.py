@@ -20,8 +20,9 @@ from ckptsync.cli import options, progress
 from ckptsync.cli.following import Following, Rereadable, followed, reread
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError, UsageError
-from ckptsync.job import launch, preemption, supervisor
-from ckptsync.job.launch import Training, environment, fill
+from ckptsync.job import preemption, supervisor
+from ckptsync.job.launch import environment, fill
+from ckptsync.job.training import StartedTraining, find_running
 from ckptsync.restore import resume
 from ckptsync.restore.resume import Placed, Resume
 from ckptsync.service import notify
@@ -96,7 +97,7 @@ def resume_command(
         project=project or os.environ.get("WANDB_PROJECT") or known.text("project"),
         entity=entity or (None if local else os.environ.get("WANDB_ENTITY") or known.text("entity")),
     )
-    if launch.left_running(output_dir):
+    if find_running(output_dir):
         raise LockedError(
             f"a training is running in {output_dir}", hint="Stop it first, or follow it with `ckptsync watch` or `ckptsync run`."
         )
@@ -202,7 +203,7 @@ class Start:
         return False
 
     def _begin_again(self) -> supervisor.Start | None:
-        left = launch.left_running(self._output_dir)
+        left = find_running(self._output_dir)
         if left:
             whole, _ = resume.local_checkpoints(self._output_dir)
             log.warning("the training still runs (pid %d): following it, no other one is started", left.members()[0])
@@ -281,8 +282,8 @@ class Start:
             self.run, self._connection, self._output_dir, checkpoint=checkpoint, exists=self._exists, hook=self._hook
         )
 
-        def start() -> Training:
-            training = Training(words, environ, cwd=cwd)
+        def start() -> StartedTraining:
+            training = StartedTraining(words, environ, cwd=cwd)
             record.update(self._output_dir, training=processes.identity(training.pid))
             return training
 

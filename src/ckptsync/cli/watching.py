@@ -98,7 +98,7 @@ def watch_command(
                 watched.once()
             else:
                 gone = processes.ended(pid) if pid else lambda: False
-                with Sidecar(watched, preemption.sources(notice), grace).kept() as sidecar:
+                with Sidecar(watched, preemption.sources(notice), grace).listening() as sidecar:
                     watched.follow(ended=lambda: gone() or sidecar.ended())
                     watched.raise_outcome()
                     if sidecar.preempted():

@@ -1,60 +1,63 @@
-"""Beside a training that something else started: at a notice, ask its ranks to save, and upload that first."""
+"""Beside a training that something else started: at a notice, asks its ranks to save, and uploads that save first."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 from collections.abc import Iterator, Sequence
 
 from ckptsync.job import grace_period
-from ckptsync.job.launch import LeftRunning
-from ckptsync.job.preemption import Notice, Notices, Source
+from ckptsync.job.preemption.listener import NoticeListener
+from ckptsync.job.preemption.notice import Notice, Source
+from ckptsync.job.training import FoundTraining
 from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
 
 
 class Sidecar:
-    """What a watcher beside a training that it didn't start does at a notice. Signals only ranks that carry a SyncCallback."""
+    """Handles preemption notices for a watcher whose training was started elsewhere. Signals only ranks with a SyncCallback."""
 
     def __init__(self, daemon: Daemon, sources: Sequence[Source], grace: float | None) -> None:
         self.notice: Notice | None = None
         self._daemon = daemon
         self._grace = grace
-        self._fit = grace_period.Fit()
-        self._training = LeftRunning(daemon.spool.output_dir)
+        self._grace_check = grace_period.GraceCheck()
+        self._training = FoundTraining(daemon.spool.output_dir)
         self._asked = False
-        self._notices = Notices(sources, self._leave)
+        self._listener = NoticeListener(sources, self._handle)
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[Sidecar]:
-        """Follow the notices while the block lasts."""
-        self._notices.start()
+    def listening(self) -> Iterator[Sidecar]:
+        """Listen for notices while the block runs."""
+        self._listener.start()
         try:
             yield self
         finally:
-            self._notices.stop()
+            self._listener.stop()
 
     def ended(self) -> bool:
-        """Whether a notice came and the training that was asked to save has left. One that can't be asked is followed on."""
-        self._fit.tell(self._daemon.uploader.pace(), self._grace or grace_period.usual(self._notices.found))
+        """Whether the training was asked to save and has exited. A training that can't be asked is watched to its own end."""
+        grace = self._grace or grace_period.usual(self._listener.found)
+        self._grace_check.warn(self._daemon.uploader.pace(), grace)
         return self._asked and self._training.ended()
 
     def preempted(self) -> bool:
-        """Whether a notice came and all that was saved is durable."""
+        """Whether a notice came and everything that was saved is durable."""
         return self.notice is not None and not self._daemon.spool.pending()
 
-    def _leave(self, notice: Notice) -> None:
-        spool = self._daemon.spool
-        spool.record("notice" if notice.final else "hint", source=notice.source, seconds=notice.seconds)
-        if not notice.final:
-            log.warning("%s recommends to leave this machine; it may be taken away soon, nobody says when", notice.source)
-            return
+    def _handle(self, notice: Notice) -> None:
+        self._daemon.spool.record("notice" if notice.final else "hint", source=notice.source, seconds=notice.seconds)
+        if notice.final:
+            self._preempt(notice)
+        else:
+            log.warning("%s recommends leaving this machine: it may be preempted at any time", notice.source)
+
+    def _preempt(self, notice: Notice) -> None:
         self.notice = notice
         self._asked = not self._training.ended()
-        doing = "asking the training to save" if self._asked else "no rank here has a SyncCallback that could save"
-        log.warning("this machine goes away: notice of %s; %s", notice, doing)
+        consequence = "asking the training to save" if self._asked else "no rank on this machine has a SyncCallback to save with"
+        log.warning("preemption notice from %s: %s", notice, consequence)
         self._daemon.uploader.hurry(notice.seconds)
-        self._training.ask(signal.SIGTERM)
+        self._training.request_save()
         self._daemon.stop.wake.set()

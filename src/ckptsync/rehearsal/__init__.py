@@ -1,4 +1,4 @@
-"""What a user tries before relying on it: the drill, its comparison bit by bit, and the health check behind `doctor`.
+"""What a user tries before relying on ckptsync: a drill with a bit-by-bit comparison, and the health check behind `doctor`.
 
-May not touch the user's own runs and folders.
+Takes the user's command and gives results in words. May not touch the user's own runs and folders.
 """

@@ -1,7 +1,7 @@
-"""Whether two checkpoints are the same training state, bit for bit; where not, how far they are apart, and the usual why.
+"""Whether two checkpoints hold the same training state, bit for bit; if not, how far they differ, and the usual causes.
 
-No torch here: what torch.save wrote is a zip, and its members are compared. Only how far apart tensors are is asked of a process
-that has it.
+Works without torch: what torch.save wrote is a zip, and its members are compared. Only the size of a difference between tensors
+needs torch, in a separate process.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ PARTS = {
 DIFFERENCE_SECONDS = 600.0
 
 SMALL = 1e-2
-"""A relative difference below this looks like arithmetic, not like another training."""
+"""A relative difference below this comes from arithmetic rather than from another training."""
 
 TIMING = re.compile(r".*(?:runtime|per_second|_time|total_flos|num_input_tokens_seen)$")
-"""What is logged of the machine rather than of the training."""
+"""Logged values that describe the machine rather than the training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Equality:
-    """How one part of two checkpoints compares: equal or not, and what was looked at, in words.
+    """The result for one part of two checkpoints: equal or not, and in words what was compared.
 
-    `relative` is the largest difference against the largest value, None where nothing numeric was compared.
+    `relative` is the largest difference divided by the largest value; None if no numbers were compared.
     """
 
     part: str
@@ -55,18 +55,18 @@ def compare(one: Path, other: Path) -> list[Equality]:
 
 
 def compare_logs(one: Path, other: Path) -> Equality:
-    """Compare what the two trainings logged, step by step: losses, gradient norms, learning rates, evaluations."""
+    """Compare what two trainings logged, step by step: losses, gradient norms, learning rates, evaluations."""
     ours, theirs = _logged(one), _logged(other)
     differing = sorted(step for step in ours.keys() | theirs.keys() if ours.get(step) != theirs.get(step))
     if differing:
-        return Equality("losses", False, f"{len(differing)} of {len(ours)} steps differ, the first is step {differing[0]}")
+        return Equality("losses", False, f"{len(differing)} of {len(ours)} steps differ, first at step {differing[0]}")
     return Equality("losses", bool(ours), f"all {len(ours)} steps")
 
 
 def _compare_files(part: str, pattern: re.Pattern[str], one: Path, other: Path) -> Equality:
     ours, theirs = _matching(pattern, one), _matching(pattern, other)
     if not ours or ours != theirs:
-        return Equality(part, False, f"{', '.join(sorted(ours ^ theirs)) or 'no such file'} is in one of the two only")
+        return Equality(part, False, f"{', '.join(sorted(ours ^ theirs)) or 'no such file'} is in only one of the two")
     differing = [name for name in sorted(ours) if _content(one / name) != _content(other / name)]
     if differing:
         return _differing(part, differing, one, other)
@@ -75,7 +75,7 @@ def _compare_files(part: str, pattern: re.Pattern[str], one: Path, other: Path) 
 
 
 def _differing(part: str, names: Sequence[str], one: Path, other: Path) -> Equality:
-    """How far the files of a part are apart, as far as that can be said."""
+    """The result for files that differ, with the largest difference if it can be measured."""
     measured = {name: found for name in names if (found := _difference(one / name, other / name))}
     if not measured:
         return Equality(part, False, f"{', '.join(names)} differs")
@@ -87,8 +87,8 @@ def _differing(part: str, names: Sequence[str], one: Path, other: Path) -> Equal
 
 
 def _difference(one: Path, other: Path) -> dict[str, Any] | None:
-    """What trainer/difference says of two files; None where it can't be said (no torch, no tensors)."""
-    command = [sys.executable, "-m", "ckptsync.trainer.difference", str(one), str(other)]
+    """The largest difference between two files of tensors; None if it can't be measured (no torch, no tensors)."""
+    command = [sys.executable, "-m", "ckptsync.trainer.tensor_difference", str(one), str(other)]
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=DIFFERENCE_SECONDS).stdout)
         return found if isinstance(found, dict) and found.get("largest") else None
@@ -96,18 +96,18 @@ def _difference(one: Path, other: Path) -> dict[str, Any] | None:
 
 
 def causes(results: Sequence[Equality], *, resumed: int) -> list[str]:
-    """What usually makes a resumed training differ in this way, the likeliest first. `resumed` is the step it went on from."""
+    """The usual causes of such a difference, the likeliest first. `resumed` is the step that the training resumed from."""
     different = {each.part: each for each in results if not each.equal}
     weights = different.get("weights")
     found = []
     if "random state" in different:
-        found.append("a random generator that no checkpoint holds: one of the program's own, or of --dataloader_num_workers")
+        found.append("a random generator that no checkpoint saves: one of the program's own, or of --dataloader_num_workers")
     if "losses" in different:
-        found.append(f"other data after step {resumed}: --ignore_data_skip, a streaming data set, a sampler without the seed")
+        found.append(f"other data after step {resumed}: --ignore_data_skip, a streaming data set, an unseeded sampler")
     if weights and weights.relative is not None and weights.relative < SMALL:
-        found.append("kernels that add in another order each time: try --full_determinism True, and the same GPU and drivers")
+        found.append("nondeterministic kernels: try --full_determinism True, on the same GPU and drivers")
     if "optimizer" in different or "scheduler" in different:
-        found.append("an optimizer or scheduler that the program makes anew, or options that changed between the two starts")
+        found.append("an optimizer or scheduler that the program creates anew, or options that changed between the two starts")
     return found
 
 
@@ -116,7 +116,7 @@ def _matching(pattern: re.Pattern[str], folder: Path) -> set[str]:
 
 
 def _content(path: Path) -> dict[str, str] | str:
-    """The digest of a file; of a torch file those of its members, without the name of the archive, which is no state."""
+    """The digest of a file; for a torch file those of its members, named without the archive's own name, which is not state."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             return _digest(file)

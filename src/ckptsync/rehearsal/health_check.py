@@ -1,4 +1,4 @@
-"""What about this machine and this output folder helps or hinders: looks only, and says what to do. Knows no store."""
+"""Checks this machine and an output folder for problems, and says what to do about them. Changes nothing and knows no store."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from ckptsync.upload.spool import Spool
 OK, WARNING, ERROR = "ok", "warning", "error"
 
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs", "orangefs")
-"""File systems on which the kernel sees no changes that other machines make (inotify(7)), and FUSE's beside them."""
+"""File systems on which inotify reports no changes made by other machines (inotify(7)). FUSE file systems count too."""
 
 WATCHES_ENOUGH = 8192
 
-CACHE_MUCH = 50 * 10**9
-"""Bytes in the wandb client's cache from which it is worth a word: people have found 1.6 TB in theirs."""
+CACHE_WARNING = 50 * 10**9
+"""Bytes in the wandb client's cache that are worth a warning: users have found 1.6 TB in theirs."""
 
-LOOKED_AT = 50_000
-"""Files that are counted in the cache at most."""
+CACHE_FILES = 50_000
+"""The most files that are counted in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of `doctor`. `advice` is empty where there is nothing to do."""
+    """One line of `doctor`. `advice` is empty if there is nothing to do."""
 
     check: str
     state: str
@@ -43,7 +43,7 @@ class Finding:
 
 
 def machine(output_dir: Path) -> Iterator[Finding]:
-    """Every check that needs no network beyond this machine's own metadata service."""
+    """All checks that need no network beyond this machine's own metadata service."""
     yield _writable(output_dir)
     yield _pinning(output_dir)
     yield _events(output_dir)
@@ -56,40 +56,38 @@ def machine(output_dir: Path) -> Iterator[Finding]:
 
 def _writable(output_dir: Path) -> Finding:
     if os.access(output_dir, os.W_OK | os.X_OK):
-        return Finding("output folder", OK, f"{output_dir} can be written to")
-    advice = f"Run as the owner of the files, or make {FOLDER} in it for this user."
-    return Finding("output folder", ERROR, f"{output_dir} cannot be written to", advice)
+        return Finding("output folder", OK, f"{output_dir} is writable")
+    advice = f"Run as the owner of the files, or create {FOLDER} in it for this user."
+    return Finding("output folder", ERROR, f"{output_dir} is not writable", advice)
 
 
 def _pinning(output_dir: Path) -> Finding:
     try:
         way = snapshot.cheapest_way(output_dir)
     except OSError as error:
-        return Finding("links", ERROR, f"nothing can be pinned: {error.strerror}", "Let the folder be written to.")
+        return Finding("links", ERROR, f"checkpoints cannot be pinned: {error.strerror}", "Make the folder writable.")
     if way == "copy":
-        advice = "Use a file system with hard links, or plan for twice the space of what waits; --spool-limit bounds it."
-        return Finding("links", WARNING, "neither reflinks nor hard links here: each checkpoint is copied", advice)
-    return Finding("links", OK, f"checkpoints are pinned by {way}, no byte is copied")
+        advice = "Use a file system with hard links, or plan for twice the space of the queue; --spool-limit bounds it."
+        return Finding("links", WARNING, "no reflinks and no hard links on this file system: each checkpoint is copied", advice)
+    return Finding("links", OK, f"checkpoints are pinned by {way}, without copying a byte")
 
 
 def _events(output_dir: Path) -> Finding:
-    """inotify where it works, scans where it doesn't: a scan is the truth in any case, an event only a hint."""
+    """inotify where it works, else scans. Either way an event is only a hint, and the scan decides."""
     kind = file_system(output_dir)
     if kind.startswith("fuse") or kind in NETWORK:
-        return Finding(
-            "file events", OK, f"{kind}: a network file system, so checkpoints are found by scans, every 2 s or less often"
-        )
+        return Finding("file events", OK, f"{kind} is a network file system: checkpoints are found by scans, at most every 2 s")
     limit = _number(Path("/proc/sys/fs/inotify/max_user_watches"))
     if limit is None:
-        return Finding("file events", OK, f"{kind}, no inotify here: checkpoints are found by scans")
+        return Finding("file events", OK, f"{kind}, no inotify on this system: checkpoints are found by scans")
     if limit < WATCHES_ENOUGH:
         advice = "sudo sysctl fs.inotify.max_user_watches=65536"
-        return Finding("file events", WARNING, f"{kind}, only {limit} inotify watches: scans step in", advice)
+        return Finding("file events", WARNING, f"{kind}, only {limit} inotify watches: scans take over when they run out", advice)
     return Finding("file events", OK, f"{kind}, {limit} inotify watches")
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that a path is on; `unknown` where the kernel doesn't tell."""
+    """The type of the file system that a path is on; `unknown` if the kernel doesn't say."""
     best, kind = "", "unknown"
     target = os.path.realpath(path)
     with contextlib.suppress(OSError):
@@ -106,15 +104,15 @@ def _space(output_dir: Path) -> Finding:
     folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None and path.is_dir()]
     largest = max((sum(file.size for file in layouts.list_files(path)) for path in folders), default=0)
     if not largest:
-        return Finding("disk", OK, f"{_size(free)} free, no checkpoint here yet to compare with")
+        return Finding("disk", OK, f"{_size(free)} free, no checkpoint yet to compare with")
     message = f"{_size(free)} free, a checkpoint takes {_size(largest)}"
     if free < 2 * largest:
-        return Finding("disk", WARNING, message, "Make room for two more, or lower save_total_limit and set --spool-limit.")
+        return Finding("disk", WARNING, message, "Free space for two more, or lower save_total_limit and set --spool-limit.")
     return Finding("disk", OK, message)
 
 
 def _cache() -> Iterator[Finding]:
-    """The wandb client's folders. ckptsync fills none of them; HF's WandbCallback does."""
+    """The wandb client's cache, which HF's WandbCallback fills; ckptsync writes nothing there."""
     base = os.environ.get("WANDB_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wandb"
     held, seen = 0, 0
     for folder, _, names in os.walk(base):
@@ -122,11 +120,11 @@ def _cache() -> Iterator[Finding]:
             with contextlib.suppress(OSError):
                 held += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - there may be thousands
             seen += 1
-        if seen > LOOKED_AT:
+        if seen > CACHE_FILES:
             break
     named = [f"{name}={os.environ[name]}" for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR") if os.environ.get(name)]
-    message = f"{_size(held)}{' and more' if seen > LOOKED_AT else ''} in {base}" + (f"; {', '.join(named)}" if named else "")
-    advice = "`wandb artifact cache cleanup 10GB` empties it; ckptsync puts nothing there." if held > CACHE_MUCH else ""
+    message = f"{_size(held)}{' and more' if seen > CACHE_FILES else ''} in {base}" + (f"; {', '.join(named)}" if named else "")
+    advice = "`wandb artifact cache cleanup 10GB` shrinks it; ckptsync writes nothing there." if held > CACHE_WARNING else ""
     yield Finding("wandb folders", WARNING if advice else OK, message, advice)
 
 
@@ -135,7 +133,10 @@ def _libraries() -> Finding:
     message = ", ".join(f"{name} {version}" for name, version in found.items())
     if "transformers" not in found:
         return Finding(
-            "libraries", WARNING, message, "transformers isn't installed beside ckptsync: fine for `watch`, not for the hook."
+            "libraries",
+            WARNING,
+            message,
+            "transformers isn't installed in ckptsync's environment: fine for `watch`, not for the hook.",
         )
     major, minor = (int(part) for part in found["transformers"].split(".")[:2])
     if (major, minor) < (4, 57) or major > 5:
@@ -145,29 +146,29 @@ def _libraries() -> Finding:
 
 def _systemd() -> Finding:
     if Path("/run/systemd/system").is_dir():
-        return Finding("systemd", OK, "runs here: `ckptsync install-units` makes services of watch and resume")
-    return Finding("systemd", OK, "does not run here; use the scheduler's own restart, or `ckptsync run --max-restarts`")
+        return Finding("systemd", OK, "is running: `ckptsync install-units` creates services for watch and resume")
+    return Finding("systemd", OK, "is not running: use the scheduler's own restarts, or `ckptsync run --max-restarts`")
 
 
 def _notices(output_dir: Path) -> Iterator[Finding]:
-    """Who tells here that the machine is about to go, and whether an upload fits into the time that is left then."""
-    followed = [name for name in preemption.CHOICES if name in preemption.SOURCES]
-    with ThreadPoolExecutor(len(followed)) as pool:
-        answers = list(pool.map(lambda name: _present(name), followed))
-    found = [name for name, present in zip(followed, answers, strict=True) if present]
+    """Where this machine's preemption notices come from, and whether an upload fits into the grace period."""
+    providers = [name for name in preemption.CHOICES if name in preemption.SOURCES]
+    with ThreadPoolExecutor(len(providers)) as pool:
+        answers = list(pool.map(lambda name: _present(name), providers))
+    found = [name for name, present in zip(providers, answers, strict=True) if present]
     if not found:
-        yield Finding("notices", OK, "no metadata service answers: SIGTERM and SIGUSR1 are followed")
+        yield Finding("notices", OK, "no metadata service answers: SIGTERM and SIGUSR1 count as notices")
     else:
         yield Finding("notices", OK, f"the metadata service of {', '.join(found)} answers")
     newest = Spool(output_dir).newest_receipt()
     period = grace_period.usual(found)
     if newest is None or not newest.seconds or period is None:
         return
-    warning = grace_period.Fit().judge(size=newest.bytes, seconds=newest.seconds, grace=period)
+    warning = grace_period.GraceCheck().warning(size=newest.bytes, seconds=newest.seconds, grace=period)
     if warning:
-        yield Finding("grace period", WARNING, warning, "Save more often or less; see above.")
+        yield Finding("grace period", WARNING, warning, "Save more often, or save less.")
     else:
-        yield Finding("grace period", OK, f"an upload takes {newest.seconds:.0f} s, the notice here is {period:.0f} s")
+        yield Finding("grace period", OK, f"an upload takes {newest.seconds:.0f} s, the grace period is {period:.0f} s")
 
 
 def _present(name: str) -> bool:

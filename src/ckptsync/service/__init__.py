@@ -1,4 +1,4 @@
-"""ckptsync as a service of systemd: what it tells its manager, and the units that describe it.
+"""ckptsync as a systemd service: what it reports to the service manager, and the units that describe it.
 
 May not know what the service does.
 """

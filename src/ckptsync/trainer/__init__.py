@@ -1,8 +1,7 @@
-"""What runs inside the training process: the hook, the callback and a tiny training program.
+"""What runs inside the training process: hook → patch → callback, which marks complete checkpoints and saves at a signal.
 
-Importing this package must stay light: the launcher imports it without torch, and the hook in every Python process of a job.
-Its modules may import the standard library, transformers, torch and wandb (inside functions), and of ours only `errors`,
-`checkpoint` and `durable`.
+Takes the checkpoint from the environment and gives markers, run.json and an exit code. May not break a training that runs
+without it. Importing this package must stay light: the launcher does it without torch, and the hook in every Python process.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 RESUME_FROM = "CKPTSYNC_RESUME_FROM"
-"""Environment: the checkpoint folder that the first `train()` of the Trainer with that output folder goes on from."""
+"""Environment variable: the checkpoint from which the first `train()` of the Trainer with that output folder resumes."""
 
 OUTPUT_DIR = "CKPTSYNC_OUTPUT_DIR"
-"""Environment: the output folder whose Trainer gets a `SyncCallback`, in every rank."""
+"""Environment variable: the output folder whose Trainer gets a `SyncCallback`, in every rank."""
 
 
 def hook_path() -> Path:
-    """The folder to put first on PYTHONPATH. It holds nothing but `sitecustomize.py`, so that it hides no other module."""
+    """The folder to put first on PYTHONPATH. It holds only `sitecustomize.py`, so it hides no other module."""
     return Path(__file__).resolve().parent / "hook"

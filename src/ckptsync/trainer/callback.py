@@ -1,4 +1,4 @@
-"""`SyncCallback`: what ckptsync adds to a Trainer, in every rank. The hook does it, or `callbacks=[SyncCallback()]`."""
+"""`SyncCallback`: what ckptsync adds to a Trainer in every rank, through the hook or by `callbacks=[SyncCallback()]`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from transformers import TrainerCallback
 
 from ckptsync import processes, record, secret_detection
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import history, marker, workers
+from ckptsync.trainer import backfill, dataloader_workers, marker
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
-    """An error in what ckptsync adds is told on one line and never ends a training."""
+    """Report an error in what ckptsync adds on one line: it must never end a training."""
 
     @functools.wraps(method)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -34,21 +34,20 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
 
 
 def _active_run() -> Any:
-    """The wandb run of this process, or None. wandb is imported already where there is one."""
+    """The wandb run of this process, or None. If there is one, wandb is already imported."""
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
 class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Tells the watcher which checkpoints are complete, and saves one when the machine is about to go.
+    """Marks complete checkpoints for the watcher, and saves one at a preemption.
 
     At the first SIGTERM or SIGUSR1 in any rank, all ranks finish the step, save through the Trainer's normal path, and leave
     `train()` with SystemExit(75). The resumed training is bit-identical: the save lies between two steps, like any other. An
-    evaluation that is due at that step runs before, because it moves the random generators. A training that
-    reaches its end in that step ends as if there had been no signal.
+    evaluation that is due at that step runs first, because it advances the random generators. A training that reaches its last
+    step ends as if there had been no signal.
 
-    Every rank needs one (a rank without it would leave the others waiting), and it should be the last callback: those
-    after it don't see the `on_save` of the last checkpoint. Where the user enabled transformers' own just-in-time checkpoint,
-    SIGTERM stays with that one.
+    Every rank needs one (the others would wait for a rank without it), and it should be the last callback: those after it don't
+    see the `on_save` of the last checkpoint. If the user enabled transformers' own just-in-time checkpoint, that handles SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -58,30 +57,30 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._left = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the signals, write down who this training is, and complete the run's history after a resume."""
+        """Install the signal handlers, record the training in run.json, and backfill the run's history after a resume."""
         self._leaving = False
         self._ranks = Ranks(args.world_size)
         if self._ranks.together:
             theirs = {signal.SIGTERM} if getattr(args, "enable_jit_checkpoint", False) else set()
             self._signals.install(PREEMPTING - theirs)
-            workers.shield()
-        self._find_best(args, state)
+            dataloader_workers.shield()
+        self._relocate_best(args, state)
         members = self._ranks.gather(processes.identity(os.getpid()))
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._record(args, state, members)
-            self._complete_history(state)
+            self._backfill(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Let all ranks agree whether this step is the last one here. One rank: 0.2 µs; two over gloo: 0.2 ms."""
+        """Agree with all ranks whether to save and leave after this step. One rank: 0.2 µs; two over gloo: 0.2 ms."""
         if self._agreed(control):
             self._leaving = True
             control.should_save = True
-            # The losses since the last log line would be in no history: the resumed training counts from here.
+            # Otherwise the losses since the last log line would be lost: the resumed training counts from this step.
             control.should_log = True
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint as complete once every rank has finished it; leave if it is the last one here."""
+        """Mark the checkpoint as complete once every rank has saved it; leave if a preemption asked for it."""
         if not self._ranks.together:
             return
         self._leaving = self._leaving or self._agreed(control)
@@ -92,18 +91,18 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._leave()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark what transformers' own just-in-time checkpoint saved, which comes without an `on_save`."""
+        """Mark the checkpoint of transformers' own just-in-time checkpointing, which calls no `on_save`."""
         early = getattr(args, "enable_jit_checkpoint", False) and state.global_step < state.max_steps
         if early and self._ranks.world_size == 1:
-            # It saves before the step in hand, and that step is still taken (transformers 5.24).
+            # It saves before the current step, and that step still runs (transformers 5.24).
             for step in (state.global_step, state.global_step - 1):
                 self._mark(args, step, preempted=True)
         self.release()
 
     def release(self) -> None:
-        """Give the signals back, and with them one that came too late for a save. A training that left keeps them.
+        """Restore the signal handlers, and pass on a signal that came too late for a save. Does nothing after `_leave`.
 
-        torchrun sends SIGTERM to the other ranks as soon as the first one has ended, while wandb may still be sending.
+        torchrun sends SIGTERM to the other ranks as soon as the first one has exited, while their wandb may still be sending.
         """
         if not self._left:
             self._signals.hand_over()
@@ -114,7 +113,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         return self._ranks.agree(wanted)
 
     def _leave(self) -> None:
-        """End this rank, after all ranks are ready to: torchrun kills the rest when the first one ends."""
+        """Exit, but only when all ranks are ready to: torchrun kills the others when the first one exits."""
         run = _active_run()
         if run is not None:
             with contextlib.suppress(Exception):
@@ -123,16 +122,16 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._signals.hand_over()
         self._ranks.wait()
         self._left = True
-        # The function, not `raise SystemExit`: wandb learns the exit code from it and sends what it has at exit.
+        # sys.exit, not `raise SystemExit`: wandb hooks the function to learn the exit code, and sends its data at exit.
         sys.exit(PreemptedError.exit_code)
 
     @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
-        marker.leave(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
+        marker.write(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
 
     @_harmless
-    def _find_best(self, args: Any, state: Any) -> None:
-        """On another machine the path of the best checkpoint is another one, and the Trainer would forget its best model."""
+    def _relocate_best(self, args: Any, state: Any) -> None:
+        """Correct the best checkpoint's path on another machine, where the Trainer would forget its best model."""
         best = state.best_model_checkpoint
         if best and not Path(best).is_dir():
             here = Path(args.output_dir) / Path(best).name
@@ -142,11 +141,11 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                     sys.stderr.write(f"ckptsync: the best checkpoint so far is {here}\n")
 
     @_harmless
-    def _complete_history(self, state: Any) -> None:
+    def _backfill(self, state: Any) -> None:
         run = _active_run()
         if run is None or state.global_step == 0:
             return
-        steps = history.complete(run, state.log_history, step=state.global_step)
+        steps = backfill.log_missing(run, state.log_history, step=state.global_step)
         if steps:
             sys.stderr.write(
                 f"ckptsync: logged {len(steps)} rows again that the run's history lacked (steps {min(steps)} to {max(steps)})\n"
@@ -154,9 +153,9 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     @_harmless
     def _record(self, args: Any, state: Any, members: list[Any]) -> None:
-        """Complete run.json: the run as wandb knows it, how many steps, and the process of each rank.
+        """Write to run.json: the run as wandb knows it, the number of steps, and the process of each rank.
 
-        torchrun gives each rank a session of its own, so whoever has to signal a rank can't reach it through a group.
+        torchrun starts each rank in a session of its own, so a signal to the process group doesn't reach it.
         """
         run = _active_run()
         values: dict[str, Any] = {"world_size": self._ranks.world_size, "max_steps": state.max_steps}

@@ -1,7 +1,7 @@
-"""The completion marker: the training's own word that every rank finished a checkpoint.
+"""The completion marker, by which the training states that every rank has finished saving a checkpoint.
 
-`<output_dir>/.ckptsync/complete/checkpoint-N` holds {version, step, saved_at, world_size, print, preempted}. It is true for as
-long as the files in checkpoint-N still have the fingerprint in `print`. Never inside the checkpoint: that would change it.
+`<output_dir>/.ckptsync/complete/checkpoint-N` holds {version, step, saved_at, world_size, print, preempted}. It is valid as long
+as the files in checkpoint-N have the fingerprint `print`. It is never inside the checkpoint, which it would change.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ckptsync.checkpoint import File, fingerprint
 FOLDER = Path(".ckptsync") / "complete"
 
 
-def leave(output_dir: Path, step: int, *, world_size: int, preempted: bool = False) -> Path | None:
-    """Write the marker of `checkpoint-<step>`, and drop those of checkpoints that are gone. None where there is no such folder.
+def write(output_dir: Path, step: int, *, world_size: int, preempted: bool = False) -> Path | None:
+    """Write the marker of `checkpoint-<step>`, and delete those of deleted checkpoints. None if there is no such folder.
 
-    It is renamed into place but not synced. After a power cut it may be missing, and the watcher then waits for a
-    quiet period as without it; an fsync here would make the training wait for the disk.
+    It is renamed into place but not synced, because an fsync would make the training wait for the disk. After a power cut it may
+    be missing; the watcher then waits for a quiet period.
     """
     checkpoint = output_dir / f"checkpoint-{step}"
     if not checkpoint.is_dir():

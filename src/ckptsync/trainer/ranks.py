@@ -1,4 +1,4 @@
-"""The processes that train together, where all of them have to do the same thing at the same step."""
+"""The ranks of one training, and how they agree, wait for each other and exchange values."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from datetime import timedelta
 from typing import Any
 
 _TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others to finish a save. The default of 30 minutes is too short for a slow file system."""
+"""How long a rank waits for the others to finish a save. The default of 30 minutes is too short for slow file systems."""
 
 _group: Any = None
-"""One process group for all trainings of this process: making one costs about 10 ms, and they are never freed."""
+"""One process group for all trainings of this process: creating one takes about 10 ms, and they are never freed."""
 
 
 class Ranks:
-    """Agreement and waiting among the ranks. With one rank nothing is sent and nothing waits.
+    """The ranks of a training. Every rank must make the same calls in the same order, or all of them hang.
 
-    What is sent goes through gloo, on the CPU: a flag that went through NCCL would make every step wait for the GPU.
-    Every rank has to make the same calls in the same order, or all of them hang.
+    Communicates over gloo, on the CPU: over NCCL, a flag would make every step wait for the GPU. A single rank sends nothing.
     """
 
     def __init__(self, world_size: int) -> None:
@@ -29,11 +28,11 @@ class Ranks:
 
     @property
     def together(self) -> bool:
-        """Whether agreement is possible: with several ranks it needs torch.distributed (XLA has its own way)."""
+        """Whether the ranks can communicate. Several ranks need torch.distributed, which XLA doesn't use."""
         return self.world_size == 1 or self._distributed is not None
 
     def agree(self, flag: bool) -> bool:
-        """Whether any rank says yes: the same answer in all of them."""
+        """Whether any rank passed True; the same answer in all of them."""
         if self._distributed is None:
             return flag
         self._flag.fill_(flag)
@@ -41,12 +40,12 @@ class Ranks:
         return bool(self._flag.item())
 
     def wait(self) -> None:
-        """Return when every rank has come here."""
+        """Return when every rank has called this."""
         if self._distributed is not None:
             self._distributed.barrier(group=_group)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in the order of the ranks."""
+        """The values of all ranks, in rank order."""
         if self._distributed is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -64,7 +63,7 @@ class Ranks:
             try:
                 _group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
             except (RuntimeError, ValueError) as error:
-                # All ranks fail together: gloo connects each with each. The training itself needs no gloo.
+                # All ranks fail together, because gloo connects each with each. The training itself needs no gloo.
                 sys.stderr.write(f"ckptsync: no markers and no save at a signal, the ranks can't agree: {error}\n")
                 return
         self._distributed, self._flag = distributed, torch.zeros(1, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The signals that mean "this machine goes away". Knows neither the Trainer nor wandb."""
+"""Handlers for the signals of a preemption. Knows neither the Trainer nor wandb."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PREEMPTING = frozenset({signal.SIGTERM, signal.SIGUSR1})
 
 
 class Signals:
-    """Notes that a signal came and lets the training save first; who had the signal before gets it after that.
+    """Notes a signal and defers the handlers that were installed before, so that the training can save first.
 
-    A handler that another library installed is called late, in `hand_over`, not at once: many of them end the process, and the
-    checkpoint would be lost. A second signal changes nothing: torchrun sends SIGTERM to the ranks that are still saving.
+    Those are called later, in `hand_over`: many of them end the process, and the checkpoint would be lost. A second signal
+    changes nothing: torchrun sends SIGTERM to the ranks that are still saving.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Signals:
         self._handler = self._note
 
     def install(self, numbers: Iterable[int] = PREEMPTING) -> bool:
-        """Take the signals over. False outside the main thread, where Python can't."""
+        """Install the handlers. False outside the main thread, where Python can't."""
         self.received = None
         for number in numbers:
             if signal.getsignal(number) is self._handler:
@@ -35,14 +35,14 @@ class Signals:
         return True
 
     def hand_over(self) -> None:
-        """Call the handler that the received signal had before, once, if that was a function."""
+        """Call the earlier handler of the received signal, once, if it was a function."""
         number, self.received = self.received, None
         previous = self._previous.get(number) if number is not None else None
         if callable(previous):
             previous(number, None)
 
     def release(self) -> None:
-        """Put back what was there, unless somebody else has taken the signal since."""
+        """Restore the earlier handlers, except where another library has installed its own since."""
         for number, previous in self._previous.items():
             if signal.getsignal(number) is self._handler and previous is not None:
                 signal.signal(number, previous)

@@ -1,8 +1,8 @@
 """A complete training in a few seconds on a CPU: `python -m ckptsync.trainer.tiny --output-dir DIR --max-steps 20`.
 
-A small GPT-2 made from a config learns text that is generated here, byte by byte: no download, no network. It is written as
-run_clm.py is, knows nothing of ckptsync, and calls `trainer.train()` bare, so what resumes it is the hook or `--resume-from`.
-Dropout and shuffling are on: a resumed training equals an uninterrupted one only if the state of every generator came back.
+A small GPT-2 with random weights learns generated text byte by byte: no download, no network. It is written like run_clm.py,
+knows nothing of ckptsync, and calls `trainer.train()` without arguments, so it resumes through the hook or `--resume-from`.
+Dropout and shuffling are on: a resumed training equals an uninterrupted one only if every random generator was restored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, default=20)
     parser.add_argument("--save-steps", type=int, default=5)
     parser.add_argument("--logging-steps", type=int, default=1)
-    parser.add_argument("--eval-steps", type=int, default=0, help="evaluate every so many steps; 0: never")
+    parser.add_argument("--eval-steps", type=int, default=0, help="evaluate every this many steps; 0: never")
     parser.add_argument("--save-total-limit", type=int, default=None)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -37,13 +37,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr-scheduler", default="cosine")
     parser.add_argument("--report-to", choices=("wandb", "none"), default="wandb")
     parser.add_argument("--resume-from", default=None, metavar="CHECKPOINT")
-    parser.add_argument("--step-seconds", type=float, default=0.0, help="sleep so long before each step")
+    parser.add_argument("--step-seconds", type=float, default=0.0, help="sleep this long before each step")
     parser.add_argument("--crash-at", type=int, default=0, metavar="STEP", help="kill this process at the end of a step")
     return parser.parse_args(argv)
 
 
 def text(seed: int, length: int) -> bytes:
-    """Sentences with some structure to learn, the same for the same seed."""
+    """Sentences with some structure to learn, equal for equal seeds."""
     generator = random.Random(seed)  # noqa: S311 - not for secrets
     words = ("the", "ship", "sails", "home", "and", "a", "bird", "sings", "over", "calm", "water")
     out = bytearray()
@@ -53,7 +53,7 @@ def text(seed: int, length: int) -> bytes:
 
 
 def samples(seed: int, count: int) -> list[dict[str, Any]]:
-    """Blocks of bytes as a causal language model takes them."""
+    """Blocks of bytes as samples for a causal language model."""
     import torch
 
     data = text(seed, count * BLOCK)
@@ -62,7 +62,7 @@ def samples(seed: int, count: int) -> list[dict[str, Any]]:
 
 
 def build(options: argparse.Namespace) -> Any:
-    """The Trainer that the options ask for."""
+    """The Trainer that the options describe."""
     import transformers
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
@@ -113,7 +113,7 @@ def build(options: argparse.Namespace) -> Any:
 
 
 def _pace(step_seconds: float, crash_at: int) -> Any:
-    """A callback that slows steps down and dies where it is told to, as a machine does: without a word."""
+    """A callback that slows the steps down, and kills the process at a given step as a lost machine would."""
     from transformers import TrainerCallback
 
     class Pace(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -130,7 +130,7 @@ def _pace(step_seconds: float, crash_at: int) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Train, save the final model beside the checkpoints, return 0."""
     options = parse(argv)
-    # Otherwise accelerate calls the device of a rank `cpu:0`, and transformers 4.57 can't load an optimizer to it.
+    # Otherwise accelerate names a rank's device `cpu:0`, and transformers 4.57 can't load an optimizer onto that.
     os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

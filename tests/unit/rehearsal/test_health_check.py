@@ -35,7 +35,7 @@ def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path, path: str,
     assert health_check.file_system(Path(path), mounts) == kind
 
 
-def test_a_kernel_that_does_not_tell_leaves_it_unknown(tmp_path: Path) -> None:
+def test_without_mountinfo_the_file_system_is_unknown(tmp_path: Path) -> None:
     assert health_check.file_system(tmp_path, tmp_path / "none") == "unknown"
 
 

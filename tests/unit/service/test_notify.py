@@ -79,7 +79,7 @@ def test_a_status_cannot_smuggle_in_another_assignment(address: str, heard: Hear
     assert heard() == ["STATUS=a MAINPID=1"]
 
 
-def test_signs_of_life_come_in_time_and_not_more_often_than_needed(address: str, heard: Heard) -> None:
+def test_the_watchdog_is_reset_in_time_and_not_more_often_than_needed(address: str, heard: Heard) -> None:
     clock = Clock()
     manager = notify.Manager(address, watchdog=8.0, clock=clock)
     times = []
@@ -95,13 +95,13 @@ def test_signs_of_life_come_in_time_and_not_more_often_than_needed(address: str,
     assert min(gaps) >= 1.0
 
 
-def test_a_manager_that_wants_no_signs_of_life_gets_none(address: str, heard: Heard) -> None:
+def test_a_manager_without_a_watchdog_gets_no_resets(address: str, heard: Heard) -> None:
     notify.Manager(address).alive()
 
     assert heard() == []
 
 
-def test_the_end_and_a_reload_are_said(address: str, heard: Heard) -> None:
+def test_a_stop_and_a_reload_are_reported(address: str, heard: Heard) -> None:
     manager = notify.Manager(address)
 
     manager.reloading()
@@ -112,7 +112,7 @@ def test_the_end_and_a_reload_are_said(address: str, heard: Heard) -> None:
     assert stopping == "STOPPING=1"
 
 
-def test_more_time_is_asked_for_only_while_enough_moves(address: str, heard: Heard) -> None:
+def test_the_timeout_is_extended_only_while_enough_bytes_move(address: str, heard: Heard) -> None:
     clock = Clock()
     manager = notify.Manager(address, clock=clock)
     extension = [f"EXTEND_TIMEOUT_USEC={round(notify.GRACE * 1e6)}"]

@@ -68,7 +68,7 @@ def test_whatever_stands_in_the_settings_comes_back(place: Place) -> None:
     assert tomllib.loads(settings.read_text()) == {"command": command}
 
 
-def test_nothing_is_left_of_what_was_taken_away(place: Place, tmp_path: Path) -> None:
+def test_removing_leaves_nothing_behind(place: Place, tmp_path: Path) -> None:
     _install(_instance(), place)
 
     gone, kept = units.remove(place, "demo")
@@ -78,7 +78,7 @@ def test_nothing_is_left_of_what_was_taken_away(place: Place, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_there_before_stays(place: Place) -> None:
+def test_files_that_existed_before_are_kept(place: Place) -> None:
     place.settings.mkdir(parents=True)
     (place.settings / "mine.toml").write_text("")
     before = _files(place.settings.parent)
@@ -100,7 +100,7 @@ def test_the_template_stays_for_as_long_as_another_instance_needs_it(place: Plac
     assert template in gone
 
 
-def test_what_somebody_changed_since_is_theirs(place: Place) -> None:
+def test_a_file_that_somebody_changed_is_kept(place: Place) -> None:
     *_, settings = _install(_instance(), place)
     settings.write_text("mine = 1\n")
 
@@ -132,7 +132,7 @@ def test_the_same_installation_again_is_no_conflict(place: Place) -> None:
     assert not _files(place.units)
 
 
-def test_what_was_never_installed_cannot_be_taken_away(place: Place) -> None:
+def test_what_was_never_installed_cannot_be_removed(place: Place) -> None:
     with pytest.raises(NotFoundError):
         units.remove(place, "nobody")
 

@@ -80,7 +80,7 @@ def test_every_change_starts_the_quiet_period_again(quiet_period: QuietPeriod, c
 
 def test_the_word_of_the_training_makes_the_rest_unnecessary(quiet_period: QuietPeriod, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
-    marker.leave(tmp_path, 5, world_size=1)
+    marker.write(tmp_path, 5, world_size=1)
 
     assert steps(quiet_period.look()) == [5]
 
@@ -100,7 +100,7 @@ def test_a_marker_that_does_not_name_these_very_files_changes_nothing(
 
 def test_a_marker_of_the_save_before_is_not_taken_for_one_of_the_save_after(quiet_period: QuietPeriod, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
-    marker.leave(tmp_path, 5, world_size=1)
+    marker.write(tmp_path, 5, world_size=1)
     make_checkpoint(tmp_path, 5, content="again", saved_at=2_000_000_000)
 
     assert quiet_period.look() == []

@@ -1,7 +1,7 @@
-"""Python imports this at start-up wherever the hook folder is first on PYTHONPATH, so it costs next to nothing there.
+"""Python imports this at start-up if the hook folder is first on PYTHONPATH, in every process, so it must cost next to nothing.
 
-It puts one finder on `sys.meta_path`, which waits for `transformers.trainer` and only then imports anything of ckptsync, and it
-runs the `sitecustomize` that it hides. It imports nothing that `site` hasn't imported already.
+It puts a finder on `sys.meta_path` that waits for the import of `transformers.trainer` and only then imports ckptsync, and it
+runs the `sitecustomize` that it hides. It imports only what `site` has imported already.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - pathlib co
 
 
 class _Loader:
-    """Executes the module as its own loader does, then lets ckptsync wrap what is in it."""
+    """Executes the module with its own loader, then lets ckptsync patch it."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -31,20 +31,20 @@ class _Loader:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: Any) -> None:
-        # The module must look as if nobody had been there: inspect and pickle read these.
+        # The module must look untouched: inspect and pickle read these.
         module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         try:
-            _ckptsync().wrap(module)
+            _patch().wrap(module)
         except Exception as error:
-            # Without the hook the training would start over, silently: better that it doesn't start.
+            # Without the patch the training would silently start over: better that it doesn't start.
             if os.environ.get("CKPTSYNC_RESUME_FROM"):
                 raise
             sys.stderr.write(f"ckptsync: the hook is off: {type(error).__name__}: {error}\n")
 
 
 class _Finder:
-    """Finds `transformers.trainer` by way of the other finders, once, and is gone after that."""
+    """Finds `transformers.trainer` through the other finders, once, and then removes itself."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != _TARGET:
@@ -61,8 +61,8 @@ class _Finder:
         return None
 
 
-def _ckptsync() -> Any:
-    """The module `ckptsync.trainer.hooking`, also where the training's Python has no ckptsync installed."""
+def _patch() -> Any:
+    """The module `ckptsync.trainer.patch`, even if the training's Python has no ckptsync installed."""
     import importlib
     import importlib.util
 
@@ -72,14 +72,14 @@ def _ckptsync() -> Any:
         spec: Any = importlib.util.spec_from_file_location("ckptsync", file, submodule_search_locations=[package])
         module = sys.modules["ckptsync"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return importlib.import_module("ckptsync.trainer.hooking")
+    return importlib.import_module("ckptsync.trainer.patch")
 
 
 def _chain(seen: set[str | None]) -> None:
-    """Run the next `sitecustomize` on the path in our place, with the words of `site` when it fails."""
+    """Run the next `sitecustomize` on the path, and report its failure as `site` does."""
     rest = [entry for entry in sys.path if os.path.realpath(entry) != _HERE]
     spec = PathFinder.find_spec("sitecustomize", rest)
-    # Others chain too, and some come back here: each one runs once, or two of them would call each other for ever.
+    # Others chain too, and some lead back to this one: each runs once, or two of them would call each other forever.
     if spec is None or spec.loader is None or spec.origin in seen:
         return
     seen.add(spec.origin)

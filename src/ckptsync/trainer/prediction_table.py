@@ -1,4 +1,4 @@
-"""Predictions beside labels, as a table in the run, at evaluations."""
+"""`PredictionTableCallback`: predictions beside labels, as a table in the run, at evaluations."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ KEY = "ckptsync/predictions"
 COLUMNS = ("epoch", "step", "input", "prediction", "label")
 
 IGNORED = -100
-"""The label of what counts for no loss (transformers)."""
+"""The label that the loss ignores (transformers)."""
 
 
 class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Logs what the model predicts for some samples as a `wandb.Table` with the columns epoch, step, input, prediction, label.
+    """Logs the model's predictions for some samples as a `wandb.Table` with the columns epoch, step, input, prediction, label.
 
-    For causal, sequence-to-sequence and sequence classification models. Add it when the Trainer is made:
+    For causal, sequence-to-sequence and sequence classification models. Add it once the Trainer exists:
     `trainer.add_callback(PredictionTableCallback(trainer, tokenizer, dataset))`.
 
     Args:
-        trainer: The Trainer, whose `predict` is used, so that its collator and its devices are.
-        tokenizer: Decodes inputs, predictions and labels; the Trainer's `processing_class` will do.
-        dataset: Samples as the Trainer's eval_dataset has them. The first `num_samples` are taken, the same ones each time.
-        num_samples: How many rows a table has at most.
-        every_epochs: A table at the first evaluation after each so many epochs; after a resume it goes on counting.
+        trainer: The Trainer, whose `predict` is called, with its collator and devices.
+        tokenizer: Decodes inputs, predictions and labels; usually the Trainer's `processing_class`.
+        dataset: Samples like those of the Trainer's eval_dataset. The first `num_samples` are used every time.
+        num_samples: The most rows in a table.
+        every_epochs: Log a table at the first evaluation after every this many epochs, counted across resumes.
 
-    Without an active wandb run it does nothing. An error in it is told on one line and doesn't end the training.
+    Does nothing without an active wandb run. An error is reported on one line and doesn't end the training.
     """
 
     def __init__(self, trainer: Any, tokenizer: Any, dataset: Any, num_samples: int = 100, every_epochs: float = 2) -> None:
@@ -44,7 +44,7 @@ class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ign
         self._busy = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a resume, what was logged before counts as logged."""
+        """Count the tables that were due before a resume as logged."""
         self._done = int((state.epoch or 0.0) / self._every)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -54,7 +54,7 @@ class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ign
             return
         self._busy, self._done = True, due
         try:
-            # Every rank predicts, since the ranks gather what they predict; one logs.
+            # Every rank must predict, because predict gathers from all of them; one logs.
             rows = self._rows(state)
             if state.is_world_process_zero:
                 self._log(rows)
@@ -72,7 +72,7 @@ class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ign
     def _rows(self, state: Any) -> list[tuple[Any, ...]]:
         import torch
 
-        # A loader draws a seed and generation may sample: without this a resumed training would not equal this one.
+        # A loader draws a seed and generation may sample: without the fork, a resumed training would differ from this one.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             output = self._trainer.predict(self._samples, metric_key_prefix="predictions")
@@ -89,11 +89,11 @@ class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ign
         ]
 
     def _predicted(self, scores: Any, label: Any) -> str:
-        """Of token ids (generated), of a score for each class, or of a score for each token at each place."""
+        """The text of generated token ids, of scores per class, or of scores per position and token."""
         if scores.ndim == 2:
             ids = scores.argmax(axis=-1)
             if label is not None and self._is_causal():
-                # What the model says at a place is about the next one.
+                # A causal model's scores at a position predict the next one.
                 ids = _shifted(ids, label)
             return self._text(_values(ids))
         if "float" in str(scores.dtype):
@@ -119,7 +119,7 @@ class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ign
 
 
 def _first(values: Any) -> Any:
-    """Some models return more than the scores, and some datasets have more than one label."""
+    """Some models return more than scores, and some datasets have several labels."""
     return values[0] if isinstance(values, tuple | list) else values
 
 
@@ -132,5 +132,5 @@ def _shifted(ids: Any, label: Any) -> Any:
 
 
 def _values(value: Any) -> Any:
-    """Numbers of Python for whatever holds them."""
+    """Python numbers from an array or tensor."""
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,7 +1,7 @@
-"""Wraps `Trainer.train` in the training process: the pulled checkpoint is used, and `SyncCallback` is there.
+"""Patches `Trainer.train` in the training process: it resumes from the placed checkpoint and has a `SyncCallback`.
 
-A subclass that overrides `train()` calls this one in the end (TRL, Seq2SeqTrainer), so wrapping the base class is enough. Nothing
-here may break a training that would have run without it, except one that would silently start over.
+A subclass that overrides `train()` calls the base class in the end (TRL, Seq2SeqTrainer), so patching that one is enough. Nothing
+here may break a training that would run without it, except one that would silently start over.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ckptsync.errors import IntegrityError
 from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM
 
 _resumed: set[str] = set()
-"""The checkpoints that a `train()` of this process began from. A second one must not fall back to them."""
+"""The checkpoints that a `train()` of this process resumed from. A second `train()` must not go back to them."""
 
 
 def wrap(module: Any) -> None:
-    """Replace `Trainer.train` in `transformers.trainer`, once."""
+    """Patch `Trainer.train` in the module `transformers.trainer`, once."""
     trainer_class = module.Trainer
     original = trainer_class.train
     if getattr(original, "_ckptsync", False):
@@ -28,8 +28,8 @@ def wrap(module: Any) -> None:
 
     @functools.wraps(original)
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _resuming(self, args, kwargs)
-        callback = _following(self)
+        args, kwargs = _resume_arguments(self, args, kwargs)
+        callback = _add_callback(self)
         try:
             return original(self, *args, **kwargs)
         finally:
@@ -40,11 +40,11 @@ def wrap(module: Any) -> None:
     trainer_class.train = train
 
 
-def _resuming(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `train()`, with the checkpoint in them where it is this call that has to go on from it.
+def _resume_arguments(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `train()`, with the checkpoint added if this call must resume from it.
 
-    That is the first `train()` of a Trainer whose output folder holds the checkpoint; a trial of a hyperparameter search
-    never is. Raises IntegrityError when the checkpoint is gone: the training would start over.
+    That is the first `train()` of the Trainer whose output folder holds the checkpoint, and never a trial of a hyperparameter
+    search. Raises IntegrityError if the checkpoint is missing, because the training would start over.
     """
     wanted = os.environ.get(RESUME_FROM)
     trial = args[1] if len(args) > 1 else kwargs.get("trial")
@@ -60,14 +60,14 @@ def _resuming(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
             _say(f"the program resumes from {given} itself, so {wanted} is not used")
         return args, kwargs
     if not (Path(wanted) / "trainer_state.json").is_file():
-        raise IntegrityError(f"the checkpoint to resume from is not there: {wanted}")
+        raise IntegrityError(f"the checkpoint to resume from is missing: {wanted}")
     if args:
         return (wanted, *args[1:]), kwargs
     return args, {**kwargs, "resume_from_checkpoint": wanted}
 
 
-def _following(trainer: Any) -> Any:
-    """The SyncCallback that this Trainer has now, or None where it isn't the one to follow."""
+def _add_callback(trainer: Any) -> Any:
+    """Add a SyncCallback to the Trainer of the watched output folder, unless it has one. Returns it, None for another Trainer."""
     folder = os.environ.get(OUTPUT_DIR)
     if not folder:
         return None
@@ -78,7 +78,7 @@ def _following(trainer: Any) -> Any:
             if isinstance(callback, SyncCallback):
                 return callback
         if not _same_folder(trainer.args.output_dir, folder):
-            _say(f"not following the Trainer of {trainer.args.output_dir}: the output folder to follow is {folder}")
+            _say(f"not watching the Trainer of {trainer.args.output_dir}: the watched output folder is {folder}")
             return None
         callback = SyncCallback()
         trainer.add_callback(callback)
@@ -90,12 +90,12 @@ def _following(trainer: Any) -> Any:
 
 
 def _take_over_uploads(callbacks: list[Any]) -> None:
-    """A program that sets WANDB_LOG_MODEL itself would upload each checkpoint a second time, inside the training loop."""
+    """Disable WandbCallback's own upload, which a program may have enabled: it would block the training loop."""
     for callback in callbacks:
         wanted: Any = getattr(callback, "_log_model", None)
         if type(callback).__name__ == "WandbCallback" and getattr(wanted, "is_enabled", False):
             callback._log_model = type(wanted)("false")
-            _say(f"the program sets WANDB_LOG_MODEL={wanted.value}: ckptsync uploads in place of WandbCallback")
+            _say(f"the program sets WANDB_LOG_MODEL={wanted.value}: ckptsync uploads the checkpoints instead")
 
 
 def _same_folder(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
@@ -103,6 +103,6 @@ def _same_folder(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> 
 
 
 def _say(text: str) -> None:
-    """One line on stderr, from one rank: a job of 64 would say it 64 times."""
+    """One line on stderr, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         sys.stderr.write(f"ckptsync: {text}\n")

@@ -1,7 +1,7 @@
-"""Closes the gap that a killed wandb client leaves in its run's history, in the live run itself.
+"""Backfills the rows that a killed wandb client never sent, in the live run itself.
 
-The client sends its rows about every 15 s (measured, wandb 0.31), so a kill loses those of the last seconds, of a
-short training all. The checkpoint's log_history has every one of them.
+The client sends rows about every 15 s (wandb 0.31, measured), so a kill loses those of the last seconds, or all of a short
+training. The checkpoint's log_history has every one of them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ COUNT = "ckptsync/preemptions"
 RESUMED = "ckptsync/resumed_from_step"
 
 SECONDS = 60.0
-"""How long the comparison may keep the training waiting. Rows come at some thousands a second."""
+"""How long the comparison may delay the training. Some thousands of rows arrive per second."""
 
 _SUMMARY_ONLY = frozenset({"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"})
-"""What WandbCallback puts into the summary and in no row (transformers 4.57 and 5.x)."""
+"""What WandbCallback writes to the summary only (transformers 4.57 and 5.x)."""
 
 
-def complete(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -> list[int]:
-    """Log again the rows up to the resumed step that the server doesn't have, and mark where the training was resumed.
+def log_missing(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -> list[int]:
+    """Log again the rows up to the resumed step that the server lacks, and log that step as resumed.
 
-    Returns the steps of those rows. Only for a run that was resumed: a new run that begins from an old
-    checkpoint has no gap. Raises what the public API raises, and TimeoutError; nothing is logged then but the mark.
+    Returns the steps of those rows. Does nothing unless the run was resumed: a new run that starts from an old checkpoint has no
+    gap. Raises what the public API raises, and TimeoutError; then only the resumed step is logged.
     """
     if not run.resumed or run.offline:
         return []
@@ -33,7 +33,7 @@ def complete(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -
     try:
         rows = _missing(_Server(run), [entry for entry in log_history if entry.get("step", 0) <= step])
     finally:
-        # run.summary of a resumed run begins as the server has it.
+        # The run.summary of a resumed run starts as the server has it.
         count = int(run.summary.get(COUNT) or 0) + 1
         for row in rows:
             run.log(row)
@@ -43,7 +43,7 @@ def complete(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -
 
 
 def _missing(server: _Server, entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that the server lacks, as WandbCallback would have logged them, in the order of the log."""
+    """The rows that the server lacks, as WandbCallback would have logged them, in their order."""
     rows = []
     for entry in entries:
         row = _row(entry)
@@ -53,7 +53,7 @@ def _missing(server: _Server, entries: Iterable[Mapping[str, Any]]) -> list[dict
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry of log_history as a row of the run, empty where it holds nothing but a summary."""
+    """One entry of log_history as a row of the run; empty if it holds only a summary."""
     from transformers.integrations.integration_utils import rewrite_logs
 
     values = {key: value for key, value in entry.items() if key != "step" and key not in _SUMMARY_ONLY}
@@ -63,13 +63,13 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
-    """The key by which a row is looked for: one step may have a row of the training and some of evaluations."""
+    """The key that identifies a row within its step, which may have one row of the training and some of evaluations."""
     keys = sorted(row.keys() - {STEP, "train/epoch"})
     return "train/loss" if "train/loss" in row else keys[0]
 
 
 class _Server:
-    """Which steps the run has on the server, asked once for each kind of row."""
+    """The steps that the run has on the server, fetched once for each kind of row."""
 
     def __init__(self, run: Any) -> None:
         import wandb

@@ -1,7 +1,7 @@
-"""The processes that load data for a rank, where a signal to the whole process group reaches them too.
+"""Shields DataLoader workers from a SIGTERM to the whole process group, which systemd, SLURM and torchrun send.
 
-torch's DataLoader ends a worker at SIGTERM and then raises in the training that the worker was killed (torch 2.13): the
-checkpoint that the signal asked for would never be saved. systemd, SLURM and torchrun all signal the whole group.
+A DataLoader worker ends at SIGTERM, and torch then raises in the training that it was killed (torch 2.13): the checkpoint that
+the signal asked for would never be saved.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def shield() -> None:
-    """Make the workers that DataLoaders fork from now on obey a SIGTERM from their parent alone.
+    """Make the workers that DataLoaders fork from now on obey SIGTERM only from their parent.
 
-    They end with their parent all the same: torch looks every 5 s whether it is still there. Workers that are spawned, the
-    default of macOS, don't inherit this, and where the system has no `sigwaitinfo` nothing is changed.
+    They still end with their parent: torch checks every 5 s that it is alive. Spawned workers, the default on macOS, don't
+    inherit this, and on a system without `sigwaitinfo` nothing changes.
     """
     from torch.utils.data._utils import signal_handling
 
@@ -34,7 +34,7 @@ def shield() -> None:
 
 
 def _obey_parent(parent: int) -> None:
-    """End this process at the first SIGTERM whose sender is the parent. A blocked signal waits here and tells who sent it."""
+    """Exit at the first SIGTERM that the parent sent: `sigwaitinfo` returns a blocked signal with its sender."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

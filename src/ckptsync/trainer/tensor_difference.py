@@ -1,6 +1,7 @@
-"""How far two files of tensors are apart: `python -m ckptsync.trainer.difference ONE OTHER` prints {largest, relative, where}.
+"""The largest difference between two files of tensors, as JSON: {largest, relative, where}.
 
-A process of its own, since it needs torch. Reads safetensors and what torch.save wrote, with the unpickler that runs no code.
+Run as `python -m ckptsync.trainer.tensor_difference ONE OTHER`, in a separate process because it needs torch. Reads safetensors
+and what torch.save wrote, with the unpickler that executes no code.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 
 def main() -> int:
-    """Compare the two files that the command line names."""
+    """Compare the two files on the command line."""
     one, other = (dict(_tensors("", _load(Path(name)))) for name in sys.argv[1:3])
     largest, relative, where = 0.0, 0.0, ""
     for name in one.keys() & other.keys():
@@ -40,7 +41,7 @@ def _load(path: Path) -> Any:
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every tensor in a nest of dicts and lists, with the way to it."""
+    """Every tensor in nested dicts and lists, with its path."""
     import torch
 
     if isinstance(value, torch.Tensor):

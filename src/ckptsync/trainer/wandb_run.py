@@ -1,4 +1,4 @@
-"""Goes on with a W&B run inside the training process, as a script of one's own or a notebook does it."""
+"""Resumes a W&B run inside the training process, for scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ckptsync.errors import ConfigurationError, NotFoundError
 
 
 @contextlib.contextmanager
-def rejoined(run: Run, artifact: str | None, settings: dict[str, Any]) -> Iterator[Any]:
-    """The same run again, which must exist, with the artifact among its inputs; finished when the block ends.
+def resumed(run: Run, artifact: str | None, settings: dict[str, Any]) -> Iterator[Any]:
+    """Resume a run, which must exist, with the artifact as an input, and finish it when the block ends.
 
-    `settings` are further arguments of `wandb.init`. Raises NotFoundError when there is no such run, and ConfigurationError
-    while another run is active in this process.
+    `settings` are further arguments of `wandb.init`. Raises NotFoundError if there is no such run, and ConfigurationError if
+    another run is active in this process.
     """
     import wandb
 

@@ -1,0 +1,81 @@
+"""What a job came to: finished, preempted or failed, and whether everything is durable. Decides the exit code."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from ckptsync.checkpoint import Checkpoint
+from ckptsync.errors import CkptsyncError, PreemptedError
+from ckptsync.job.shutdown import Shutdown
+from ckptsync.job.watch_thread import WatchThread
+from ckptsync.restore import resume
+from ckptsync.upload.daemon import Daemon
+
+log = logging.getLogger(__name__)
+
+RECEIPT_WAIT = 60.0
+"""Seconds to wait for the receipt of another watcher when no deadline is known."""
+
+
+class Outcome:
+    """Reads the result of a training from its checkpoints and receipts; an exit code alone proves nothing."""
+
+    def __init__(self, daemon: Daemon, shutdown: Shutdown, watch: WatchThread) -> None:
+        self._daemon = daemon
+        self._shutdown = shutdown
+        self._watch = watch
+
+    def newest(self) -> Checkpoint | None:
+        """The complete checkpoint that was saved last, none of a training that started over."""
+        complete, _ = resume.local_checkpoints(self._daemon.spool.output_dir)
+        return max(resume.going_on(complete, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None)
+
+    def preempted(self, newest: Checkpoint | None) -> bool:
+        """Whether the training ended because of a preemption: this process got the notice, or the training itself did."""
+        if self._shutdown.notice is not None:
+            return True
+        return newest is not None and self._daemon.spool.preempted(newest.name, newest.fingerprint)
+
+    def exit_code(self, code: int | None) -> int:
+        """The exit code of the whole job, from that of its training. Raises CkptsyncError for what a user has to act on."""
+        newest = self.newest()
+        if newest and self._shutdown.noticed_at is not None and newest.saved_at >= self._shutdown.noticed_at:
+            # It saved as asked. A restart from scratch after that is the work of a launcher that starts ranks again.
+            self._daemon.forgive_restart()
+        self._daemon.raise_outcome()
+        if finished(newest) or not self.preempted(newest) or self._shutdown.interrupted:
+            return code or 0
+        self._wait_for_other_watcher(newest)
+        if self._durable(newest):
+            return self._report_preempted(newest)
+        if code and code != PreemptedError.exit_code:
+            return code
+        raise CkptsyncError(
+            f"preempted, and {newest.name if newest else 'the last checkpoint'} is not durable",
+            hint="It is queued in .ckptsync/spool: start the same command again where this folder is.",
+        )
+
+    def _report_preempted(self, newest: Checkpoint | None) -> int:
+        step = newest.step if newest else 0
+        source = self._shutdown.notice.source if self._shutdown.notice else "the training"
+        self._daemon.spool.record("preempted", step=step, source=source)
+        log.warning("preempted at step %d, everything is durable: start the same command again", step)
+        return PreemptedError.exit_code
+
+    def _durable(self, newest: Checkpoint | None) -> bool:
+        spool = self._daemon.spool
+        known = newest is None or spool.receipt_path(f"{newest.name}.{newest.fingerprint}").exists()
+        return known and not spool.pending()
+
+    def _wait_for_other_watcher(self, newest: Checkpoint | None) -> None:
+        """If another watcher holds the folder, it writes the receipt."""
+        deadline = self._shutdown.deadline or time.monotonic() + RECEIPT_WAIT
+        while self._watch.elsewhere and not self._durable(newest) and time.monotonic() < deadline:
+            threading.Event().wait(0.2)
+
+
+def finished(newest: Checkpoint | None) -> bool:
+    """Whether the training reached its last step. An exit code never proves it."""
+    return newest is not None and newest.verdict.state is not None and newest.verdict.state.finished

@@ -1,0 +1,153 @@
+"""Signals and preemption notices end a job. One thread handles them in the order of their arrival."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+from ckptsync.errors import PreemptedError
+from ckptsync.job.preemption.listener import NoticeListener
+from ckptsync.job.preemption.notice import Notice, Source
+from ckptsync.job.training import Training
+from ckptsync.job.watch_thread import WatchThread
+from ckptsync.upload.daemon import Daemon
+
+log = logging.getLogger(__name__)
+
+OVERTIME = 10.0
+"""Seconds after the deadline for which an unreachable store is still retried, in case the machine is still up."""
+
+
+class Shutdown:
+    """Ends the training at a notice or a signal.
+
+    A notice, SIGTERM or SIGUSR1 asks it to save and exit, and what it saves is uploaded first. SIGINT is passed on: a person
+    wants the end. The same signal a second time kills the training and exits at once.
+    """
+
+    def __init__(self, daemon: Daemon, watch: WatchThread, sources: Sequence[Source], grace: float | None) -> None:
+        self.notice: Notice | None = None
+        """The first final notice."""
+        self.noticed_at: float | None = None
+        self.deadline: float | None = None
+        """When the machine is expected to go, by the monotonic clock."""
+        self.requested = threading.Event()
+        """Set when no training may be started any more."""
+        self._daemon = daemon
+        self._watch = watch
+        self._grace = grace
+        self._inbox: queue.SimpleQueue[tuple[Notice, int] | None] = queue.SimpleQueue()
+        self._listener = NoticeListener(sources, lambda notice: self._inbox.put((notice, signal.SIGTERM)))
+        self._signals: list[int] = []
+        self._training: Training | None = None
+        self._changing = threading.Lock()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a person wants the end (SIGINT)."""
+        return signal.SIGINT in self._signals
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """The providers whose metadata services this machine has."""
+        return self._listener.found
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take signals and notices while the block runs."""
+        threading.Thread(target=self._handle_all, name="notices", daemon=True).start()
+        self._listener.start()
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        before = {number: signal.signal(number, self._note_signal) for number in numbers}
+        try:
+            with self._daemon.stop.on_signals():
+                yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._listener.stop()
+            self._inbox.put(None)
+
+    def start(self, training: Callable[[], Training]) -> Training | None:
+        """Start a training that can be shut down from then on. None if a shutdown was requested before."""
+        with self._changing:
+            if self.requested.is_set():
+                return None
+            self._training = training()
+            return self._training
+
+    def training_ended(self) -> None:
+        """There is no training to shut down any more."""
+        self._training = None
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler. It may run in the middle of anything, so it only queues; the same signal twice exits at once."""
+        if number in self._signals and number != signal.SIGUSR1:
+            if self._training:
+                self._training.signal(signal.SIGKILL)
+            self._daemon.uploader.kill()
+            os._exit(128 + number)
+        if number == signal.SIGINT and not (self._training or self._watch.running):
+            raise KeyboardInterrupt
+        self._signals.append(number)
+        self._inbox.put((Notice(signal.Signals(number).name, self._grace), number))
+
+    def _handle_all(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            notice, number = item
+            if number == signal.SIGINT:
+                self._interrupt()
+            elif not notice.final:
+                self._daemon.spool.record("hint", source=notice.source)
+                log.warning("%s recommends leaving this machine: it may be preempted at any time", notice.source)
+            else:
+                with self._changing:
+                    self._preempt(notice, number)
+
+    def _interrupt(self) -> None:
+        self.requested.set()
+        if self._training:
+            self._training.signal(signal.SIGINT)
+
+    def _preempt(self, notice: Notice, number: int) -> None:
+        """Ask the training to save, and upload that save first. A further notice can only shorten the time."""
+        if not (self._training or self._watch.running or self._watch.elsewhere or self._watch.finishing.is_set()):
+            self._exit_before_start(notice)
+        first = self.notice is None
+        self.notice = self.notice or notice
+        self.noticed_at = self.noticed_at or time.time()
+        self.requested.set()
+        if notice.seconds is not None:
+            end = time.monotonic() + notice.seconds
+            self.deadline = end if self.deadline is None else min(end, self.deadline)
+        if not first:
+            return
+        self._daemon.manager.stopping()
+        log.warning("preemption notice from %s: asking the training to save", notice)
+        self._daemon.spool.record("notice", source=notice.source, seconds=notice.seconds)
+        self._daemon.uploader.hurry(notice.seconds)
+        if self._training:
+            self._training.request_save(number)
+        threading.Thread(target=self._upload_newest_until_deadline, name="deadline", daemon=True).start()
+
+    def _exit_before_start(self, notice: Notice) -> None:
+        """No training was started, so there is nothing to save. The next start finds what was downloaded so far."""
+        pending = self._daemon.spool.pending()
+        log.warning("preemption notice from %s, before the training was started", notice)
+        os._exit(128 + signal.SIGTERM if pending else PreemptedError.exit_code)
+
+    def _upload_newest_until_deadline(self) -> None:
+        """Keep the newest snapshot first in the queue. After the deadline and the training's end, stop retrying the store."""
+        pause = threading.Event()
+        while not (self._watch.finishing.is_set() and self.deadline and time.monotonic() > self.deadline + OVERTIME):
+            with contextlib.suppress(OSError):
+                self._daemon.uploader.give_way()
+            pause.wait(0.5)
+        self._daemon.stop.request()

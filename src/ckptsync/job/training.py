@@ -1,0 +1,193 @@
+"""A running training: started by this process, or found running. Signals reach all of its processes.
+
+`trl` and `accelerate launch` start the trainer as a child and don't forward SIGTERM (measured): a signal to the started process
+alone would orphan a trainer that goes on saving. So the whole process group gets it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ckptsync import processes, record
+from ckptsync.errors import UsageError
+from ckptsync.trainer import OUTPUT_DIR
+
+SAVE_SIGNAL = signal.SIGTERM
+"""The signal that asks a training to save and exit, unless the user sent another one."""
+
+
+class Training(Protocol):
+    """A training, whoever started it."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        ...
+
+    def request_save(self, number: int = SAVE_SIGNAL) -> None:
+        """Ask it to save and exit."""
+        ...
+
+    def ended(self) -> bool:
+        """Whether all of its processes have ended."""
+        ...
+
+    def wait(self, woken: threading.Event | None = None) -> int | None:
+        """Wait for its end and return the exit code, None if that is unknown. Then sets `woken`."""
+        ...
+
+
+def ranks(output_dir: Path) -> list[int]:
+    """The living processes on this machine that train into an output folder with a `SyncCallback`."""
+    entries = record.read(output_dir).values.get("processes")
+    found = [processes.living(entry) for entry in entries] if isinstance(entries, list) else []
+    return [pid for pid in found if pid is not None]
+
+
+def find_running(output_dir: Path) -> FoundTraining | None:
+    """The training that an earlier ckptsync started in this folder, if it is still running."""
+    found = FoundTraining(output_dir)
+    return found if found.members() else None
+
+
+class StartedTraining:
+    """A command that this process starts in a process group of its own, with everything that the command starts."""
+
+    LINGER = 120.0
+    """Seconds that processes which outlive the command have to save and exit before they are killed."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, cwd: Path | None = None) -> None:
+        try:
+            self._process = subprocess.Popen(list(command), env=dict(environ), cwd=cwd, process_group=0)
+        except OSError as error:
+            raise UsageError(
+                f"cannot start the training: {error.filename or command[0]}: {error.strerror}",
+                hint="Check the training's command and working directory.",
+            ) from error
+        self.pid = self._process.pid
+        folder = environ.get(OUTPUT_DIR)
+        self._output_dir = Path(folder) if folder else None
+        self._over = threading.Event()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process of the group, if any is left."""
+        _kill_group(self.pid, number)
+
+    def request_save(self, number: int = SAVE_SIGNAL) -> None:
+        """Ask the training to save and exit. If its ranks are known, their launcher is ended after them."""
+        signaled = _request_save(self.pid, self._ranks(), number)
+        if signaled:
+            threading.Thread(target=self._end_launcher_after, args=(signaled,), daemon=True).start()
+
+    def ended(self) -> bool:
+        """Whether the command and everything that it started have ended. Becomes true only in `wait`."""
+        return self._over.is_set()
+
+    def wait(self, woken: threading.Event | None = None) -> int | None:
+        """Wait for the end and return the exit code as a shell would: 128 + N for a signal. Then sets `woken`."""
+        code = self._process.wait()
+        if not self._over.is_set():
+            # What the command left running would go on saving beside the next attempt.
+            self.signal(signal.SIGTERM)
+            _wait_until_gone(self._members, self.LINGER)
+            for pid in self._members():
+                _kill(pid, signal.SIGKILL)
+            self._over.set()
+        if woken:
+            woken.set()
+        return code if code >= 0 else 128 - code
+
+    def _ranks(self) -> list[int]:
+        return ranks(self._output_dir) if self._output_dir else []
+
+    def _members(self) -> list[int]:
+        """The living processes: the group, and the ranks, which torchrun starts in sessions of their own."""
+        return [*processes.group_members(self.pid), *self._ranks()]
+
+    def _end_launcher_after(self, signaled: Sequence[int]) -> None:
+        """When these ranks are gone, end their launcher: torchrun with --max-restarts would start them again."""
+        born = {pid: processes.start_time(pid) for pid in signaled}
+        _wait_until_gone(
+            lambda: [pid for pid in signaled if born[pid] is not None and processes.start_time(pid) == born[pid]], None
+        )
+        if not self._over.is_set():
+            self.signal(signal.SIGTERM)
+
+
+class FoundTraining:
+    """A training that another process started. Its exit code can't be known."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self._output_dir = output_dir
+        self._leader = processes.living(record.read(output_dir).values.get("training"))
+
+    def members(self) -> list[int]:
+        """Its living processes, as far as they are known."""
+        led = [self._leader, *processes.group_members(self._leader)] if self._leader and self._leader_lives() else []
+        return list(dict.fromkeys([*led, *ranks(self._output_dir)]))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process of it."""
+        for pid in self.members():
+            _kill(pid, number)
+
+    def request_save(self, number: int = SAVE_SIGNAL) -> None:
+        """Ask it to save and exit."""
+        _request_save(self._leader, ranks(self._output_dir), number)
+
+    def ended(self) -> bool:
+        """Whether all of its processes have ended."""
+        return not self.members()
+
+    def wait(self, woken: threading.Event | None = None) -> int | None:
+        """Wait until all of its processes have ended. Returns None: only a parent learns the exit code."""
+        _wait_until_gone(self.members, None)
+        if woken:
+            woken.set()
+        return None
+
+    def _leader_lives(self) -> bool:
+        return processes.living(record.read(self._output_dir).values.get("training")) is not None
+
+
+def _request_save(leader: int | None, known: Sequence[int], number: int) -> list[int]:
+    """Signal the ranks that have a handler, and return them; if there is none, signal the group.
+
+    torchrun kills its ranks 30 s after it gets SIGTERM, however long the save takes (torch 2.13), and SIGUSR1 ends it, as it ends
+    a shell: so a launcher between us and the ranks gets no signal. No process gets a SIGUSR1 that it would die of.
+    """
+    ready = [pid for pid in known if processes.catches(pid, number)]
+    able = ready or [pid for pid in processes.group_members(leader) if processes.catches(pid, number)] if leader else ready
+    if number == signal.SIGTERM and not ready and leader:
+        _kill_group(leader, number)
+    elif able:
+        for pid in able:
+            _kill(pid, number)
+    elif number != signal.SIGTERM:
+        return _request_save(leader, known, signal.SIGTERM)
+    return ready
+
+
+def _wait_until_gone(living: Callable[[], Sequence[int]], seconds: float | None) -> None:
+    """Wait until no process is left, or for so many seconds."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    pause = threading.Event()
+    while living() and (deadline is None or time.monotonic() < deadline):
+        pause.wait(0.1)
+
+
+def _kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _kill_group(leader: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
