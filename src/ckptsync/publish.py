@@ -29,7 +29,7 @@ from typing import Any, TextIO
 from ckptsync import config
 from ckptsync.checkpoint import File, Run
 from ckptsync.errors import CkptsyncError
-from ckptsync.restore import download, resume
+from ckptsync.restore import download, sources
 from ckptsync.restore.resume import Resume
 from ckptsync.store import artifact
 from ckptsync.store.contract import Upload
@@ -146,7 +146,7 @@ class Publisher:
 
     def _pull(self, job: dict[str, Any]) -> dict[str, Any]:
         run = self._existing(job)
-        versions = download.select(resume.find_versions(self.store, run), run, job["alias"], model=job["model"])
+        versions = download.select(sources.find_versions(self.store, run), run, job["alias"], model=job["model"])
         with self._progress_lines():
             pulled = download.pull(self.store, versions, Path(job["destination"]), progress=self._note)
         return {"path": str(pulled.path), "step": pulled.step, "qualified": pulled.version.qualified, "run": asdict(run)}

@@ -22,7 +22,7 @@ from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError, UsageError
 from ckptsync.job import launch, preemption, supervisor
 from ckptsync.job.launch import Training, environment, fill
-from ckptsync.restore import resume
+from ckptsync.restore import resume, sources, verification
 from ckptsync.restore.resume import Placed, Resume
 from ckptsync.service import notify
 from ckptsync.store import artifact
@@ -203,7 +203,7 @@ class Start:
     def _begin_again(self) -> supervisor.Start | None:
         left = launch.left_running(self._output_dir)
         if left:
-            whole, _ = resume.local_checkpoints(self._output_dir)
+            whole, _ = sources.local_checkpoints(self._output_dir)
             log.warning("the training still runs (pid %d): following it, no other one is started", left.members()[0])
             return supervisor.Start(lambda: left, max((each.step for each in whole), default=0))
         placed = self._find()
@@ -310,7 +310,7 @@ def _tell_replay(store: WandbStore, run: Run, placed: Placed) -> None:
 
 
 def _tell_differences(placed: Placed) -> None:
-    for difference in resume.differences(placed.source.version) if placed.source.version else []:
+    for difference in verification.differences(placed.source.version) if placed.source.version else []:
         log.warning("%s: a resumed training may not go on bit by bit", difference)
 
 
@@ -379,5 +379,5 @@ def run_command(
 
 
 def _resumable_here(output_dir: Path) -> bool:
-    whole, _ = resume.local_checkpoints(output_dir, record.read(output_dir).world_size)
+    whole, _ = sources.local_checkpoints(output_dir, record.read(output_dir).world_size)
     return any(each.verdict.resumable for each in whole)

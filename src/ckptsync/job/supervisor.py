@@ -19,7 +19,7 @@ from ckptsync.errors import CkptsyncError, LockedError, PreemptedError
 from ckptsync.job import grace_period
 from ckptsync.job.preemption import Notice, Notices, Source
 from ckptsync.job.restart_policy import RestartPolicy
-from ckptsync.restore import resume
+from ckptsync.restore import sources
 from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
@@ -184,8 +184,8 @@ class Supervisor:
 
     def _newest(self) -> Checkpoint | None:
         """The whole checkpoint that was saved last, but none of a training that started over."""
-        whole, _ = resume.local_checkpoints(self._daemon.spool.output_dir)
-        return max(resume.going_on(whole, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None)
+        whole, _ = sources.local_checkpoints(self._daemon.spool.output_dir)
+        return max(sources.going_on(whole, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None)
 
     def _durable(self, newest: Checkpoint | None) -> bool:
         spool = self._daemon.spool

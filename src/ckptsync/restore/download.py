@@ -10,7 +10,7 @@ from pathlib import Path
 from ckptsync import durable
 from ckptsync.checkpoint import Run, Version
 from ckptsync.errors import IntegrityError, NotFoundError, UsageError
-from ckptsync.restore import resume
+from ckptsync.restore import sources, verification
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
 
@@ -33,11 +33,11 @@ def select(versions: Sequence[Version], run: Run, alias: str | None, *, model: b
     """
     wanted = [each for each in versions if each.is_model == model]
     if alias and alias != "latest":
-        return [resume.pick(wanted, alias, run)]
+        return [sources.pick(wanted, alias, run)]
     if model:
         found = sorted(wanted, key=lambda each: (each.saved_at, each.number), reverse=True)
     else:
-        found = [source.version for source in resume.order([], wanted) if source.version]
+        found = [source.version for source in sources.order([], wanted) if source.version]
         # What can't be resumed from can still be loaded.
         found += [each for each in sorted(wanted, key=lambda each: each.saved_at, reverse=True) if each not in found]
     if not found:
@@ -79,13 +79,13 @@ def require_free(destination: Path) -> Path:
 def _bring(store: Store, version: Version, target: Path, progress: Progress, patience: Patience) -> Pulled:
     partial = target.with_name(f".{target.name}.partial")
     durable.make_folder(target.parent)
-    resume.require_space(version, partial)
+    verification.require_space(version, partial)
     partial.mkdir(exist_ok=True)
     retry(lambda: store.fetch(version, partial, progress=progress), what=f"the download of {version}", patience=patience)
     step = version.step
     if not version.is_model and version.ours.get("resumable") is not False and (partial / "trainer_state.json").exists():
         try:
-            step = resume.check_download(partial, version).global_step
+            step = verification.check_download(partial, version).global_step
         except IntegrityError:
             durable.remove_tree(partial)
             raise

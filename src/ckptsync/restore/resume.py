@@ -1,55 +1,31 @@
-"""The way back: resolve, fetch, verify, place. What starts the training afterwards is launch.
+"""Put the newest valid checkpoint of a run in its place: fetch, verify, rename. `job.launch` starts the training afterwards.
 
-Nothing is handed over that was not proved: every byte against the manifest's digest, and the folder as a whole by layouts. When
-the newest fails, the one before is tried, and what failed and why is told.
+Only verified files are handed over: every byte against the manifest's digest, and the folder as a unit by `layouts`. When the
+newest source fails, the one before it is next, and the log names the failed one and the reason.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePath
 from typing import TypeVar
 
 from ckptsync import durable, layouts, record
-from ckptsync.checkpoint import Checkpoint, Receipt, Run, TrainingState, Version, fingerprint, step_of
+from ckptsync.checkpoint import Receipt, Run, TrainingState, Version, fingerprint, step_of
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
-from ckptsync.store import artifact
+from ckptsync.restore.sources import Source, find_versions, going_on, local_checkpoints, order, pick
+from ckptsync.restore.verification import check_download, check_local, require_space
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
-from ckptsync.upload import lineage
 from ckptsync.upload.spool import Spool
 
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
-
-RESERVE = 64 * 2**20
-"""Bytes that must stay free beside a download: the training has to be able to write too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One place to resume from: a folder that is here already, or a version in the store.
-
-    With both, the folder holds what the version was made of, or was brought from it.
-    """
-
-    saved_at: float
-    step: int
-    local: Checkpoint | None = None
-    version: Version | None = None
-
-    def __str__(self) -> str:
-        return (
-            f"local {self.local.name}" if self.local else f"{self.version.name}:{self.version.version}" if self.version else "?"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,93 +36,6 @@ class Placed:
     step: int
     state: TrainingState
     source: Source
-
-
-def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Source]:
-    """Where to resume from, best first: the one saved last, by (saved time, step); of equals the one that is here already.
-
-    A version that says of itself that it can't be resumed from (no optimizer, scheduler or rng state) is left out, and the
-    final model that HF's WandbCallback logs under the same name (alias `final_model`, transformers 5.24) likewise.
-    """
-    there = [
-        Source(saved_at, each.step if each.step is not None else -1, version=each)
-        for each, saved_at in _dated(versions)
-        if each.ours.get("resumable", True) is not False and "final_model" not in each.aliases
-    ]
-    twins = {_moment(each): each.version for each in there}
-    found = [Source(each.saved_at, each.step, local=each) for each in local if each.verdict.resumable]
-    here = [replace(each, version=twins.get(_moment(each))) for each in found]
-    return sorted(here + there, key=lambda each: (*_moment(each), each.local is not None), reverse=True)
-
-
-def _moment(source: Source) -> tuple[float, int]:
-    """When it was saved, to the millisecond, and at which step: what a checkpoint and the version of it have in common."""
-    return round(source.saved_at, 3), source.step
-
-
-def _dated(versions: Iterable[Version]) -> Iterator[tuple[Version, float]]:
-    """Each version with the time of its save, but none with an earlier one than the version before it.
-
-    Versions come in the order of saving. A clock that was set back between two saves must not make the older one win.
-    """
-    latest: dict[str, float] = {}
-    for version in sorted(versions, key=lambda each: each.number):
-        latest[version.name] = max(version.saved_at, latest.get(version.name, 0.0))
-        yield version, latest[version.name]
-
-
-def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
-    """The whole checkpoints of an output folder, and the torn ones with the reason."""
-    whole, torn = [], []
-    folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None] if output_dir.is_dir() else []
-    for path in folders:
-        verdict = layouts.inspect(path, world_size=world_size)
-        if verdict.complete:
-            whole.append(Checkpoint(path, step_of(path.name) or 0, verdict))
-        else:
-            torn.append((path, str(verdict.problems[0])))
-    return whole, torn
-
-
-def going_on(whole: Sequence[Checkpoint], spool: Spool) -> list[Checkpoint]:
-    """Those of a training that went on. What one saved that had started over, from its first save on, is left out.
-
-    The watcher noted when that was: the Trainer's rotation may have taken the first saves, and the later ones look like progress.
-    """
-    known = record.read(spool.output_dir)
-    before = lineage.progress(known, list(spool.receipts()))
-    over = [each.saved_at for each in whole if lineage.started_over(each.step, each.saved_at, before)]
-    if known.restarted_at is not None:
-        over.append(known.restarted_at)
-    return [each for each in whole if not over or each.saved_at < min(over)]
-
-
-def find_versions(store: Store, run: Run) -> list[Version]:
-    """All versions that may hold checkpoints of a run: under our names, and those that stand in the run's list of outputs.
-
-    The latter are named after the run's name where the user or HF's WandbCallback wanted that.
-    """
-    found = [each for name in artifact.candidate_names(run) for each in store.versions(name)]
-    known = {each.qualified for each in found}
-    outputs: list[Version] = []
-    with contextlib.suppress(NotFoundError):
-        outputs = [each for each in store.outputs(run) if each.qualified not in known and artifact.is_candidate(each.name)]
-    # Listed by name, since a run's outputs come without aliases (wandb 0.31). Runs of one name share an artifact.
-    ours = {each.qualified for each in outputs}
-    for name in dict.fromkeys(each.name for each in outputs):
-        found += [each for each in store.versions(name) if each.qualified in ours]
-    # The text that HF's WandbCallback logs of the model's architecture under the same name (transformers 5.24).
-    return [each for each in found if "base_model" not in each.aliases]
-
-
-def pick(versions: Sequence[Version], alias: str, run: Run) -> Version:
-    """The version that a user named by vN or an alias. Raises NotFoundError, naming what there is."""
-    for version in versions:
-        if alias in (version.version, *version.aliases):
-            return version
-    known = sorted({name for version in versions for name in (version.version, *version.aliases)})
-    shown = ", ".join(known[:12]) or "none at all"
-    raise NotFoundError(f"run {run} has no version {alias!r}", hint=f"There is: {shown}.")
 
 
 class Resume:
@@ -325,58 +214,6 @@ class Resume:
 
     def _ask(self, what: str, unit: Callable[[], Result]) -> Result:
         return retry(unit, what=what, patience=self._patience)
-
-
-def require_space(version: Version, incoming: Path) -> None:
-    """Raise CkptsyncError where what is still missing of a version doesn't fit beside what is in `incoming` already."""
-    # Blocks, not sizes: a file that was begun has its full length at once, and holes where nothing has arrived.
-    there = sum(path.stat().st_blocks * 512 for path in incoming.rglob("*") if path.is_file())
-    free = shutil.disk_usage(incoming.parent).free
-    if version.bytes - there + RESERVE > free:
-        raise CkptsyncError(
-            f"{version} needs {version.bytes} bytes, and {incoming.parent} has {free} free",
-            hint="Free some space or give another folder.",
-        )
-
-
-def check_download(folder: Path, version: Version) -> TrainingState:
-    """Prove that a downloaded folder is a whole, resumable checkpoint, and give its files the time of the save.
-
-    Raises IntegrityError with the reason.
-    """
-    verdict = layouts.inspect(folder, step=version.step, ordered=False, deep=True)
-    if not verdict.complete or verdict.state is None:
-        reasons = "; ".join(str(problem) for problem in verdict.problems[:3]) or "no trainer_state.json"
-        raise IntegrityError(f"{version.name}:{version.version} is not a whole checkpoint: {reasons}")
-    if not verdict.resumable:
-        raise IntegrityError(f"{version.name}:{version.version} cannot be resumed from: {'; '.join(verdict.notes)}")
-    for file in verdict.files:
-        path = folder / file.path
-        with path.open("rb") as opened:
-            os.fsync(opened.fileno())
-        os.utime(path, (version.saved_at, version.saved_at))
-    return verdict.state
-
-
-def check_local(checkpoint: Checkpoint) -> TrainingState:
-    """Read every byte that has a checksum before a checkpoint that is here already is handed over. Raises IntegrityError."""
-    verdict = layouts.inspect(checkpoint.path, deep=True)
-    if not verdict.complete or verdict.state is None:
-        raise IntegrityError(f"{checkpoint.name} is not whole: {'; '.join(str(problem) for problem in verdict.problems[:3])}")
-    return verdict.state
-
-
-def differences(version: Version) -> list[str]:
-    """What differs between the machine that saved a version and this one, in words."""
-    recorded = version.ours.get("libraries")
-    here = artifact.libraries()
-    if not isinstance(recorded, dict):
-        return []
-    return [
-        f"{name} was {recorded[name]} and is {here[name]} here"
-        for name in sorted(recorded.keys() & here.keys())
-        if recorded[name] != here[name]
-    ]
 
 
 def require_output_dir(output_dir: Path, *, create: bool) -> Path:
