@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A checkpoint in its place, ready to be resumed from. `source` says where it came from."""
+    """A checkpoint that was placed, ready to resume from, and its source."""
 
     path: Path
     step: int
@@ -39,7 +39,7 @@ class Placed:
 
 
 class Resume:
-    """Brings the newest valid checkpoint of a run into an output folder. Without a store, only what is there already counts."""
+    """Places the newest valid checkpoint of a run in an output_dir. Without a store, only local checkpoints count."""
 
     def __init__(
         self,
@@ -60,22 +60,22 @@ class Resume:
         self._allow_restart = allow_restart
 
     def sources(self, alias: str | None) -> list[Source]:
-        """What could be resumed from, best first. With an alias, that version alone."""
+        """The sources to try, best first. With an alias, that version alone."""
         store = self._store
         versions = self._ask("the list of versions", lambda: find_versions(store, self.run)) if store else []
         if alias and alias != "latest":
             return order([], [pick(versions, alias, self.run)])
         whole, torn = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
         for path, reason in torn:
-            log.warning("not resumed from, not whole: %s: %s", path.name, reason)
+            log.warning("skipping %s: incomplete: %s", path.name, reason)
         going = whole if self._allow_restart else going_on(whole, self._spool)
         for each in whole:
             if each not in going:
-                log.warning("not resumed from, of a training that started over: %s", each.name)
+                log.warning("skipping %s: saved by a training that started over", each.name)
         return order(going, versions)
 
     def place(self, alias: str | None = None) -> Placed:
-        """The newest valid checkpoint, in its place. Raises NotFoundError when there is none, IntegrityError when none holds."""
+        """Place the newest valid checkpoint. Raises NotFoundError when there is none, IntegrityError when none is valid."""
         sources = self.sources(alias)
         if not sources:
             raise NotFoundError(
@@ -84,18 +84,18 @@ class Resume:
         failed = []
         for source in sources:
             try:
-                placed = self._bring(source)
+                placed = self._place_source(source)
             except (IntegrityError, NotFoundError) as error:
-                log.error("not resumed from %s: %s", source, error)
+                log.error("skipping %s: %s", source, error)
                 failed.append(str(source))
             else:
                 log.info("resuming from %s, step %d, saved %s", source, placed.step, _ago(source.saved_at))
-                self._bring_best(placed)
+                self._place_best(placed)
                 self._sweep_incoming()
                 return placed
         raise IntegrityError(f"no valid checkpoint of run {self.run}: tried {', '.join(failed)}")
 
-    def _bring(self, source: Source) -> Placed:
+    def _place_source(self, source: Source) -> Placed:
         if source.local:
             state = check_local(source.local)
             self._clear(source.step, source.local.path)
@@ -103,10 +103,10 @@ class Resume:
         assert source.version is not None  # noqa: S101 - a source has one of the two
         return self._download(source, source.version)
 
-    def _bring_best(self, placed: Placed) -> None:
-        """Bring the checkpoint that the Trainer calls its best so far, where it isn't here. Without it the training goes on too.
+    def _place_best(self, placed: Placed) -> None:
+        """Download the Trainer's best checkpoint so far, unless it is local. The training can resume without it.
 
-        The Trainer keeps its absolute path. Where that is another one here, `SyncCallback` tells the Trainer the new path: no
+        The Trainer keeps its absolute path. Where that differs on this machine, `SyncCallback` gives the Trainer the new one: no
         file of a verified checkpoint is edited.
         """
         best = placed.state.best_checkpoint
@@ -118,7 +118,7 @@ class Resume:
             try:
                 self._download_best(step, here)
             except CkptsyncError as error:
-                log.warning("the best checkpoint so far, %s, is missing and will be forgotten: %s", here.name, error)
+                log.warning("the best checkpoint so far, %s, is missing, and the Trainer will forget it: %s", here.name, error)
                 return
         if not Path(best).is_dir():
             log.warning(
@@ -135,9 +135,9 @@ class Resume:
             raise NotFoundError(f"the store has no version of step {step}")
         incoming, _ = self._fetch(source.version)
         durable.rename(incoming, target)
-        # Sequence 0: it must not pass for the checkpoint that was saved last.
+        # Sequence 0: it must not count as the checkpoint that was saved last.
         self._keep_receipt(target, source.version, step, sequence=0)
-        log.info("brought the best checkpoint so far, %s", target.name)
+        log.info("downloaded the best checkpoint so far, %s", target.name)
 
     def _download(self, source: Source, version: Version) -> Placed:
         incoming, state = self._fetch(version)
@@ -148,7 +148,7 @@ class Resume:
         return Placed(target, state.global_step, state, source)
 
     def _fetch(self, version: Version) -> tuple[Path, TrainingState]:
-        """Download a version into a folder below .ckptsync, and prove that it is a whole checkpoint."""
+        """Download a version into a folder below .ckptsync, and verify that it is a complete checkpoint."""
         store = self._store
         assert store is not None  # noqa: S101 - versions come from one
         incoming = durable.make_folder(self._spool.root / "incoming") / f"{version.name}.{version.version}"
@@ -175,7 +175,7 @@ class Resume:
         return incoming, state
 
     def _clear(self, step: int, keep: Path | None) -> None:
-        """Move out of the way what the Trainer would take for newer, or trip over. Nothing is deleted."""
+        """Move checkpoints that are incomplete, or that the Trainer would take for newer, out of the way. Deletes nothing."""
         whole, torn = local_checkpoints(self._output_dir)
         going = whole if self._allow_restart else going_on(whole, self._spool)
         higher = [each.path for each in whole if each.step >= step or each not in going]
@@ -184,16 +184,16 @@ class Resume:
                 continue
             aside = _unused(durable.make_folder(self._spool.root / "torn") / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}")
             durable.rename(path, aside)
-            log.warning("moved out of the way: %s, now %s", path.name, aside)
+            log.warning("moved %s out of the way, to %s", path.name, aside)
 
     def _sweep_incoming(self) -> None:
-        """Downloads that were interrupted, or of versions that did not hold: nobody will go on with them now."""
+        """Delete interrupted downloads and those of invalid versions: nothing will continue them now."""
         incoming = self._spool.root / "incoming"
         for folder in incoming.iterdir() if incoming.is_dir() else ():
             durable.remove_tree(folder)
 
     def _keep_receipt(self, target: Path, version: Version, step: int, *, sequence: int) -> None:
-        """What came from the store and was proved is durable there: the watcher must not upload it again."""
+        """Record that the store has this checkpoint, so that the watcher doesn't upload it again."""
         files = layouts.list_files(target)
         name = f"{target.name}.{fingerprint(files)}"
         durable.make_folder(self._spool.root / "receipts")
@@ -217,7 +217,7 @@ class Resume:
 
 
 def require_output_dir(output_dir: Path, *, create: bool) -> Path:
-    """The output folder as an absolute path. Raises UsageError when it is a file, or missing where it should be there."""
+    """The output folder as an absolute path. Raises UsageError when it is a file, or missing without `create`."""
     path = output_dir.expanduser().absolute()
     for each in (path, *path.parents):
         if each.exists() and not each.is_dir():
@@ -233,7 +233,7 @@ def require_output_dir(output_dir: Path, *, create: bool) -> Path:
 
 
 def _unused(path: Path) -> Path:
-    """The path, or where something has that name already the same with a number."""
+    """The path, or, if it is taken, the same with a number."""
     return next(each for number in count() if not (each := path.with_name(f"{path.name}.{number}") if number else path).exists())
 
 

@@ -18,9 +18,9 @@ from ckptsync.upload.spool import Spool
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place to resume from: a folder that is here already, or a version in the store.
+    """One place to resume from: a local folder, or a version in the store.
 
-    With both, the folder holds what the version was made of, or was brought from it.
+    With both, the folder was uploaded as the version, or downloaded from it.
     """
 
     saved_at: float
@@ -35,10 +35,10 @@ class Source:
 
 
 def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Source]:
-    """Where to resume from, best first: the one saved last, by (saved time, step); of equals the one that is here already.
+    """The sources, best first: the one saved last, by (saved time, step); of equals the local one.
 
-    A version that says of itself that it can't be resumed from (no optimizer, scheduler or rng state) is left out, and the
-    final model that HF's WandbCallback logs under the same name (alias `final_model`, transformers 5.24) likewise.
+    A version whose metadata says that it isn't resumable (no optimizer, scheduler or rng state) is left out, and so is the
+    final model that HF's WandbCallback logs under the same name (alias `final_model`, transformers 5.24).
     """
     there = [
         Source(saved_at, each.step if each.step is not None else -1, version=each)
@@ -52,12 +52,12 @@ def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Sour
 
 
 def _moment(source: Source) -> tuple[float, int]:
-    """When it was saved, to the millisecond, and at which step: what a checkpoint and the version of it have in common."""
+    """When it was saved, to the millisecond, and at which step: what a checkpoint and its version have in common."""
     return round(source.saved_at, 3), source.step
 
 
 def _dated(versions: Iterable[Version]) -> Iterator[tuple[Version, float]]:
-    """Each version with the time of its save, but none with an earlier one than the version before it.
+    """Each version with the time of its save, raised to that of the version before it where it is earlier.
 
     Versions come in the order of saving. A clock that was set back between two saves must not make the older one win.
     """
@@ -68,7 +68,7 @@ def _dated(versions: Iterable[Version]) -> Iterator[tuple[Version, float]]:
 
 
 def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
-    """The whole checkpoints of an output folder, and the torn ones with the reason."""
+    """The complete checkpoints of an output_dir, and the incomplete ones with the reason."""
     whole, torn = [], []
     folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None] if output_dir.is_dir() else []
     for path in folders:
@@ -81,9 +81,9 @@ def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[
 
 
 def going_on(whole: Sequence[Checkpoint], spool: Spool) -> list[Checkpoint]:
-    """Those of a training that went on. What one saved that had started over, from its first save on, is left out.
+    """The checkpoints saved before the training started over; all of them where it never did.
 
-    The watcher noted when that was: the Trainer's rotation may have taken the first saves, and the later ones look like progress.
+    The watcher recorded when that was: the Trainer may have deleted the first saves since, and later ones look like progress.
     """
     known = record.read(spool.output_dir)
     before = lineage.progress(known, list(spool.receipts()))
@@ -94,9 +94,9 @@ def going_on(whole: Sequence[Checkpoint], spool: Spool) -> list[Checkpoint]:
 
 
 def find_versions(store: Store, run: Run) -> list[Version]:
-    """All versions that may hold checkpoints of a run: under our names, and those that stand in the run's list of outputs.
+    """All versions that may hold checkpoints of a run: under ckptsync's names, and among the run's outputs.
 
-    The latter are named after the run's name where the user or HF's WandbCallback wanted that.
+    The latter may be named after the run's name, by the user's choice or by HF's WandbCallback.
     """
     found = [each for name in artifact.candidate_names(run) for each in store.versions(name)]
     known = {each.qualified for each in found}
@@ -107,7 +107,7 @@ def find_versions(store: Store, run: Run) -> list[Version]:
     ours = {each.qualified for each in outputs}
     for name in dict.fromkeys(each.name for each in outputs):
         found += [each for each in store.versions(name) if each.qualified in ours]
-    # The text that HF's WandbCallback logs of the model's architecture under the same name (transformers 5.24).
+    # HF's WandbCallback logs the model's architecture as text under the same name (transformers 5.24).
     return [each for each in found if "base_model" not in each.aliases]
 
 
@@ -117,5 +117,5 @@ def pick(versions: Sequence[Version], alias: str, run: Run) -> Version:
         if alias in (version.version, *version.aliases):
             return version
     known = sorted({name for version in versions for name in (version.version, *version.aliases)})
-    shown = ", ".join(known[:12]) or "none at all"
-    raise NotFoundError(f"run {run} has no version {alias!r}", hint=f"There is: {shown}.")
+    shown = ", ".join(known[:12]) or "none"
+    raise NotFoundError(f"run {run} has no version {alias!r}", hint=f"Known versions and aliases: {shown}.")

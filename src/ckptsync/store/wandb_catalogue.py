@@ -77,7 +77,7 @@ class WandbCatalogue:
     def attach(self, version: Version, run: Run) -> bool:
         """See Store. One read and one CreateArtifact name the run: its history, config and state stay as they are.
 
-        The read comes first, so that no run is made by accident, and once in the life of this process.
+        The read comes first, so that no run is created by accident, and happens once per process.
         """
         api = self._client.api()
         try:
@@ -122,13 +122,13 @@ class WandbCatalogue:
             return self._change(version, change)
 
     def forget(self, run: Run) -> None:
-        """Delete a run that was only a rehearsal, the sync run beside it, and every version that they logged."""
+        """Delete a rehearsal's run, its sync run, and every version that they logged."""
         for run_id in (f"ckptsync-{run.run_id}", run.run_id):
             with contextlib.suppress(NotFoundError), self._client.translated(f"the deletion of run {run_id}"):
                 self._client.api().run(f"{run.entity}/{run.project}/{run_id}").delete(delete_artifacts=True)
 
     def _give_latest(self, qualified: str) -> None:
-        """Move the alias back: the client gives it to whatever it logs, an older save included."""
+        """Move the alias back: the client gives it to every version that it logs, an older save's included."""
         with contextlib.suppress(NotFoundError), self._client.translated(f"giving latest back to {qualified}"):
             holder = self._client.api().artifact(qualified)
             if "latest" not in holder.aliases:
@@ -136,7 +136,7 @@ class WandbCatalogue:
                 holder.save()
 
     def _change(self, version: Version, change: Callable[[Any], None]) -> bool:
-        """Do it to the version as it is now; not where it has got an alias since it was listed, or is linked."""
+        """Change the current version on the server; False when it is linked or got an alias since it was listed."""
         try:
             with self._client.translated(f"the look-up of {version}"):
                 artifact = self._client.api().artifact(version.qualified)
@@ -149,7 +149,7 @@ class WandbCatalogue:
         return True
 
     def _near_misses(self, run: Run) -> str:
-        """What to do about an unknown run: the ids that look like it, else where to look."""
+        """A hint for an unknown run: similar ids, else what to check."""
         with contextlib.suppress(Exception):
             names = [each.id for each in self._client.api().runs(f"{run.entity}/{run.project}", per_page=100)]
             close = difflib.get_close_matches(run.run_id, [name for name in names if not name.startswith("ckptsync-")], n=3)

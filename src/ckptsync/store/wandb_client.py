@@ -22,13 +22,15 @@ INHERITED = (
     *("WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_MODE"),
     *("WANDB_SWEEP_ID", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
 )
-"""What a training's environment says about its own run; in our process it would make us that run."""
+"""A training's variables about its own run; inherited, they would make this process that run."""
 
 
 class Client:
-    """One per process: the client's state is the process's. `names` are the user's own, which are no reason in an error.
+    """The client of one process: its state is process-wide, so make one only.
 
-    `private` is a folder for the files that the client writes about itself; whoever makes this removes it.
+    `names` are those that the user chose; `translated` ignores them when it classifies an error.
+
+    `private` is a folder for the files that the client writes about itself; the caller deletes it.
     """
 
     def __init__(self, connection: Connection, run: Run, private: Path) -> None:
@@ -71,7 +73,7 @@ class Client:
     def check(self, run: Run) -> Run:
         """The run with its entity filled in; from now on it is the run of this client. Raises RejectedError."""
         with self.translated("the log-in"):
-            # Also where the entity is given: making the client is what proves the key.
+            # Also where the entity is given: making the client checks the key.
             client = self.api()
             entity = run.entity or client.default_entity
         if not entity:
@@ -96,11 +98,11 @@ class Client:
         return self._api
 
     def entity_run(self) -> Run:
-        """The run with its entity filled in, by a log-in where it isn't known yet."""
+        """The run with its entity filled in; logs in when the entity isn't known yet."""
         return self._run if self._run.entity else self.check(self._run)
 
     def sync_run(self, run: Run) -> Any:
-        """The run `ckptsync-<run_id>`, which logs what is uploaded; initialised once."""
+        """The run `ckptsync-<run_id>`, which logs what is uploaded; started on first use."""
         if self._sync_run is None:
             self._sync_run = self.wandb.init(
                 entity=run.entity,
@@ -122,10 +124,10 @@ class Client:
         self.wandb.teardown()
 
     def translated(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Turns every error of the client in the block into one of ours."""
+        """Turn every error of the client in the block into one of ckptsync's."""
         return translated(what, self.names)
 
 
 def _names(run: Run) -> set[str]:
-    """What the user called things: no reason for anything, when it stands in an error."""
+    """The names that the user chose."""
     return {run.run_id, run.project, run.entity or ""}

@@ -69,7 +69,7 @@ class WandbStore(WandbCatalogue):
             self._client.sync_run(self._client.entity_run()).log({f"ckptsync/{name}": value for name, value in values.items()})
 
     def rehearse(self) -> None:
-        """Upload a tiny artifact and delete it again, with the run that did it: what an upload and a prune need to be allowed."""
+        """Upload a tiny artifact, then delete it and its run: checks the permissions that uploads and prunes need."""
         run = self._client.entity_run()
         name = f"ckptsync-doctor-{secrets.token_hex(4)}"
         with self._client.translated("the rehearsal of an upload"):
@@ -97,9 +97,9 @@ class WandbStore(WandbCatalogue):
             return VersionFiles(self._client.api().artifact(version.qualified), version, self._client.translated)
 
     def _commit(self, what: str, folder: Path, files: Sequence[File], upload: Upload, add: Callable[[Any], None]) -> Version:
-        """Keep these files of a folder, which `add` hashes into an artifact, as a committed version whose manifest agrees.
+        """Hash files of a folder with `add` and upload them; return the committed version once its manifest agrees.
 
-        Raises SnapshotChangedError when they are not, or no longer, as they are listed; no version is left then.
+        Raises SnapshotChangedError when the files differ from the listing; no version remains then.
         """
         run = self._client.entity_run()
         self._client.names |= {upload.name, str(folder)}
@@ -108,7 +108,7 @@ class WandbStore(WandbCatalogue):
             add(artifact)
         expected = _digests(artifact)
         if _sizes(expected) != {file.path: file.size for file in files} or not unchanged(folder, files):
-            raise SnapshotChangedError(f"{what} was rewritten while it was hashed")
+            raise SnapshotChangedError(f"{what} changed while it was hashed")
         try:
             with self._client.translated(f"the upload of {what}"):
                 logged = self._client.sync_run(run).log_artifact(artifact, aliases=["latest", *upload.aliases])
@@ -117,21 +117,21 @@ class WandbStore(WandbCatalogue):
                 agreed = self._agrees(committed, expected, folder)
         except StoreError:
             if not unchanged(folder, files):
-                raise SnapshotChangedError(f"{what} was rewritten while it was uploaded") from None
+                raise SnapshotChangedError(f"{what} changed while it was uploaded") from None
             raise
         if not agreed:
             raise TransientStoreError(f"the manifest of {committed.name} does not agree with {what}")
         if not unchanged(folder, files):
             with self._client.translated(f"the removal of {committed.name}"):
                 committed.delete(delete_aliases=True)
-            raise SnapshotChangedError(f"{what} was rewritten while it was uploaded; its version was removed")
+            raise SnapshotChangedError(f"{what} changed while it was uploaded; its version was deleted")
         return version_of(committed)
 
     def _artifact(self, run: Run, upload: Upload) -> Any:
-        """A new artifact, hashed with XXH128 where its collection takes that: it costs 25 times less than MD5.
+        """A new artifact, hashed with XXH128 where its collection accepts that: it costs 25 times less than MD5.
 
-        Where it doesn't, the client would hash all of it again with MD5, on one thread and without a word (wandb 0.31). So the
-        newest version tells. Before the first one, and where that one can't be read, it is tried.
+        Elsewhere the client would silently hash everything again with MD5, on one thread (wandb 0.31). The algorithm of the
+        newest version decides; XXH128 where there is none or it can't be read.
         """
         if upload.name not in self._algorithms:
             self._algorithms[upload.name] = FASTEST
@@ -143,7 +143,7 @@ class WandbStore(WandbCatalogue):
         return self._client.wandb.Artifact(upload.name, type=TYPE, metadata=dict(upload.metadata), digest_algorithm=algorithm)
 
     def _agrees(self, committed: Any, expected: Mapping[str, tuple[int, str]], folder: Path) -> bool:
-        """Whether a committed manifest holds what was hashed; where it has other digests than were offered, by hashing anew."""
+        """Whether a committed manifest matches what was hashed; where the store chose another algorithm, by hashing again."""
         actual = _digests(committed)
         if actual == expected:
             return True
@@ -157,9 +157,9 @@ class WandbStore(WandbCatalogue):
 
 
 def _algorithm(artifact: Any) -> Algorithm:
-    """What the files of an artifact were hashed with, as the client's `digest_algorithm` takes it.
+    """The algorithm that an artifact's files were hashed with, as the client's `digest_algorithm` accepts it.
 
-    The artifact itself says MD5 also where the store gave no answer about its features (wandb 0.31); its manifest knows.
+    The artifact itself reports MD5 also where the server didn't answer about its features (wandb 0.31); its manifest is right.
     """
     fast = "XXH128" in str(artifact.digest_algorithm.value) or any(
         "XXH128" in str(entry.digest_algorithm().value) for entry in artifact.manifest.entries.values()
@@ -168,7 +168,7 @@ def _algorithm(artifact: Any) -> Algorithm:
 
 
 def _digests(artifact: Any) -> dict[str, tuple[int, str]]:
-    """What a manifest holds: path, then bytes and digest."""
+    """Size in bytes and digest of each path in a manifest."""
     return {path: (int(entry.size or 0), str(entry.digest)) for path, entry in artifact.manifest.entries.items()}
 
 

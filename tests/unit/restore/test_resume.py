@@ -279,7 +279,7 @@ def test_an_unknown_alias_is_told_with_those_that_exist(store: FolderStore) -> N
     with pytest.raises(NotFoundError) as raised:
         pick(store.kept, "best", RUN)
 
-    assert raised.value.hint == "There is: step-5, v0."
+    assert raised.value.hint == "Known versions and aliases: step-5, v0."
     assert pick(store.kept, "v0", RUN) == pick(store.kept, "step-5", RUN)
 
 
