@@ -185,7 +185,7 @@ class Supervisor:
     def _newest(self) -> Checkpoint | None:
         """The whole checkpoint that was saved last, but none of a training that started over."""
         whole, _ = sources.local_checkpoints(self._daemon.spool.output_dir)
-        return max(sources.going_on(whole, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None)
+        return max(sources.before_restart(whole, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None)
 
     def _durable(self, newest: Checkpoint | None) -> bool:
         spool = self._daemon.spool

@@ -17,7 +17,7 @@ from typing import TypeVar
 from ckptsync import durable, layouts, record
 from ckptsync.checkpoint import Receipt, Run, TrainingState, Version, fingerprint, step_of
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
-from ckptsync.restore.sources import Source, find_versions, going_on, local_checkpoints, order, pick
+from ckptsync.restore.sources import Source, before_restart, find_versions, local_checkpoints, order, pick
 from ckptsync.restore.verification import check_download, check_local, require_space
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
@@ -65,14 +65,14 @@ class Resume:
         versions = self._ask("the list of versions", lambda: find_versions(store, self.run)) if store else []
         if alias and alias != "latest":
             return order([], [pick(versions, alias, self.run)])
-        whole, torn = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
-        for path, reason in torn:
+        complete, incomplete = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
+        for path, reason in incomplete:
             log.warning("skipping %s: incomplete: %s", path.name, reason)
-        going = whole if self._allow_restart else going_on(whole, self._spool)
-        for each in whole:
-            if each not in going:
+        usable = complete if self._allow_restart else before_restart(complete, self._spool)
+        for each in complete:
+            if each not in usable:
                 log.warning("skipping %s: saved by a training that started over", each.name)
-        return order(going, versions)
+        return order(usable, versions)
 
     def place(self, alias: str | None = None) -> Placed:
         """Place the newest valid checkpoint. Raises NotFoundError when there is none, IntegrityError when none is valid."""
@@ -176,10 +176,10 @@ class Resume:
 
     def _clear(self, step: int, keep: Path | None) -> None:
         """Move checkpoints that are incomplete, or that the Trainer would take for newer, out of the way. Deletes nothing."""
-        whole, torn = local_checkpoints(self._output_dir)
-        going = whole if self._allow_restart else going_on(whole, self._spool)
-        higher = [each.path for each in whole if each.step >= step or each not in going]
-        for path in [*higher, *(path for path, _ in torn)]:
+        complete, incomplete = local_checkpoints(self._output_dir)
+        usable = complete if self._allow_restart else before_restart(complete, self._spool)
+        higher = [each.path for each in complete if each.step >= step or each not in usable]
+        for path in [*higher, *(path for path, _ in incomplete)]:
             if path == keep:
                 continue
             aside = _unused(durable.make_folder(self._spool.root / "torn") / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}")

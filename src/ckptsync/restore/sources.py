@@ -69,28 +69,28 @@ def _dated(versions: Iterable[Version]) -> Iterator[tuple[Version, float]]:
 
 def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
     """The complete checkpoints of an output_dir, and the incomplete ones with the reason."""
-    whole, torn = [], []
+    complete, incomplete = [], []
     folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None] if output_dir.is_dir() else []
     for path in folders:
         verdict = layouts.inspect(path, world_size=world_size)
         if verdict.complete:
-            whole.append(Checkpoint(path, step_of(path.name) or 0, verdict))
+            complete.append(Checkpoint(path, step_of(path.name) or 0, verdict))
         else:
-            torn.append((path, str(verdict.problems[0])))
-    return whole, torn
+            incomplete.append((path, str(verdict.problems[0])))
+    return complete, incomplete
 
 
-def going_on(whole: Sequence[Checkpoint], spool: Spool) -> list[Checkpoint]:
+def before_restart(complete: Sequence[Checkpoint], spool: Spool) -> list[Checkpoint]:
     """The checkpoints saved before the training started over; all of them where it never did.
 
     The watcher recorded when that was: the Trainer may have deleted the first saves since, and later ones look like progress.
     """
     known = record.read(spool.output_dir)
     before = lineage.progress(known, list(spool.receipts()))
-    over = [each.saved_at for each in whole if lineage.started_over(each.step, each.saved_at, before)]
+    over = [each.saved_at for each in complete if lineage.started_over(each.step, each.saved_at, before)]
     if known.restarted_at is not None:
         over.append(known.restarted_at)
-    return [each for each in whole if not over or each.saved_at < min(over)]
+    return [each for each in complete if not over or each.saved_at < min(over)]
 
 
 def find_versions(store: Store, run: Run) -> list[Version]:
