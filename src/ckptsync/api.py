@@ -1,4 +1,4 @@
-"""What Python programs and notebooks call. Light to import: neither torch, transformers nor wandb.
+"""What Python programs and notebooks call. Imports neither torch, transformers nor wandb.
 
 Downloads run in a process of their own, since the wandb client's settings belong to a whole process and this one trains.
 """
@@ -31,22 +31,22 @@ STALL = 300.0
 def pull(
     run: str, dest: str | os.PathLike[str], *, model: bool = False, project: str | None = None, entity: str | None = None
 ) -> Path:
-    """Download a version into a folder that is new or empty, every byte proved, and return the folder.
+    """Download a version into a folder that is new or empty, verify every byte, and return the folder.
 
     Args:
-        run: RUN_ID or ENTITY/PROJECT/RUN_ID, with :ALIAS (best, step-500, v3) where one version is meant; else the newest that
-            holds.
-        dest: The folder. It appears in one step; an interrupted pull goes on where it broke.
-        model: The final model (`model-<run_id>`) in place of a checkpoint.
+        run: RUN_ID or ENTITY/PROJECT/RUN_ID, with :ALIAS (best, step-500, v3) for one version; else the newest valid
+            one.
+        dest: The folder. It appears in one step; an interrupted pull continues.
+        model: Download the final model (`model-<run_id>`) instead of a checkpoint.
         project: The W&B project; else WANDB_PROJECT, else huggingface.
         entity: The W&B entity; else WANDB_ENTITY, else your default one.
 
     Raises:
         NotFoundError: There is no such run or version.
-        IntegrityError: No version holds.
-        UsageError: The folder is in use, or `run` is no run.
+        IntegrityError: No version is valid.
+        UsageError: The folder isn't empty, or `run` is malformed.
         ConfigurationError: There are no credentials, or the server refuses them.
-        TransientStoreError: The store stayed away.
+        TransientStoreError: The store is unreachable.
     """
     target = require_free(Path(dest))
     named, alias = config.parse_run(run, project=project, entity=entity)
@@ -54,9 +54,9 @@ def pull(
 
 
 def verify(path: str | os.PathLike[str]) -> Verdict:
-    """Whether a folder is a whole checkpoint: every byte that has a checksum is read, nothing is executed.
+    """Check that a folder is a complete checkpoint: reads every byte that has a checksum, executes nothing.
 
-    `verify(folder).complete` is the answer, `.problems` say why not, `.resumable` whether a training can go on from it exactly.
+    `verify(folder).complete` is the answer, `.problems` say why not, `.resumable` whether a training can resume from it exactly.
     Never raises for what it finds.
     """
     folder = Path(path).absolute()
@@ -72,9 +72,9 @@ def resumed_run(
     output_dir: str | os.PathLike[str] | None = None,
     **init: Any,
 ) -> Iterator[tuple[Any, Path]]:
-    """Go on with a run: `with resumed_run("4kx81b2q", project="llama") as (run, checkpoint_dir): …`.
+    """Continue a run: `with resumed_run("4kx81b2q", project="llama") as (run, checkpoint_dir): …`.
 
-    The newest version that holds is downloaded and verified first, as one whole. Then the run is initialised with
+    The newest valid version is downloaded and verified first. Then the run is initialised with
     resume="must", and the version is noted among its inputs. Hand `checkpoint_dir` to
     `trainer.train(resume_from_checkpoint=…)`. The run is finished when the block ends; calling `run.finish()` before is fine.
 
@@ -82,8 +82,8 @@ def resumed_run(
         run_id: RUN_ID or ENTITY/PROJECT/RUN_ID, with an optional :ALIAS.
         project: As in `pull`.
         entity: As in `pull`.
-        output_dir: The Trainer's output_dir, in which the checkpoint is placed as checkpoint-N. Else it lies in a folder that
-            goes away with the block.
+        output_dir: The Trainer's output_dir, in which the checkpoint is placed as checkpoint-N. Else it is in a temporary
+            folder that is deleted after the block.
         **init: Further arguments of `wandb.init`, such as `config` or `settings`.
 
     Raises:
@@ -103,7 +103,7 @@ def resumed_run(
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """A watcher in the background. `log` is the file that it writes to."""
+    """A background watcher. `log` is the file that it writes to."""
 
     output_dir: Path
     run: Run
@@ -112,13 +112,13 @@ class Watching:
 
     @property
     def alive(self) -> bool:
-        """Whether it still watches."""
+        """Whether it is still running."""
         return self.process.poll() is None
 
     def stop(self, *, timeout: float | None = None) -> int:
-        """Let it upload what is whole, wait for its end, and return its exit code; None waits as long as that takes.
+        """Upload the complete checkpoints, stop the watcher and return its exit code; None waits as long as that takes.
 
-        After `timeout` seconds it is ended; what it hasn't uploaded waits in the spool for the next start.
+        After `timeout` seconds it is killed; what it hasn't uploaded stays queued for the next start.
         """
         if self.alive:
             self.process.send_signal(signal.SIGTERM)
@@ -140,18 +140,18 @@ def watch_in_background(
 ) -> Iterator[Watching]:
     """Upload the checkpoints of an output_dir while the block lasts: `with watch_in_background("out"): trainer.train()`.
 
-    It is a process of its own, so neither `run.finish()` nor the end of this interpreter has to wait for it, and it ends when
-    this process does, after it has uploaded what is there. The block's end waits until everything is durable.
+    It is a separate process, so neither `run.finish()` nor the end of this interpreter has to wait for it. It exits when this
+    process does, after uploading what is queued. The end of the block waits until everything is durable.
 
     Args:
-        output_dir: The Trainer's output_dir; made where it is missing.
-        run_id: The run; else the one that is active in this process, else WANDB_RUN_ID, else run.json.
+        output_dir: The Trainer's output_dir; created if missing.
+        run_id: The run; else the active one of this process, else WANDB_RUN_ID, else run.json.
         project: As in `pull`; else that of the active run.
         entity: As in `pull`; else that of the active run.
         flush_timeout: Seconds that the end of the block may wait; None for as long as it takes.
 
     Raises:
-        UsageError: Nobody knows the run id.
+        UsageError: The run id is unknown.
         CkptsyncError: The watcher ended with an error; the message is its last line.
     """
     folder = resume.require_output_dir(Path(output_dir), create=True)
@@ -180,7 +180,7 @@ def watch_in_background(
 
 
 def _run_here(output_dir: Path, run_id: str | None, project: str | None, entity: str | None) -> Run:
-    """Who trains here, from the arguments, the active run, the environment and run.json."""
+    """The run that trains in this folder, from the arguments, the active run, the environment and run.json."""
     active = getattr(sys.modules.get("wandb"), "run", None)
     known = record.read(output_dir)
     found = run_id or getattr(active, "id", None) or os.environ.get("WANDB_RUN_ID") or known.text("run_id")
@@ -199,7 +199,7 @@ def _placed(run: Run, alias: str | None, output_dir: Path) -> dict[str, Any]:
 
 
 def _ask(run: Run, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Have one job done by a process of its own. Raises what went wrong there."""
+    """Have one job done in a child process, and raise its error here."""
     if config.upload_mode() != "online":
         raise ConfigurationError("W&B is off by WANDB_MODE or WANDB_DISABLED", hint="Unset it to read from the store.")
     environment = {**_environment(), **config.connection().environment()}
@@ -212,10 +212,10 @@ def _ask(run: Run, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what would make a child process part of this process's wandb session."""
+    """This environment without the variables that would make a child join this process's wandb session."""
     return {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
 
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no word"
+    return lines[-1] if lines else "its log is empty"

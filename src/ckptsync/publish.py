@@ -9,7 +9,7 @@ can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when st
     out  {"event": "progress", "stage", "done", "total", "moved"} … then {"event": "done", …}
          or {"event": "failed", error, message, hint}
 
-`done` and `total` are bytes; `moved` only grows, by anything that shows that the job goes on.
+`done` and `total` are bytes; `moved` only grows, with anything that shows progress.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -29,24 +28,22 @@ from typing import Any, TextIO
 from ckptsync import config
 from ckptsync.checkpoint import File, Run
 from ckptsync.errors import CkptsyncError
-from ckptsync.restore import download, resume
+from ckptsync.restore import download, sources
 from ckptsync.restore.resume import Resume
 from ckptsync.store import artifact
+from ckptsync.store.client_activity import ClientActivity
 from ckptsync.store.contract import Upload
 from ckptsync.upload import retention, snapshot
 from ckptsync.upload.retention import Retention
-
-SENT_STEP, READ_STEP = 64 * 2**10, 2**22
-"""Bytes that count as progress when they are sent or read: the client's heartbeats and its log go on while an upload hangs."""
 
 RECENT = 86400.0
 """Seconds: what WandbCallback uploaded before that is history, not a second uploader."""
 
 YIELDING = 19
-"""The niceness of a process that takes only what others leave. wandb-core, our own child, has it too."""
+"""The niceness of a process that takes only idle CPU time. wandb-core, our own child, has it too."""
 
 PROGRESS_INTERVAL = 1.0
-"""Seconds between two progress lines. Also the life sign by which the parent tells a slow upload from a stalled one."""
+"""Seconds between two progress lines. By them the parent also distinguishes a slow upload from a stalled one."""
 
 
 def main() -> int:
@@ -77,7 +74,7 @@ def _claim_stdout() -> TextIO:
 
 
 class Publisher:
-    """Does one job after the other and answers each with exactly one `done` or `failed`."""
+    """Does jobs one by one and answers each with exactly one `done` or `failed`."""
 
     def __init__(self, store: Any, answers: TextIO) -> None:
         self.store = store
@@ -95,9 +92,9 @@ class Publisher:
         except Exception as error:
             name = type(error).__name__ if isinstance(error, CkptsyncError) else "CkptsyncError"
             message = str(error) if isinstance(error, CkptsyncError) else f"{type(error).__name__}: {error}"
-            self._tell("failed", error=name, message=message, hint=getattr(error, "hint", None))
+            self._answer("failed", error=name, message=message, hint=getattr(error, "hint", None))
         else:
-            self._tell("done", **result)
+            self._answer("done", **result)
 
     def _check(self, job: dict[str, Any]) -> dict[str, Any]:
         return {"run": asdict(self.store.check(Run(**job["run"])))}
@@ -118,7 +115,7 @@ class Publisher:
         return {"version": asdict(version), "seconds": seconds, "attached": attached, "others": self._others(run, started)}
 
     def _others(self, run: Run, now: float) -> str | None:
-        """The artifact to which HF's WandbCallback uploads this training's checkpoints too; looked for once."""
+        """The artifact to which HF's WandbCallback uploads this training's checkpoints too; looked up once."""
         if self._looked_for_others:
             return None
         self._looked_for_others = True
@@ -146,7 +143,7 @@ class Publisher:
 
     def _pull(self, job: dict[str, Any]) -> dict[str, Any]:
         run = self._existing(job)
-        versions = download.select(resume.find_versions(self.store, run), run, job["alias"], model=job["model"])
+        versions = download.select(sources.find_versions(self.store, run), run, job["alias"], model=job["model"])
         with self._progress_lines():
             pulled = download.pull(self.store, versions, Path(job["destination"]), progress=self._note)
         return {"path": str(pulled.path), "step": pulled.step, "qualified": pulled.version.qualified, "run": asdict(run)}
@@ -168,29 +165,27 @@ class Publisher:
 
     @contextlib.contextmanager
     def _progress_lines(self) -> Iterator[None]:
-        """Say once an interval how far the upload is, for as long as the block lasts."""
+        """Report once an interval how far the job is, while the block lasts."""
         over = threading.Event()
         self._done = self._total = 0
-        _, sent_before = _client_bytes()
+        activity = ClientActivity()
 
-        def tell() -> None:
+        def report() -> None:
             while not over.wait(PROGRESS_INTERVAL):
-                read, sent = _client_bytes()
-                sent -= sent_before
+                sent, moved = activity.sample()
                 done = max(self._done, min(sent, self._total))
                 stage = "upload" if self._total else "hash"
-                moved = _stepped(sent, SENT_STEP) + _stepped(read, READ_STEP) + _bytes_mapped() + self._done
-                self._tell("progress", stage=stage, done=done, total=self._total, moved=moved)
+                self._answer("progress", stage=stage, done=done, total=self._total, moved=moved + self._done)
 
-        teller = threading.Thread(target=tell, daemon=True)
-        teller.start()
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
         try:
             yield
         finally:
             over.set()
-            teller.join()
+            reporter.join()
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def _answer(self, event: str, **fields: Any) -> None:
         with self._lock:
             self._answers.write(json.dumps({"event": event, **fields}) + "\n")
             self._answers.flush()
@@ -198,35 +193,6 @@ class Publisher:
 
 def _upload_of(job: dict[str, Any]) -> Upload:
     return Upload(**{**job["upload"], "aliases": tuple(job["upload"]["aliases"])})
-
-
-def _stepped(count: int, step: int) -> int:
-    return count // step * step
-
-
-def _client_bytes() -> tuple[int, int]:
-    """What wandb-core, our own child, has read and written so far, by /proc; 0 where there is none. The client tells nothing.
-
-    It reads for minutes without a word to anybody: what goes by XXH128 it hashes once more with MD5, one file after the other,
-    and the parts of a file of 2 GiB and more too (wandb 0.31, measured).
-    """
-    read = written = 0
-    with contextlib.suppress(OSError, ValueError):
-        for task in Path("/proc/self/task").iterdir():
-            for child in (task / "children").read_text().split():
-                counts = dict(line.split(": ") for line in Path(f"/proc/{child}/io").read_text().splitlines())
-                read += int(counts["rchar"])
-                written += int(counts["wchar"])
-    return read, written
-
-
-def _bytes_mapped() -> int:
-    """At least so much has been hashed, in steps of 4 MiB: the client maps files into memory and says nothing while it does.
-
-    The steps keep the few pages that a hanging process touches from passing for a sign of life.
-    """
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return (usage.ru_minflt + usage.ru_majflt) // 1024 * 2**22
 
 
 if __name__ == "__main__":

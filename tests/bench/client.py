@@ -87,7 +87,7 @@ def shape(name: str, private: str) -> dict[str, list[Any]]:
     import base64
 
     store = _store(private)
-    artifact = store._client().artifact(store.versions(name)[0].qualified)
+    artifact = store._client.api().artifact(store.versions(name)[0].qualified)
     return {
         path: [str(entry.digest_algorithm().value), base64.b64decode(entry.digest).hex(), entry.size]
         for path, entry in artifact.manifest.entries.items()

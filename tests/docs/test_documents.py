@@ -51,14 +51,22 @@ def test_every_error_stands_beside_its_exit_code(error: type[errors.CkptsyncErro
     assert row.split("|")[1].strip() == str(error.exit_code)
 
 
-def test_every_module_stands_in_the_architecture() -> None:
+def test_every_package_and_every_module_at_the_root_stands_in_the_architecture() -> None:
     package = Path(ckptsync.__file__).parent
-    modules = [path.stem for path in package.glob("[a-z]*.py")] + [
-        f"{path.parent.name}/" for path in package.glob("*/__init__.py")
-    ]
+    names = [path.stem for path in package.glob("[a-z]*.py")] + [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
 
-    missing = [name for name in modules if f"| `{name}` |" not in ARCHITECTURE]
+    missing = [name for name in names if f"`{name}`" not in ARCHITECTURE]
 
+    assert not missing
+
+
+def test_every_path_in_the_architecture_exists() -> None:
+    package = Path(ckptsync.__file__).parent
+    named = {path for path in re.findall(r"`([a-z_]+/[a-z_/]*)`", ARCHITECTURE) if (package / path.partition("/")[0]).is_dir()}
+
+    missing = [path for path in named if not (package / path).exists() and not (package / f"{path}.py").exists()]
+
+    assert named
     assert not missing
 
 

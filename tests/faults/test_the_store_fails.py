@@ -34,10 +34,10 @@ def rule(match: dict[str, str], count: int | None, **action: Any) -> dict[str, A
 
 
 def attempts(said: str) -> str:
-    """How often an upload was tried, with the lines about it checked: one when it starts to fail, one when it works again."""
-    failing, recovered = said.count("failed, trying again"), said.count("works again, after")
+    """How often an upload was tried, with the lines about it checked: one when it starts to fail, one when it succeeds."""
+    failing, recovered = said.count("failed, retrying"), said.count("succeeded after")
     assert failing == recovered <= 1, said
-    failed = sum(map(int, re.findall(r"works again, after (\d+) failed", said)))
+    failed = sum(map(int, re.findall(r"succeeded after (\d+) failed", said)))
     return f"{failed + said.count('uploading checkpoint')} attempts, {failing + recovered} log lines about it"
 
 
@@ -85,7 +85,7 @@ def test_an_upload_that_stands_still_is_ended_and_tried_again(followed: Followed
 
     followed.durable(followed.save())
 
-    said = wait_for(lambda: (text := followed.said()[before:]) and "works again" in text and text, what="the recovery")
+    said = wait_for(lambda: (text := followed.said()[before:]) and "succeeded after" in text and text, what="the recovery")
     assert f"no progress for {STALL:.0f} s" in said
     note("server that stops answering", f"ended after {STALL:.0f} s; {attempts(said)}; uploaded", followed.damage())
 
@@ -95,12 +95,12 @@ def test_a_server_that_is_gone_for_longer_than_the_client_tries_is_waited_for(fo
     followed.server.kill()
 
     name = followed.save()
-    wait_for(lambda: "failed, trying again" in followed.said()[before:], what="the first failure")
+    wait_for(lambda: "failed, retrying" in followed.said()[before:], what="the first failure")
     time.sleep(LONGER_THAN_THE_CLIENT_TRIES)
     followed.server.start()
     followed.durable(name)
 
-    said = wait_for(lambda: (text := followed.said()[before:]) and "works again" in text and text, what="the recovery")
+    said = wait_for(lambda: (text := followed.said()[before:]) and "succeeded after" in text and text, what="the recovery")
     note("server gone for longer than all of wandb's retries", f"{attempts(said)}; uploaded", followed.damage())
 
 
@@ -116,7 +116,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_is_waited_for(follow
     followed.server.start()
     followed.durable(name)
 
-    said = wait_for(lambda: (text := followed.said()[before:]) and "works again" in text and text, what="the recovery")
+    said = wait_for(lambda: (text := followed.said()[before:]) and "succeeded after" in text and text, what="the recovery")
     note("server killed in the middle of an upload", f"{attempts(said)}; uploaded", followed.damage())
 
 

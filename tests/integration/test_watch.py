@@ -322,7 +322,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(
     own_server.stop()
     watcher = ended(tool.start("watch", output_dir, "--run-id", "away", *QUIET, log=log))
     make_checkpoint(output_dir, 4)
-    wait_for(lambda: "trying again" in log.read_text(), what="a failed attempt")
+    wait_for(lambda: "retrying" in log.read_text(), what="a failed attempt")
     time.sleep(2.0)
 
     own_server.start()
@@ -334,8 +334,8 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(
     told = [line for line in warnings(log) if "not on the server yet" not in line]
     assert len(told) == 3, told
     assert "watching all the same" in told[0]
-    assert "failed, trying again" in told[1]
-    assert "works again, after" in told[2]
+    assert "failed, retrying" in told[1]
+    assert "succeeded after" in told[2]
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def test_a_server_killed_in_the_middle_of_an_upload_ends_with_one_version(
     wait_for(lambda: any(own_server.fault_hits()), what="an upload under way")
 
     own_server.kill()
-    wait_for(lambda: "trying again" in log.read_text(), what="a failed attempt")
+    wait_for(lambda: "retrying" in log.read_text(), what="a failed attempt")
     own_server.start()
     durable = receipts(output_dir)
 

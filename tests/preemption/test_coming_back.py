@@ -176,14 +176,14 @@ def test_a_network_that_comes_up_late_is_waited_for_where_only_the_store_may_hav
     job.command = job.saver()
     server.faults([{"match": {"path": "/graphql"}, "action": {"status": 503}}])
     process = job.start()
-    wait_for(lambda: "trying again" in job.said, what="the first attempt")
+    wait_for(lambda: "retrying" in job.said, what="the first attempt")
     time.sleep(1)
     assert job.notes == []
 
     server.faults([])
 
     assert process.wait(60) == 0, job.said
-    assert "works again, after" in job.said
+    assert "succeeded after" in job.said
     assert job.starts == [0]
 
 

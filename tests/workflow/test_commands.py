@@ -197,7 +197,7 @@ def test_a_version_whose_file_went_does_not_verify_and_is_not_pulled(tool: Tool,
     assert named.returncode == 4
     assert not (tmp_path / "named").exists()
     assert newest.returncode == 0, newest.stderr
-    assert "not pulled checkpoint-holes:v1" in newest.stderr
+    assert "skipping checkpoint-holes:v1" in newest.stderr
     assert (tmp_path / "newest/trainer_state.json").read_bytes() == (
         tmp_path / "holes/checkpoint-10/trainer_state.json"
     ).read_bytes()

@@ -10,7 +10,7 @@ from ckptsync import config
 from ckptsync.checkpoint import Run, Version
 from ckptsync.cli import options
 from ckptsync.errors import NotFoundError
-from ckptsync.restore import resume
+from ckptsync.restore import sources
 from ckptsync.store.retrying import INTERACTIVE, retry
 from ckptsync.store.wandb_store import WandbStore
 
@@ -32,7 +32,7 @@ def asked(run_text: str, *, project: str | None, entity: str | None, local: bool
         run, alias = config.parse_run(run_text, project=project, entity=entity)
         with options.opened_store(connection, run) as store:
             run = retry(lambda: store.check(run), what="the log-in", patience=INTERACTIVE)
-            found = retry(lambda: resume.find_versions(store, run), what="the list of versions", patience=INTERACTIVE)
+            found = retry(lambda: sources.find_versions(store, run), what="the list of versions", patience=INTERACTIVE)
             if not found:
                 # Tell a run without checkpoints from one that isn't there.
                 retry(lambda: store.run_state(run), what="the look-up of the run", patience=INTERACTIVE)

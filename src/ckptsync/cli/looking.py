@@ -14,7 +14,7 @@ from ckptsync.checkpoint import Checkpoint, Verdict, step_of
 from ckptsync.cli import options, progress, tables
 from ckptsync.cli.quantities import Duration
 from ckptsync.errors import IntegrityError, UsageError
-from ckptsync.restore import download, resume
+from ckptsync.restore import download, resume, sources
 from ckptsync.store.retrying import INTERACTIVE, retry
 from ckptsync.upload.spool import Spool
 
@@ -60,7 +60,7 @@ def _report(output_dir: Path) -> dict[str, Any]:
     known = record.read(output_dir)
     newest = spool.newest_receipt()
     pending, parked = spool.pending(), spool.parked()
-    whole, torn_here = resume.local_checkpoints(output_dir, known.world_size)
+    whole, torn_here = sources.local_checkpoints(output_dir, known.world_size)
     torn = [path.name for path, _ in torn_here] + [path.name for path in spool.torn()]
     steps = [step for path in output_dir.iterdir() if (step := step_of(path.name)) is not None]
     finished = newest is not None and any(each.step == newest.step and _finished(each) for each in whole)
@@ -192,7 +192,7 @@ def _verify_version(run_text: str, *, as_json: bool, project: str | None, entity
 
     with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
         version = download.select(asked.versions, asked.run, asked.alias)[0] if not asked.alias else None
-        version = version or resume.pick(asked.versions, asked.alias or "latest", asked.run)
+        version = version or sources.pick(asked.versions, asked.alias or "latest", asked.run)
         proved: set[str] = set()
         with progress.shown(f"reading {version}") as shown:
             problems = retry(

@@ -23,7 +23,7 @@ from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreErr
 from ckptsync.job import preemption, supervisor
 from ckptsync.job.launch import environment, fill
 from ckptsync.job.training import StartedTraining, find_running
-from ckptsync.restore import resume
+from ckptsync.restore import resume, sources, verification
 from ckptsync.restore.resume import Placed, Resume
 from ckptsync.service import notify
 from ckptsync.store import artifact
@@ -205,7 +205,7 @@ class Start:
     def _begin_again(self) -> supervisor.Start | None:
         left = find_running(self._output_dir)
         if left:
-            whole, _ = resume.local_checkpoints(self._output_dir)
+            whole, _ = sources.local_checkpoints(self._output_dir)
             log.warning("the training still runs (pid %d): following it, no other one is started", left.members()[0])
             return supervisor.Start(lambda: left, max((each.step for each in whole), default=0))
         placed = self._find()
@@ -312,7 +312,7 @@ def _tell_replay(store: WandbStore, run: Run, placed: Placed) -> None:
 
 
 def _tell_differences(placed: Placed) -> None:
-    for difference in resume.differences(placed.source.version) if placed.source.version else []:
+    for difference in verification.differences(placed.source.version) if placed.source.version else []:
         log.warning("%s: a resumed training may not go on bit by bit", difference)
 
 
@@ -381,5 +381,5 @@ def run_command(
 
 
 def _resumable_here(output_dir: Path) -> bool:
-    whole, _ = resume.local_checkpoints(output_dir, record.read(output_dir).world_size)
+    whole, _ = sources.local_checkpoints(output_dir, record.read(output_dir).world_size)
     return any(each.verdict.resumable for each in whole)

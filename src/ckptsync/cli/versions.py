@@ -9,7 +9,7 @@ import click
 
 from ckptsync.checkpoint import Version
 from ckptsync.cli import asking, options, tables
-from ckptsync.restore import resume
+from ckptsync.restore import sources
 from ckptsync.upload.retention import newest_first
 
 
@@ -26,7 +26,7 @@ def list_command(run_text: str, as_json: bool, project: str | None, entity: str 
     with asking.asked(run_text, project=project, entity=entity, local=local, empty=as_json) as asked:
         found = newest_first(asked.versions)
         if asked.alias and found:
-            found = [resume.pick(found, asked.alias, asked.run)]
+            found = [sources.pick(found, asked.alias, asked.run)]
     if as_json:
         click.echo(json.dumps([_row(each) for each in found], indent=1))
     else:

@@ -10,7 +10,7 @@ from ckptsync.checkpoint import Checkpoint
 from ckptsync.errors import CkptsyncError, PreemptedError
 from ckptsync.job.shutdown import Shutdown
 from ckptsync.job.watch_thread import WatchThread
-from ckptsync.restore import resume
+from ckptsync.restore import sources
 from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,10 @@ class Outcome:
 
     def newest(self) -> Checkpoint | None:
         """The complete checkpoint that was saved last, none of a training that started over."""
-        complete, _ = resume.local_checkpoints(self._daemon.spool.output_dir)
-        return max(resume.going_on(complete, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None)
+        complete, _ = sources.local_checkpoints(self._daemon.spool.output_dir)
+        return max(
+            sources.before_restart(complete, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None
+        )
 
     def preempted(self, newest: Checkpoint | None) -> bool:
         """Whether the training ended because of a preemption: this process got the notice, or the training itself did."""

@@ -1,4 +1,5 @@
-"""The way back: resolve → fetch → verify → place.
+"""The way back: sources → fetch → verification → place.
 
-Takes a run and puts its newest valid checkpoint, from this machine or from the store, into its place. May not start anything.
+Takes a run; gives its newest valid checkpoint, local or downloaded, placed in an output_dir (`resume`) or a folder (`download`).
+May not start a training or write to the store.
 """

@@ -1,4 +1,4 @@
-"""One download into a folder of the user's choice, every byte proved. Starts nothing and touches no output folder."""
+"""Download one version, verified, into a folder of the user's choice. Starts nothing and changes no output_dir."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ckptsync import durable
 from ckptsync.checkpoint import Run, Version
 from ckptsync.errors import IntegrityError, NotFoundError, UsageError
-from ckptsync.restore import resume
+from ckptsync.restore import sources, verification
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A version on disk. `step` is None where the version doesn't tell."""
+    """A version on disk. `step` is None where it is unknown."""
 
     path: Path
     version: Version
@@ -27,18 +27,18 @@ class Pulled:
 
 
 def select(versions: Sequence[Version], run: Run, alias: str | None, *, model: bool = False) -> list[Version]:
-    """The versions that a user may mean, best first: the one with the alias, else all from the newest on.
+    """The versions to try, best first: the one with the alias, else all from the newest on.
 
     `model` asks for the final model, else it is a checkpoint. Raises NotFoundError, naming what there is.
     """
     wanted = [each for each in versions if each.is_model == model]
     if alias and alias != "latest":
-        return [resume.pick(wanted, alias, run)]
+        return [sources.pick(wanted, alias, run)]
     if model:
         found = sorted(wanted, key=lambda each: (each.saved_at, each.number), reverse=True)
     else:
-        found = [source.version for source in resume.order([], wanted) if source.version]
-        # What can't be resumed from can still be loaded.
+        found = [source.version for source in sources.order([], wanted) if source.version]
+        # Versions that aren't resumable can still be loaded.
         found += [each for each in sorted(wanted, key=lambda each: each.saved_at, reverse=True) if each not in found]
     if not found:
         what = "final model" if model else "checkpoint"
@@ -50,42 +50,42 @@ def select(versions: Sequence[Version], run: Run, alias: str | None, *, model: b
 def pull(
     store: Store, versions: Sequence[Version], destination: Path, *, progress: Progress, patience: Patience = INTERACTIVE
 ) -> Pulled:
-    """The first of the versions whose every byte proves right, as the content of a folder that is new or empty.
+    """Download the first valid version into a folder that is new or empty.
 
-    The folder appears in one step. An interrupted pull leaves `.NAME.partial` beside it, and the next one goes on from there.
-    Raises IntegrityError when none holds, UsageError when the folder is in use.
+    The folder appears in one step. An interrupted pull leaves `.NAME.partial` beside it, and the next one continues from there.
+    Raises IntegrityError when no version is valid, UsageError when the folder isn't empty.
     """
     target = require_free(destination)
     failed: list[str] = []
     for version in versions:
         try:
-            return _bring(store, version, target, progress, patience)
+            return _download(store, version, target, progress, patience)
         except (IntegrityError, NotFoundError) as error:
             if len(versions) == 1:
                 raise
-            log.error("not pulled %s: %s", version, error)
+            log.error("skipping %s: %s", version, error)
             failed.append(str(version))
-    raise IntegrityError(f"no version holds: tried {', '.join(failed)}")
+    raise IntegrityError(f"no version is valid: tried {', '.join(failed)}")
 
 
 def require_free(destination: Path) -> Path:
-    """The folder to fill, as an absolute path. Raises UsageError when something is in it already."""
+    """The folder to fill, as an absolute path. Raises UsageError when it isn't empty."""
     target = destination.expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{destination} is not an empty folder", hint="Give a folder that is new or empty.")
     return target
 
 
-def _bring(store: Store, version: Version, target: Path, progress: Progress, patience: Patience) -> Pulled:
+def _download(store: Store, version: Version, target: Path, progress: Progress, patience: Patience) -> Pulled:
     partial = target.with_name(f".{target.name}.partial")
     durable.make_folder(target.parent)
-    resume.require_space(version, partial)
+    verification.require_space(version, partial)
     partial.mkdir(exist_ok=True)
     retry(lambda: store.fetch(version, partial, progress=progress), what=f"the download of {version}", patience=patience)
     step = version.step
     if not version.is_model and version.ours.get("resumable") is not False and (partial / "trainer_state.json").exists():
         try:
-            step = resume.check_download(partial, version).global_step
+            step = verification.check_download(partial, version).global_step
         except IntegrityError:
             durable.remove_tree(partial)
             raise

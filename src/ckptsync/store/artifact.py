@@ -1,4 +1,4 @@
-"""What a snapshot is called in the store: the artifact's name, aliases and metadata. Pure: no I/O, no wandb."""
+"""The name, aliases and metadata of the artifact that a snapshot becomes. No wandb and no network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME_LENGTH = 128
 """The longest artifact name that W&B accepts (wandb 0.31, measured)."""
 
 OWN_ALIAS = re.compile(r"latest|best|final|preempted|step-\d+|epoch_[\d.]+|checkpoint_global_step_\d+|final_model|base_model")
-"""Aliases that ckptsync, the wandb client or HF's WandbCallback gives. Any other one is a user's."""
+"""Aliases that ckptsync, the wandb client or HF's WandbCallback gives. All others are a user's."""
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "trl", "safetensors", "wandb")
 
@@ -31,11 +31,11 @@ def artifact_name(stem: str, *, kind: str = "checkpoint") -> str:
 
 
 KINDS = ("checkpoint", "model")
-"""What the artifacts' names begin with: ours, and those of HF's WandbCallback, which calls checkpoints `model-` as well."""
+"""The prefixes of artifact names: ckptsync's, and those of HF's WandbCallback, which calls checkpoints `model-` as well."""
 
 
 def candidate_names(run: Run) -> tuple[str, ...]:
-    """The names under which a run's checkpoints and its final model lie, where they go by the run's id."""
+    """The artifact names of a run's checkpoints and final model, if named after the run's id."""
     return tuple(artifact_name(run.run_id, kind=kind) for kind in KINDS)
 
 
@@ -58,7 +58,7 @@ def describe(snapshot: Snapshot, run: Run, record: Record, *, stem: str, preempt
 
 
 def describe_model(model: Model, run: Run, *, stem: str) -> Upload:
-    """The upload that a final model becomes. Nothing can be resumed from it, and its metadata says so."""
+    """The upload that a final model becomes. It isn't resumable, and its metadata says so."""
     ours = {
         "version": 1,
         "kind": "model",
@@ -77,13 +77,13 @@ def describe_model(model: Model, run: Run, *, stem: str) -> Upload:
 
 
 def is_best(snapshot: Snapshot) -> bool:
-    """Whether the Trainer calls this very checkpoint its best so far."""
+    """Whether this checkpoint is the Trainer's best so far."""
     best = snapshot.state.best_checkpoint if snapshot.state else None
     return best is not None and PurePath(best).name == snapshot.checkpoint
 
 
 def best_step(snapshot: Snapshot) -> int | None:
-    """The step of the checkpoint that the Trainer calls its best so far."""
+    """The step of the Trainer's best checkpoint so far."""
     best = snapshot.state.best_checkpoint if snapshot.state else None
     return step_of(PurePath(best).name) if best else None
 
@@ -132,7 +132,7 @@ def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
 
 @cache
 def libraries() -> dict[str, str]:
-    """The versions of what trains, read from the installed packages' own metadata without importing any."""
+    """The versions of the training's libraries, read from the installed packages' metadata without importing any."""
     from importlib import metadata as installed
 
     found = {}

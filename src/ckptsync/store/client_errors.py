@@ -1,6 +1,6 @@
-"""What an error of the wandb client means for us: try again, a key that is refused, something that isn't there, or never.
+"""What an error of the wandb client means: retry, a refused key, a missing object, or give up.
 
-Imports nothing of the client: the names of its classes are enough.
+Doesn't import the client: the names of its classes are enough.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ _FINAL = re.compile(
     r"|type mismatch|expected type|invalid artifact|read[- ]only"
 )
 _GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable to find|unable to parse '\w+' response data")
-"""The last one is how the client says that a project or collection isn't there (wandb 0.31, `Artifacts._update_response`)."""
+"""The last pattern is the client's message for a missing project or collection (wandb 0.31, `Artifacts._update_response`)."""
 
-_AWAY = re.compile(
+_UNREACHABLE = re.compile(
     r"(?i)giving up after|connection (refused|reset|aborted)|no such host|name resolution|timed? ?out|deadline exceeded"
     r"|\bEOF\b|broken pipe|unreachable|\b(429|50[0-9])\b|most remaining uploads|failed to connect"
     r"|\b403 client error\b(?!.*/graphql)"
 )
-"""The last one is a signed address that expired on the way to it."""
+"""The last pattern is a signed URL that expired before it was used."""
 
 
 def translate(error: Exception, what: str, names: Collection[str] = ()) -> CkptsyncError:
-    """Ours for a foreign error. Every upload failure of the client is a plain ValueError, so the text decides (wandb 0.31).
+    """The CkptsyncError for a client's error. The client raises every upload failure as a plain ValueError, so the text decides
+    (wandb 0.31).
 
-    `names` are the user's own: in an error about the run `bert-500` that is no status.
+    `names` are those that the user chose: in an error about the run `bert-500`, 500 is no status.
     """
-    # Without what follows the question mark: a signed address is good for whoever reads it.
+    # Without the query string: a signed URL works for whoever reads it.
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", " ".join(str(error).split())) or type(error).__name__
     shown = text if len(text) <= 300 else f"{text[:140]} … {text[-140:]}"
     message = f"{what} failed: {shown}"
     text = _without(text, names)
     kinds = {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("wandb.")}
-    # First, since the client calls every failure of a log-in an AuthenticationError, also when there is no network.
-    if _AWAY.search(text):
+    # First, since the client raises AuthenticationError for every failed log-in, also without a network.
+    if _UNREACHABLE.search(text):
         return TransientStoreError(message)
     if "AuthenticationError" in kinds or _DENIED.search(text):
         return RejectedError(f"the W&B server refuses the key: {shown}")
@@ -52,7 +53,7 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
 
 @contextlib.contextmanager
 def translated(what: str, names: Collection[str] = ()) -> Iterator[None]:
-    """Ours for every foreign error in the block; one that is ours already stays."""
+    """Raise a CkptsyncError for every other exception in the block."""
     try:
         yield
     except CkptsyncError:
@@ -62,8 +63,8 @@ def translated(what: str, names: Collection[str] = ()) -> Iterator[None]:
 
 
 def _without(text: str, names: Collection[str]) -> str:
-    """The text without those names that would pass for a reason; one that is nothing but such a word only where it is a name."""
-    patterns = (_AWAY, _DENIED, _GONE, _FINAL)
+    """The text without the names that a pattern would match; a name that is such a word goes only between quotes or slashes."""
+    patterns = (_UNREACHABLE, _DENIED, _GONE, _FINAL)
     for name in sorted(names, key=len, reverse=True):
         literal = re.escape(name)
         if any(pattern.fullmatch(name) for pattern in patterns):

@@ -1,4 +1,4 @@
-"""The contract of what keeps versions. Every store must pass tests/contract. No foreign package here."""
+"""The contract that every store of versions fulfils. Imports no foreign package."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Protocol
 from ckptsync.checkpoint import File, Problem, Run, Snapshot, Version
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), from any thread, as often as the store likes."""
+"""Called with (bytes done, total bytes), from any thread, at any rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
     """What a snapshot becomes: the artifact's name, its aliases beside `latest`, and its metadata.
 
-    `latest` goes to the new version, unless the field of that name says which version was saved later and has to keep it.
+    The alias `latest` moves to the new version, unless the field `latest` names a version that was saved later and keeps it.
     """
 
     name: str
@@ -29,8 +29,8 @@ class Upload:
 class Store(Protocol):
     """Keeps versions of artifacts for one entity and project.
 
-    No method tries again: retrying decides that for every store alike. Each raises TransientStoreError when trying again can
-    help, PermanentStoreError when it can't, NotFoundError for a run, collection or version that isn't there.
+    No method retries: `retrying` does that for every store alike. Each raises TransientStoreError when a retry can help,
+    PermanentStoreError when it can't, and NotFoundError for a run, collection or version that doesn't exist.
     """
 
     def check(self, run: Run) -> Run:
@@ -38,15 +38,15 @@ class Store(Protocol):
         ...
 
     def put(self, snapshot: Snapshot, upload: Upload, *, progress: Progress) -> Version:
-        """Keep the snapshot's files as a version and return it when it is committed and its manifest agrees.
+        """Upload the snapshot's files and return the version once it is committed and its manifest agrees.
 
-        Atomic and idempotent: after a crash a version is whole or absent, and putting the same bytes again returns the version
-        that holds them. Raises SnapshotChangedError when the files were rewritten meanwhile; no version is left then.
+        Atomic and idempotent: after a crash a version is complete or absent, and putting the same bytes again returns the version
+        that holds them. Raises SnapshotChangedError when the files changed meanwhile; no version remains then.
         """
         ...
 
     def attach(self, version: Version, run: Run) -> bool:
-        """Add the version to the outputs of a run that is not ours, and touch nothing else of it; False when there is none."""
+        """Add the version to the outputs of the training's run and change nothing else of it; False when there is no such run."""
         ...
 
     def run_state(self, run: Run) -> str:
@@ -58,13 +58,13 @@ class Store(Protocol):
         ...
 
     def outputs(self, run: Run) -> list[Version]:
-        """The models in a run's list of outputs, whatever they are called. Raises NotFoundError where the run isn't there."""
+        """The artifacts of type `model` among a run's outputs, under any name. Raises NotFoundError when there is no such run."""
         ...
 
     def put_model(self, folder: Path, files: Sequence[File], upload: Upload) -> Version:
-        """Keep some files of a folder as a version. Atomic and idempotent like `put`; bytes that the store has are not sent.
+        """Upload some files of a folder as a version. Atomic and idempotent like `put`; bytes that the store has are not sent.
 
-        Raises SnapshotChangedError when one of them is not (or no longer) the one that is listed; no version is left then.
+        Raises SnapshotChangedError when a file differs from its listing; no version remains then.
         """
         ...
 
@@ -80,28 +80,28 @@ class Store(Protocol):
         ...
 
     def delete(self, version: Version) -> bool:
-        """Delete a version with its aliases for good; False, and nothing happens, where somebody wants it by now.
+        """Delete a version with its aliases; False, and nothing is deleted, when it is in use.
 
-        That is: it has an alias that it didn't have when it was listed, or is linked. Done also when it is gone already.
+        In use means linked, or given an alias since it was listed. True also when the version no longer exists.
         """
         ...
 
     def expire(self, version: Version, at: float) -> bool:
-        """Have the store delete a version by itself at a time (seconds since the epoch); False as in `delete`."""
+        """Set when the store deletes a version by itself (seconds since the epoch); False as in `delete`."""
         ...
 
     def prove(self, version: Version, proved: set[str], *, progress: Progress) -> list[Problem]:
-        """Read every byte of a version, keep none, and return the files that don't prove against the manifest's digest.
+        """Read every byte of a version, keep none, and return the files that don't match the manifest's digest.
 
-        Adds the names of those that do to `proved`; what is in it is not read again, so that another try goes on.
+        Adds the names of those that match to `proved`, and skips files named in it, so that a retry continues.
         """
         ...
 
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
-        """Bring every file of a version into a folder and prove each against the manifest's digest.
+        """Download every file of a version into a folder and verify each against the manifest's digest.
 
-        The folder is the caller's to lose: files that are there already and prove right are kept, and whatever else is in it
-        is removed, so that it holds the version and nothing else. Raises IntegrityError for bytes that differ and for names that
+        Files in the folder that match already are kept and everything else in it is deleted, so that it holds the version and
+        nothing else. Raises IntegrityError for bytes that differ and for names that
         would leave the folder.
         """
         ...

@@ -1,6 +1,6 @@
-"""What a version's manifest says of its files: where each may go, and the digest that proves its bytes. Knows no wandb.
+"""A version's manifest: the path, size and digest of each file. Doesn't import wandb.
 
-A manifest comes from the network, so a path in it is proved to stay inside the folder before anything is written.
+A manifest comes from the network, so each path is checked to stay inside the folder before anything is written.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ckptsync.errors import IntegrityError, TransientStoreError
 
 
 def entries_of(artifact: Any, version: Version) -> dict[str, Entry]:
-    """The files that a version's manifest names. Raises IntegrityError for a manifest that makes no sense."""
+    """The files that a version's manifest names. Raises IntegrityError for a malformed manifest."""
     from pydantic import ValidationError
 
     try:
         manifest = artifact.manifest
     except ValidationError as error:
-        # Anything else may be an error page in the manifest's place: the client doesn't look at the status (wandb 0.31).
-        raise IntegrityError(f"the manifest of {version.name}:{version.version} makes no sense") from error
+        # Other errors may come from an error page instead of a manifest: the client doesn't check the status (wandb 0.31).
+        raise IntegrityError(f"the manifest of {version.name}:{version.version} is malformed") from error
     return {path: Entry.of(path, entry) for path, entry in manifest.entries.items()}
 
 
@@ -43,7 +43,7 @@ def written(digest: Any) -> str:
 
 
 class Entry:
-    """One file of a manifest, with its path proved to stay inside the folder that it is put into."""
+    """One file of a manifest, with a path that is known to stay inside the target folder."""
 
     __slots__ = ("algorithm", "digest", "path", "size")
 
@@ -58,7 +58,7 @@ class Entry:
                 f"the version names a file {path!r}, which would leave the folder", hint="Do not trust this version."
             )
         if entry.ref is not None:
-            raise IntegrityError(f"{path} is only a reference to {entry.ref}, not a stored file")
+            raise IntegrityError(f"{path} is a reference to {entry.ref}, not a stored file")
         return cls(path, int(entry.size or 0), str(entry.digest), str(entry.digest_algorithm().value))
 
     def proved(self, folder: Path) -> bool:
@@ -86,7 +86,7 @@ class Entry:
         return written(digest)
 
     def hasher(self) -> Any:
-        """What hashes the bytes of such a file."""
+        """A hasher of this file's algorithm."""
         if "XXH128" in self.algorithm.upper():
             import xxhash
 
@@ -101,7 +101,7 @@ class Entry:
 
 
 class Urls:
-    """The signed URLs of a version's files, a page at a time. An expired one is asked for again on the next try of the fetch."""
+    """The signed URLs of a version's files, listed in pages. An expired one is renewed when the fetch is retried."""
 
     def __init__(self, artifact: Any) -> None:
         self._known = {file.name: file.direct_url for file in artifact.files(per_page=1000)}
@@ -110,5 +110,5 @@ class Urls:
         """The URL of a file. Raises TransientStoreError when the store gave none."""
         url = self._known.get(path)
         if not url:
-            raise TransientStoreError(f"the store gave no address for {path}")
+            raise TransientStoreError(f"the store gave no URL for {path}")
         return str(url)

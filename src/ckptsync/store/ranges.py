@@ -1,4 +1,4 @@
-"""Brings a signed URL's bytes into a file, in parallel ranges. Knows HTTP and files, nothing of W&B.
+"""Download a signed URL into a file, in parallel ranges. Knows HTTP and files, nothing of W&B.
 
 wandb 0.31's own download writes 16 KiB at a time, reads ranges only from 2 GiB on, and keeps one shared target path per artifact
 while 32 threads use it; hence ours. `requests` is wandb's own HTTP client, so no dependency is added.
@@ -24,7 +24,7 @@ RANGE = 32 * 2**20
 """Bytes asked for at once. 8 parallel ranges of 32 MB were the fastest way on two cores (measured against one plain GET)."""
 
 SIDECAR = ".ckptsync-ranges"
-"""What a note of finished ranges is called, behind the name of its file."""
+"""The suffix of the file that lists the finished ranges of a download."""
 
 HASH_PIECE = 4 * 2**20
 CHUNK = 2**20
@@ -40,10 +40,10 @@ def spans(size: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Which ranges of a file are here already, noted beside it: an interrupted download goes on inside the file.
+    """The finished ranges of a file, listed in a sidecar: an interrupted download continues inside the file.
 
-    `mark` tells one content from another, such as its digest. Nothing is proved by the note: after a power cut it may name ranges
-    whose bytes were lost. Whoever proves the whole calls `forget`, and all of it is brought again.
+    `mark` identifies the content, such as its digest. The list proves nothing: after a power cut it may name ranges whose bytes
+    were lost. Whoever verifies the file calls `forget`, and a file that fails is downloaded from the start.
     """
 
     path: Path
@@ -51,11 +51,11 @@ class Finished:
 
     @classmethod
     def of(cls, target: Path, size: int, mark: str) -> Finished:
-        """For that file."""
+        """The list for a file."""
         return cls(target.with_name(target.name + SIDECAR), f"{size} {RANGE} {mark}\n")
 
     def starts(self) -> set[int]:
-        """Where the ranges begin that are here; none where the note is of another content, or there is none."""
+        """The start of each finished range; none when the list is missing or for another content."""
         with contextlib.suppress(OSError, ValueError):
             text = self.path.read_text("ascii")
             if text.startswith(self.head):
@@ -64,12 +64,12 @@ class Finished:
         return set()
 
     def begin(self) -> None:
-        """No range is here yet. Without a note, where there can be none, all is brought again after an interruption."""
+        """Start an empty list. If it can't be written, an interrupted download starts from the beginning."""
         with contextlib.suppress(OSError):
             self.path.write_text(self.head, "ascii")
 
     def add(self, start: int) -> None:
-        """Note a range. One write call, so that the lines of two threads don't mix."""
+        """Add a range, in one write call, so that the lines of two threads don't mix."""
         with contextlib.suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
             try:
@@ -78,7 +78,7 @@ class Finished:
                 os.close(descriptor)
 
     def forget(self) -> None:
-        """All of it is proved, or has to be brought again."""
+        """Delete the list: the file is verified, or has to be downloaded again."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -94,18 +94,18 @@ def download(
     seen: Callable[[memoryview], object] = len,
     finished: Finished | None = None,
 ) -> None:
-    """Fill `target` with the `size` bytes behind a URL, range by range in `pool`, but for those that are `finished` already.
+    """Fill `target` with the `size` bytes behind a URL, range by range in `pool`, except those `finished` already.
 
-    `seen` gets every byte of the file in order, each range as soon as it and those before are there, while later ones load.
-    Raises TransientStoreError where the connection broke, NotFoundError where the file is gone, and IntegrityError where the
-    server sent another number of bytes than asked for. The content is not proved here.
+    `seen` gets every byte of the file in order, each range as soon as it and those before it have arrived.
+    Raises TransientStoreError when the connection breaks, NotFoundError when the file is gone, and IntegrityError when the
+    server sends more bytes than requested. The content is not verified here.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     wanted = list(spans(size))
     here = finished.starts() if finished and _size(target) == size else set()
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (0 if here else os.O_TRUNC), 0o644)
 
-    def bring(span: tuple[int, int]) -> None:
+    def fetch(span: tuple[int, int]) -> None:
         _range(session, url, descriptor, span, size, arrived)
         if finished:
             finished.add(span[0])
@@ -116,10 +116,10 @@ def download(
             finished.begin()
         arrived(sum(end - start for start, end in wanted if start in here))
         try:
-            parts = [None if span[0] in here else pool.submit(bring, span) for span in wanted]
+            parts = [None if span[0] in here else pool.submit(fetch, span) for span in wanted]
             _all(parts, [partial(_show, descriptor, span, seen) for span in wanted])
         except _RangesIgnoredError:
-            # A proxy that strips the Range header would do so for ever. The first range that is asked for tells it.
+            # A proxy that strips the Range header does so every time; the first requested range shows it.
             if here:
                 raise
             _all([pool.submit(_range, session, url, descriptor, (0, size), size, arrived)], [lambda: None])
@@ -129,13 +129,13 @@ def download(
 
 
 class _RangesIgnoredError(TransientStoreError):
-    """The whole file came as the answer to a range."""
+    """The server sent the whole file for a range request."""
 
 
 def _all(parts: Sequence[Future[None] | None], after: Sequence[Callable[[], None]]) -> None:
     """Wait for every part, also when one failed: none may write into the file after it is closed.
 
-    What comes `after` a part is done when it and all before it are there.
+    Each `after` runs once its part and all before it are done.
     """
     try:
         for part, show in zip(parts, after, strict=True):
@@ -151,14 +151,14 @@ def _all(parts: Sequence[Future[None] | None], after: Sequence[Callable[[], None
 
 
 def _show(descriptor: int, span: tuple[int, int], seen: Callable[[memoryview], object]) -> None:
-    """Give a range that is in the file to whoever hashes it. It was just written, so no disk is asked."""
+    """Pass a finished range to `seen`. It was just written, so it comes from the page cache."""
     buffer = bytearray(min(HASH_PIECE, span[1] - span[0]))
     offset = span[0]
     while offset < span[1]:
         view = memoryview(buffer)[: span[1] - offset]
         count = os.preadv(descriptor, [view], offset)
         if not count:
-            raise TransientStoreError("a file was cut short while it was brought")
+            raise TransientStoreError("a file was truncated during its download")
         seen(view[:count])
         offset += count
 
@@ -230,7 +230,7 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
 
 
 def _require_success(answer: requests.Response) -> None:
-    """A refused URL may have expired, and a new one is asked for on the next try; only 404 and 410 are final."""
+    """A refused URL may have expired, and a retry gets a new one; only 404 and 410 are final."""
     if answer.status_code in (404, 410):
         raise NotFoundError("a file of the version is gone from the store", hint="See `ckptsync list` for other versions.")
     if answer.status_code >= 400:

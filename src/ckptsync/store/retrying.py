@@ -1,4 +1,4 @@
-"""When to try again. The only module that knows tenacity; every wait in it ends when the stop event is set."""
+"""When to retry. The only module that imports tenacity; every wait in it ends when the stop event is set."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to go on: `first` and `longest` bound the random wait in seconds; `give_up_after` counts from the first failure.
+    """How long to retry: `first` and `longest` bound the random wait in seconds; `give_up_after` counts from the first failure.
 
-    None is for ever.
+    With None, for ever.
     """
 
     first: float = 1.0
@@ -33,7 +33,7 @@ class Patience:
 
 
 HURRIED_WAIT = 1.0
-"""Seconds between two attempts, at most, when the machine is about to go."""
+"""Seconds between two attempts, at most, during the grace period."""
 
 FOR_EVER = Patience()
 """For the watcher: days without network end in an upload."""
@@ -51,12 +51,12 @@ def retry(
     reached: Callable[[], int] = lambda: 0,
     hurried: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Do `unit` until it succeeds, fails for good, the patience ends, or `stop` is set. Then its last error is raised.
+    """Call `unit` until it succeeds. Raises its last error when it fails for good, the patience ends, or `stop` is set.
 
-    Full jitter with a cap (exponential backoff as AWS describes it), so that many watchers don't return in step. Says once
-    when it begins to fail and once when it works again. `reached` says how far the unit has come: a failure after it came
-    further than ever is a first failure again, so that a line that breaks now and then ends no long transfer. `hurried` says
-    that no wait is to be long any more, the one in hand included.
+    Full jitter with a cap (exponential backoff as AWS describes it), so that many watchers don't retry in step. Logs the
+    first failure and the recovery, once each. `reached` returns the unit's progress: a failure after new progress counts as the
+    first one, so that a flaky connection doesn't end a long transfer. Once `hurried` returns True, every wait is short, the
+    current one included.
     """
     failures = 0
     failing_since, furthest = math.inf, reached()
@@ -65,7 +65,7 @@ def retry(
         return unit()
     except TransientStoreError as error:
         refused = error
-    # Only now: it brings asyncio, 4 MB of memory, and a watcher whose store is there tries nothing again.
+    # Only now: it imports asyncio, 4 MB of memory, and a watcher whose store is reachable retries nothing.
     import tenacity
 
     stop = stop or threading.Event()
@@ -95,7 +95,7 @@ def retry(
         failures += 1
         error = state.outcome.exception() if state.outcome else None
         level = logging.WARNING if failures == 1 else logging.DEBUG
-        log.log(level, "%s failed, trying again: %s", what, error)
+        log.log(level, "%s failed, retrying: %s", what, error)
 
     result = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientStoreError),
@@ -106,5 +106,5 @@ def retry(
         reraise=True,
     )(first_known)
     if failures:
-        log.warning("%s works again, after %d failed attempt%s", what, failures, "s" if failures > 1 else "")
+        log.warning("%s succeeded after %d failed attempt%s", what, failures, "s" if failures > 1 else "")
     return result

@@ -1,4 +1,4 @@
-"""What a W&B server says of itself, of a key and of a project. Plain HTTP: nothing of the wandb client is touched."""
+"""What a W&B server reports about itself, a key and a project. Plain HTTP, without the wandb client."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _VERSION = "query Version { serverInfo { latestLocalVersionInfo { versionOnThisI
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The answer. `skew` is how many seconds the server's clock is ahead of ours, None where it isn't told; `seconds` the time it
-    took."""
+    """The answer. `skew`: seconds by which the server's clock is ahead of the local one, or None; `seconds`: the time it took."""
 
     server: str
     user: str
@@ -34,7 +33,7 @@ class ServerInfo:
 
 
 def ask(connection: Connection, run: Run) -> ServerInfo:
-    """Ask once, and once more for the version. Raises TransientStoreError for no answer and RejectedError for a wrong key."""
+    """Ask once, and once more for the version. Raises TransientStoreError without an answer and RejectedError for a wrong key."""
     import requests
 
     began = time.time()
@@ -62,7 +61,7 @@ def ask(connection: Connection, run: Run) -> ServerInfo:
 
 
 def _version(connection: Connection) -> str:
-    """A server of one's own tells it, and the embedded one; W&B's service doesn't."""
+    """Self-hosted servers and the embedded one report it; W&B's service doesn't."""
     import requests
 
     with contextlib.suppress(requests.RequestException, ValueError, KeyError, TypeError):

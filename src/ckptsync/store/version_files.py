@@ -1,4 +1,4 @@
-"""The files of a committed version, on their way back: into a folder, or read only to be proved."""
+"""The files of a committed version: downloads them into a folder, or reads them only to verify them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 READERS = 8
 """Files at once, and ranges at once."""
 
-NO_ROOM_HINT = "Free some space or give another folder; what is complete already is kept for the next try."
+NO_ROOM_HINT = "Free some space or give another folder; complete files are kept for the next try."
 
 DOWNLOADS = 2
-"""How often a file may arrive with other bytes than its digest says: once on the way is an accident, twice means the store."""
+"""How often a file is downloaded before a wrong digest is an error: once may be the network, twice is the store."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class VersionFiles:
-    """What the manifest of a version says, and the addresses of its files.
+    """A version's manifest and the URLs of its files.
 
-    `translated` makes an error of the client one of ours; it is given what was tried. The making asks the
-    store for both, so it has to stand in such a block too.
+    `translated` turns the client's errors into ckptsync's, given what was tried. The constructor queries the store, so it has to
+    run in such a block too.
     """
 
     def __init__(self, artifact: Any, version: Version, translated: Callable[[str], AbstractContextManager[None]]) -> None:
@@ -44,24 +44,24 @@ class VersionFiles:
         self._urls = Urls(artifact)
 
     def fetch(self, into: Path, *, progress: Progress) -> None:
-        """See Store.fetch: files that are there and prove right are kept, others are removed."""
+        """See Store.fetch: files that match already are kept, others are deleted."""
         for entry in self._entries.values():
             entry.require_no_links(into)
         remove_others(into, {*self._entries, *(path + ranges.SIDECAR for path in self._entries)})
         arrived = self._counter(progress)
         with _session() as session, ThreadPoolExecutor(READERS) as pool, ThreadPoolExecutor(READERS) as files:
-            outcomes = [files.submit(self._bring, session, pool, entry, into, arrived) for entry in self._entries.values()]
+            outcomes = [files.submit(self._download, session, pool, entry, into, arrived) for entry in self._entries.values()]
             for outcome in outcomes:
                 outcome.result()
 
     def prove(self, proved: set[str], *, progress: Progress) -> list[Problem]:
-        """See Store.prove: every byte that isn't proved yet is read, and none kept."""
+        """See Store.prove: reads every file that isn't verified yet, and keeps none."""
         arrived = self._counter(progress)
         with _session() as session, ThreadPoolExecutor(READERS) as files:
             outcomes = [files.submit(self._read, session, entry, proved, arrived) for entry in self._entries.values()]
             return [problem for outcome in outcomes if (problem := outcome.result())]
 
-    def _bring(
+    def _download(
         self,
         session: requests.Session,
         pool: ThreadPoolExecutor,
@@ -70,7 +70,7 @@ class VersionFiles:
         arrived: Callable[[int], None],
     ) -> None:
         note = ranges.Finished.of(into / entry.path, entry.size, entry.digest)
-        # One that was left in the middle has its size already, and is not read for nothing.
+        # An interrupted one has its full size already: reading it would be wasted.
         if not note.path.exists() and entry.proved(into):
             arrived(entry.size)
             return
@@ -100,7 +100,7 @@ class VersionFiles:
             arrived(entry.size)
             return None
         try:
-            with self._translated(f"the reading of {entry.path}"):
+            with self._translated(f"reading {entry.path}"):
                 found = entry.digest_of(ranges.read(session, self._urls.of(entry.path), entry.size, arrived=arrived))
         except (NotFoundError, IntegrityError) as error:
             return Problem(entry.path, str(error))
@@ -110,7 +110,7 @@ class VersionFiles:
         return None
 
     def _counter(self, progress: Progress) -> Callable[[int], None]:
-        """Adds up for `progress`, from any thread; a file that comes twice doesn't make it more bytes than there are."""
+        """Sums bytes for `progress`, from any thread, and never beyond the total when a file is downloaded twice."""
         done, total, lock = 0, sum(entry.size for entry in self._entries.values()), threading.Lock()
 
         def arrived(count: int) -> None:
@@ -124,7 +124,7 @@ class VersionFiles:
 
 @contextmanager
 def _session() -> Iterator[requests.Session]:
-    """Connections enough for every file and every range at once."""
+    """A session with enough connections for all files and ranges at once."""
     import requests
 
     with requests.Session() as session:
@@ -134,7 +134,7 @@ def _session() -> Iterator[requests.Session]:
 
 @contextmanager
 def _local(what: str) -> Iterator[None]:
-    """Tell a full or read-only disk of this machine from a failing store: trying again would not help."""
+    """Tell a full or read-only local disk from a failing store: a retry would not help."""
     try:
         yield
     except OSError as error:

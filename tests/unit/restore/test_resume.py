@@ -11,8 +11,10 @@ import pytest
 
 from ckptsync.checkpoint import Run, Version
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, TransientStoreError, UsageError
-from ckptsync.restore import resume
-from ckptsync.restore.resume import Resume, check_download, order, pick
+from ckptsync.restore import resume, verification
+from ckptsync.restore.resume import Resume
+from ckptsync.restore.sources import order, pick
+from ckptsync.restore.verification import check_download
 from ckptsync.store.contract import Progress
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.spool import Spool
@@ -277,7 +279,7 @@ def test_an_unknown_alias_is_told_with_those_that_exist(store: FolderStore) -> N
     with pytest.raises(NotFoundError) as raised:
         pick(store.kept, "best", RUN)
 
-    assert raised.value.hint == "There is: step-5, v0."
+    assert raised.value.hint == "Known versions and aliases: step-5, v0."
     assert pick(store.kept, "v0", RUN) == pick(store.kept, "step-5", RUN)
 
 
@@ -330,8 +332,8 @@ def test_a_relative_output_folder_becomes_absolute(tmp_path: Path, monkeypatch: 
 def test_libraries_that_differ_are_told() -> None:
     version = Version("q:v0", "c", "v0", (), 1, 1, "d", 0.0, {"ckptsync": {"libraries": {"wandb": "0.0.1", "unknown": "1"}}})
 
-    assert [each for each in resume.differences(version) if each.startswith("wandb was 0.0.1 and is ")] != []
-    assert resume.differences(replace(version, metadata={"ckptsync": {"libraries": "hostile"}})) == []
+    assert [each for each in verification.differences(version) if each.startswith("wandb was 0.0.1 and is ")] != []
+    assert verification.differences(replace(version, metadata={"ckptsync": {"libraries": "hostile"}})) == []
 
 
 def test_the_best_checkpoint_is_brought_too_and_never_passes_for_the_newest(store: FolderStore, output_dir: Path) -> None:

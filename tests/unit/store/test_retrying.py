@@ -93,8 +93,8 @@ def test_failing_is_said_once_and_the_recovery_once(caplog: pytest.LogCaptureFix
     retry(Unit(*away(5)), what="the upload", patience=QUICK)
 
     assert [record.message for record in caplog.records] == [
-        "the upload failed, trying again: injected: away 0",
-        "the upload works again, after 5 failed attempts",
+        "the upload failed, retrying: injected: away 0",
+        "the upload succeeded after 5 failed attempts",
     ]
 
 
@@ -110,7 +110,7 @@ def test_a_permanent_error_after_failures_is_no_recovery(caplog: pytest.LogCaptu
     with pytest.raises(PermanentStoreError):
         retry(Unit(*away(2), PermanentStoreError("injected: quota")), what="the upload", patience=QUICK)
 
-    assert not any("works again" in record.message for record in caplog.records)
+    assert not any("succeeded after" in record.message for record in caplog.records)
 
 
 def test_a_unit_that_fails_after_a_long_time_is_tried_again_all_the_same() -> None:
