@@ -58,14 +58,32 @@ def saved_at(files: Iterable[File]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """What tells one log_history from another: how many rows, the step of the first one, and a digest over all, in order."""
+
+    count: int = 0
+    start: int | None = None
+    digest: str = ""
+
+    def comparable(self, other: Rows) -> bool:
+        """Whether the two begin at the same step, so that one can be a beginning of the other."""
+        return self.count > 0 and other.count > 0 and self.start == other.start
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What trainer_state.json says; of `log_history` only the last value of each metric."""
+    """What trainer_state.json says. Of `log_history` it keeps the last value of each metric, and what tells two histories apart.
+
+    `rows` tells its log_history from another one, `digest` the whole file. Both are empty in what ckptsync 0.1.0 wrote.
+    """
 
     global_step: int
     max_steps: int
     epoch: float | None = None
     best_checkpoint: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    rows: Rows = Rows()
+    digest: str = ""
 
     @property
     def finished(self) -> bool:
@@ -146,7 +164,7 @@ class Snapshot:
     """A checkpoint pinned in the spool: `directory/files` holds the files, `directory/snapshot.json` this value.
 
     `pinned_by` is reflink, link or copy. `sequence` numbers the pins of an output folder: the order of saving, independent of
-    any clock.
+    any clock. `run_id` and `attempt` say which start of which training saved it, None where nobody knows.
     """
 
     directory: Path
@@ -161,6 +179,8 @@ class Snapshot:
     files: tuple[File, ...]
     state: TrainingState | None = None
     world_size: int | None = None
+    run_id: str | None = None
+    attempt: int | None = None
 
     @property
     def name(self) -> str:
@@ -215,8 +235,22 @@ class Version:
         return None
 
     @property
+    def attempt(self) -> int | None:
+        """Which start of the training saved it, counted from 1; None where the version doesn't say."""
+        value = self.ours.get("attempt")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def rows(self) -> Rows:
+        """What it says of its log_history; empty where it says nothing."""
+        count, start, digest = (self.ours.get(key) for key in ("rows", "rows_from", "rows_digest"))
+        if not isinstance(count, int) or not isinstance(digest, str):
+            return Rows()
+        return Rows(count, start if isinstance(start, int) else None, digest)
+
+    @property
     def saved_at(self) -> float:
-        """When the Trainer saved the checkpoint, else when the version was created."""
+        """When the Trainer saved it, else when the version was created: for people to read, it decides nothing."""
         value = self.ours.get("saved_at")
         return float(value) if isinstance(value, int | float) else self.created_at
 
@@ -252,3 +286,7 @@ class Receipt:
     files: int
     seconds: float
     committed_at: float
+    run_id: str | None = None
+    attempt: int | None = None
+    rows: Rows = Rows()
+    state_digest: str = ""

@@ -5,8 +5,11 @@ Written by `watch`, `run` and `resume`, and completed from inside the training. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,34 @@ from ckptsync import durable, locks
 
 FOLDER = ".ckptsync"
 """The folder below output_dir with everything of ours. The Trainer's rotation matches `checkpoint-*` only."""
+
+ATTEMPTS_KEPT = 100
+"""How many earlier starts run.json remembers: a job may be preempted for weeks."""
+
+SAVES_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a training on its run, counted from 1 across machines.
+
+    `resumed_step` and `resumed_version` say what it went on from, None for a fresh start. `started` (seconds since the epoch) is
+    for people to read and decides nothing.
+    """
+
+    number: int
+    id: str
+    started: float
+    resumed_step: int | None = None
+    resumed_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A restart from scratch: in which attempt, None where nobody numbered it, and its saves as NAME.PRINT, oldest first."""
+
+    attempt: int | None
+    saves: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +82,42 @@ class Record:
         return value if isinstance(value, int) else None
 
     @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The starts of the training that are known in this folder, oldest first."""
+        values = self.values.get("attempts")
+        found = []
+        for value in values if isinstance(values, list) else ():
+            with contextlib.suppress(TypeError, KeyError, ValueError):
+                found.append(_attempt(value))
+        return tuple(sorted(found, key=lambda each: each.number))
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest start of the training, None where nobody wrote one down."""
+        if attempts := self.attempts:
+            return attempts[-1]
+        # What ckptsync 0.1.0 wrote: the last resume, without a number.
+        return Attempt(0, "", self.resumed_at, self.resumed_step) if self.resumed_step is not None else None
+
+    @property
+    def restarted(self) -> Restarted | None:
+        """What a training saved that restarted from scratch; None if none has in the current attempt."""
+        value = self.values.get("restarted")
+        if not isinstance(value, dict):
+            return None
+        attempt, saves = value.get("attempt"), value.get("saves")
+        return Restarted(attempt if isinstance(attempt, int) else None, tuple(map(str, saves)) if isinstance(saves, list) else ())
+
+    @property
+    def acknowledged(self) -> int | None:
+        """The number of the attempt that the training itself acknowledged last."""
+        value = self.values.get("acknowledged")
+        number = value.get("attempt") if isinstance(value, dict) else None
+        return number if isinstance(number, int) else None
+
+    @property
     def restarted_at(self) -> float | None:
-        """When a training that restarted from scratch saved its first checkpoint; None if none has since the last resume."""
+        """As `restarted`, by the clock: what ckptsync 0.1.0 wrote."""
         value = self.values.get("restarted_at")
         return float(value) if isinstance(value, int | float) else None
 
@@ -73,15 +138,63 @@ def read(output_dir: Path) -> Record:
     return Record(durable.read_json(path_of(output_dir)) or {})
 
 
+def begin_attempt(
+    output_dir: Path, *, resumed_step: int | None = None, resumed_version: str | None = None, after: int = 0
+) -> Attempt:
+    """Write down that the training starts (again), and return the number that its saves carry.
+
+    `after` is the highest attempt that is known from elsewhere: of the version that it resumes from, made on another machine.
+    """
+    begun: list[Attempt] = []
+
+    def add(values: Mapping[str, Any]) -> dict[str, Any]:
+        known = Record(values).attempts
+        number = max([after, *(each.number for each in known)]) + 1
+        begun.append(Attempt(number, os.urandom(4).hex(), round(time.time(), 3), resumed_step, resumed_version))
+        attempts = [asdict(each) for each in (*known[-ATTEMPTS_KEPT:], *begun)]
+        # The number of processes and the verdict "restarted from scratch" belong to one attempt.
+        return {"attempts": attempts, "world_size": None, "restarted": None, "restarted_at": None, "acknowledged": None}
+
+    change(output_dir, add)
+    return begun[0]
+
+
+def note_restarted(output_dir: Path, attempt: int | None, save: str) -> None:
+    """Write down that this save, NAME.PRINT, is of a training that restarted from scratch."""
+
+    def add(values: Mapping[str, Any]) -> dict[str, Any]:
+        before = Record(values).restarted
+        saves = [each for each in (before.saves if before and before.attempt == attempt else ()) if each != save]
+        return {"restarted": {"attempt": attempt, "saves": [*saves[-SAVES_KEPT:], save]}}
+
+    change(output_dir, add)
+
+
 def update(output_dir: Path, **values: Any) -> Record:
     """Set these keys, keep the others, drop those given as None. The file is for its owner alone: it holds a command line."""
+    return change(output_dir, lambda _: values)
+
+
+def change(output_dir: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Record:
+    """As `update`, with the values decided from what stands there, while nobody else can change it."""
     path = path_of(output_dir)
     durable.make_folder(path.parent)
     # The watcher and the training both update it: without the lock one could lose what the other wrote.
     with locks.exclusive(path.with_name("run.lock")):
         before = durable.read_json(path)
-        merged = {"version": 1, **(before or {}), **values}
+        merged = {"version": 1, **(before or {}), **decide(before or {})}
         merged = {key: value for key, value in merged.items() if value is not None}
         if merged != before:
             durable.write_json(path, merged, mode=0o600)
     return Record(merged)
+
+
+def _attempt(value: Mapping[str, Any]) -> Attempt:
+    step, version = value.get("resumed_step"), value.get("resumed_version")
+    return Attempt(
+        number=int(value["number"]),
+        id=str(value["id"]),
+        started=float(value["started"]),
+        resumed_step=step if isinstance(step, int) else None,
+        resumed_version=version if isinstance(version, str) else None,
+    )

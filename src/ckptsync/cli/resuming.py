@@ -272,14 +272,25 @@ class Start:
             cwd=str(cwd or Path.cwd()),
             resumed_step=placed.step if placed else None,
             resumed_at=time.time() if placed else None,
-            restarted_at=None,
             training=None,
             processes=None,
+        )
+        attempt = record.begin_attempt(
+            self._output_dir,
+            resumed_step=placed.step if placed else None,
+            resumed_version=str(placed.source.version) if placed and placed.source.version else None,
+            after=(placed.source.version.attempt if placed and placed.source.version else None) or 0,
         )
         if placed:
             Spool(self._output_dir).record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))
         environ = environment(
-            self.run, self._connection, self._output_dir, checkpoint=checkpoint, exists=self._exists, hook=self._hook
+            self.run,
+            self._connection,
+            self._output_dir,
+            checkpoint=checkpoint,
+            exists=self._exists,
+            attempt=attempt.id,
+            hook=self._hook,
         )
 
         def start() -> StartedTraining:

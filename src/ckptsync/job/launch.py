@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import UsageError
-from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, hook_path
+from ckptsync.trainer import ATTEMPT, OUTPUT_DIR, RESUME_FROM, hook_path
 
 PLACEHOLDER = "{checkpoint}"
 
@@ -31,16 +31,18 @@ def environment(
     *,
     checkpoint: Path | None,
     exists: bool,
+    attempt: str | None = None,
     hook: bool = True,
     base: Mapping[str, str] = os.environ,
 ) -> dict[str, str]:
     """The training's environment: which run it logs to, and the hook that passes it the checkpoint.
 
     With `exists`, the run is on the server already: wandb must resume it and may not create another. WANDB_SERVICE is removed,
-    or the training would share our wandb-core and die with it (wandb 0.31, measured). WANDB_LOG_MODEL is false, because ckptsync
+    or the training would share our wandb-core and die with it (wandb 0.31, measured). `attempt` is the id of this start in
+    run.json. WANDB_LOG_MODEL is false, because ckptsync
     uploads the checkpoints.
     """
-    values = {key: value for key, value in base.items() if key not in ("WANDB_SERVICE", RESUME_FROM, OUTPUT_DIR)}
+    values = {key: value for key, value in base.items() if key not in ("WANDB_SERVICE", RESUME_FROM, OUTPUT_DIR, ATTEMPT)}
     values |= connection.environment() if connection else {}
     values |= {
         "WANDB_RUN_ID": run.run_id,
@@ -51,6 +53,8 @@ def environment(
     }
     if run.entity:
         values["WANDB_ENTITY"] = run.entity
+    if attempt:
+        values[ATTEMPT] = attempt
     if hook:
         values["PYTHONPATH"] = os.pathsep.join(filter(None, [str(hook_path()), base.get("PYTHONPATH")]))
         if checkpoint:

@@ -29,10 +29,9 @@ class Outcome:
 
     def newest(self) -> Checkpoint | None:
         """The complete checkpoint that was saved last, none of a training that started over."""
-        complete, _ = sources.local_checkpoints(self._daemon.spool.output_dir)
-        return max(
-            sources.before_restart(complete, self._daemon.spool), key=lambda each: (each.saved_at, each.step), default=None
-        )
+        spool = self._daemon.spool
+        complete, _ = sources.local_checkpoints(spool.output_dir)
+        return sources.newest(sources.before_restart(complete, spool), spool)
 
     def preempted(self, newest: Checkpoint | None) -> bool:
         """Whether the training ended because of a preemption: this process got the notice, or the training itself did."""
@@ -43,7 +42,7 @@ class Outcome:
     def exit_code(self, code: int | None) -> int:
         """The exit code of the whole job, from that of its training. Raises CkptsyncError for what a user has to act on."""
         newest = self.newest()
-        if newest and self._shutdown.noticed_at is not None and newest.saved_at >= self._shutdown.noticed_at:
+        if newest and self._shutdown.notice is not None and not self._shutdown.restarted_before:
             # It saved as asked. A restart from scratch after that is the work of a launcher that starts ranks again.
             self._daemon.forgive_restart()
         self._daemon.raise_outcome()

@@ -35,7 +35,8 @@ class Shutdown:
     def __init__(self, daemon: Daemon, watch: WatchThread, sources: Sequence[Source], grace: float | None) -> None:
         self.notice: Notice | None = None
         """The first final notice."""
-        self.noticed_at: float | None = None
+        self.restarted_before = False
+        """Whether the training had restarted from scratch before the notice."""
         self.deadline: float | None = None
         """When the machine is expected to go, by the monotonic clock."""
         self.requested = threading.Event()
@@ -122,13 +123,13 @@ class Shutdown:
             self._exit_before_start(notice)
         first = self.notice is None
         self.notice = self.notice or notice
-        self.noticed_at = self.noticed_at or time.time()
         self.requested.set()
         if notice.seconds is not None:
             end = time.monotonic() + notice.seconds
             self.deadline = end if self.deadline is None else min(end, self.deadline)
         if not first:
             return
+        self.restarted_before = self._daemon.restarted is not None
         self._daemon.manager.stopping()
         log.warning("preemption notice from %s: asking the training to save", notice)
         self._daemon.spool.record("notice", source=notice.source, seconds=notice.seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePath
@@ -17,7 +17,7 @@ from typing import TypeVar
 from ckptsync import durable, layouts, record
 from ckptsync.checkpoint import Receipt, Run, TrainingState, Version, fingerprint, step_of
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
-from ckptsync.restore.sources import Source, before_restart, find_versions, local_checkpoints, order, pick
+from ckptsync.restore.sources import Source, attempts_of, before_restart, find_versions, local_checkpoints, order, pick
 from ckptsync.restore.verification import check_download, check_local, require_space
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
@@ -72,7 +72,7 @@ class Resume:
         for each in complete:
             if each not in usable:
                 log.warning("skipping %s: saved by a training that started over", each.name)
-        return order(usable, versions)
+        return order(usable, versions, attempts_of(usable, self._spool))
 
     def place(self, alias: str | None = None) -> Placed:
         """Place the newest valid checkpoint. Raises NotFoundError when there is none, IntegrityError when none is valid."""
@@ -90,6 +90,7 @@ class Resume:
                 failed.append(str(source))
             else:
                 log.info("resuming from %s, step %d, saved %s", source, placed.step, _ago(source.saved_at))
+                _warn_of_higher(placed, sources)
                 self._place_best(placed)
                 self._sweep_incoming()
                 return placed
@@ -209,11 +210,22 @@ class Resume:
             files=len(files),
             seconds=0.0,
             committed_at=time.time(),
+            run_id=self.run.run_id,
+            attempt=version.attempt,
+            rows=version.rows,
+            state_digest=str(version.ours.get("state_digest", "")),
         )
         self._spool.keep(receipt)
 
     def _ask(self, what: str, unit: Callable[[], Result]) -> Result:
         return retry(unit, what=what, patience=self._patience)
+
+
+def _warn_of_higher(placed: Placed, sources: Sequence[Source]) -> None:
+    """Name what has a higher step than the checkpoint that is resumed from: nobody should find that out later."""
+    higher = max(sources, key=lambda each: each.step)
+    if higher.step > placed.step:
+        log.warning("not resuming from %s, step %d: an earlier attempt or another training saved it", higher, higher.step)
 
 
 def require_output_dir(output_dir: Path, *, create: bool) -> Path:

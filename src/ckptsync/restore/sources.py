@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ckptsync import layouts, record
-from ckptsync.checkpoint import Checkpoint, Run, Version, step_of
+from ckptsync.checkpoint import Checkpoint, Rows, Run, Version, step_of
 from ckptsync.errors import NotFoundError
 from ckptsync.store import artifact
 from ckptsync.store.contract import Store
-from ckptsync.upload import lineage
 from ckptsync.upload.spool import Spool
 
 
@@ -34,37 +34,91 @@ class Source:
         )
 
 
-def order(local: Iterable[Checkpoint], versions: Iterable[Version]) -> list[Source]:
-    """The sources, best first: the one saved last, by (saved time, step); of equals the local one.
+def order(
+    local: Iterable[Checkpoint],
+    versions: Iterable[Version],
+    attempts: Mapping[Path, int] = MappingProxyType({}),
+    *,
+    prefix: Callable[[Path, int], str | None] = layouts.rows_digest,
+) -> list[Source]:
+    """The sources, best first, by (attempt, step); of equals the local one. No clock plays a part.
+
+    `attempts` says in which attempt a local checkpoint was saved, where that is known. Any other one is taken for one of the
+    newest attempt, unless its rows tell another history than those of the newest version: then it comes last.
 
     A version whose metadata says that it isn't resumable (no optimizer, scheduler or rng state) is left out, and so is the
     final model that HF's WandbCallback logs under the same name (alias `final_model`, transformers 5.24).
     """
-    there = [
-        Source(saved_at, each.step if each.step is not None else -1, version=each)
-        for each, saved_at in _dated(versions)
-        if each.ours.get("resumable", True) is not False and "final_model" not in each.aliases
-    ]
-    twins = {_moment(each): each.version for each in there}
-    found = [Source(each.saved_at, each.step, local=each) for each in local if each.verdict.resumable]
-    here = [replace(each, version=twins.get(_moment(each))) for each in found]
-    return sorted(here + there, key=lambda each: (*_moment(each), each.local is not None), reverse=True)
+    there = [each for each in versions if each.ours.get("resumable", True) is not False and "final_model" not in each.aliases]
+    numbers = _attempts_of(there)
+    ranked = [((numbers[each.qualified], _step(each), 0, each.number), _from_store(each)) for each in there]
+    top = max(there, key=lambda each: (numbers[each.qualified], _step(each), each.number), default=None)
+    newest_attempt = max([*attempts.values(), *([numbers[top.qualified]] if top else [])], default=0)
+    for each in local:
+        if not each.verdict.resumable:
+            continue
+        twin = next((version for version in there if _is_twin(each, version)), None)
+        attempt = numbers[twin.qualified] if twin else attempts.get(each.path)
+        if attempt is None:
+            attempt = newest_attempt if top is None or _shares_history(each, top, prefix) else ANOTHER_HISTORY
+        ranked.append(((attempt, each.step, 1, 0), Source(each.saved_at, each.step, local=each, version=twin)))
+    return [source for _, source in sorted(ranked, key=lambda each: each[0], reverse=True)]
 
 
-def _moment(source: Source) -> tuple[float, int]:
-    """When it was saved, to the millisecond, and at which step: what a checkpoint and its version have in common."""
-    return round(source.saved_at, 3), source.step
+ANOTHER_HISTORY = -(2**62)
+UNNUMBERED = -(2**61)
+"""Attempts below those that were numbered: of versions that say nothing of theirs (ckptsync 0.1.0, HF's WandbCallback)."""
 
 
-def _dated(versions: Iterable[Version]) -> Iterator[tuple[Version, float]]:
-    """Each version with the time of its save, raised to that of the version before it where it is earlier.
+def _step(version: Version) -> int:
+    return version.step if version.step is not None else -1
 
-    Versions come in the order of saving. A clock that was set back between two saves must not make the older one win.
-    """
-    latest: dict[str, float] = {}
-    for version in sorted(versions, key=lambda each: each.number):
-        latest[version.name] = max(version.saved_at, latest.get(version.name, 0.0))
-        yield version, latest[version.name]
+
+def _from_store(version: Version) -> Source:
+    return Source(version.saved_at, _step(version), version=version)
+
+
+def _attempts_of(versions: Sequence[Version]) -> dict[str, int]:
+    """The attempt of each version. Of those that don't say, the holder of `latest` was saved last; the step orders the rest."""
+    unnumbered = (each for each in versions if each.attempt is None)
+    found = {each.qualified: UNNUMBERED + ("latest" in each.aliases) for each in unnumbered}
+    return found | {each.qualified: each.attempt for each in versions if each.attempt is not None}
+
+
+def _is_twin(checkpoint: Checkpoint, version: Version) -> bool:
+    """Whether the version was made from this folder, or the folder downloaded from it."""
+    state = checkpoint.verdict.state
+    if version.step != checkpoint.step:
+        return False
+    if version.ours.get("fingerprint") == checkpoint.fingerprint:
+        return True
+    if digest := version.ours.get("state_digest"):
+        return state is not None and state.digest == digest
+    # A version of ckptsync 0.1.0: a download keeps the time of its save, to the millisecond.
+    return round(version.saved_at, 3) == round(checkpoint.saved_at, 3)
+
+
+def _shares_history(checkpoint: Checkpoint, top: Version, prefix: Callable[[Path, int], str | None]) -> bool:
+    """Whether nothing speaks against a local checkpoint being of the training that saved the newest version: its rows may."""
+    rows = checkpoint.verdict.state.rows if checkpoint.verdict.state else Rows()
+    if not rows.comparable(top.rows):
+        return True
+    if rows.count < top.rows.count:
+        return checkpoint.step < _step(top)
+    return prefix(checkpoint.path, top.rows.count) == top.rows.digest
+
+
+def attempts_of(checkpoints: Iterable[Checkpoint], spool: Spool) -> dict[Path, int]:
+    """In which attempt each local checkpoint was saved, as far as its marker, its receipt or its snapshot tells."""
+    found = ((each.path, spool.attempt_of(each.name, each.fingerprint)) for each in checkpoints)
+    return {path: attempt for path, attempt in found if attempt is not None}
+
+
+def newest(checkpoints: Sequence[Checkpoint], spool: Spool) -> Checkpoint | None:
+    """The local checkpoint that was saved last, by (attempt, step). One that nobody numbered is of the newest attempt."""
+    attempts = attempts_of(checkpoints, spool)
+    current = max(attempts.values(), default=0)
+    return max(checkpoints, key=lambda each: (attempts.get(each.path, current), each.step), default=None)
 
 
 def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
@@ -86,11 +140,17 @@ def before_restart(complete: Sequence[Checkpoint], spool: Spool) -> list[Checkpo
     The watcher recorded when that was: the Trainer may have deleted the first saves since, and later ones look like progress.
     """
     known = record.read(spool.output_dir)
-    before = lineage.progress(known, list(spool.receipts()))
-    over = [each.saved_at for each in complete if lineage.started_over(each.step, each.saved_at, before)]
-    if known.restarted_at is not None:
-        over.append(known.restarted_at)
-    return [each for each in complete if not over or each.saved_at < min(over)]
+    restarted, legacy = known.restarted, known.restarted_at
+
+    def is_of_restart(each: Checkpoint) -> bool:
+        if legacy is not None and each.saved_at >= legacy:
+            return True
+        if restarted is None:
+            return False
+        attempt = spool.attempt_of(each.name, each.fingerprint)
+        return f"{each.name}.{each.fingerprint}" in restarted.saves or (attempt is not None and attempt == restarted.attempt)
+
+    return [each for each in complete if not is_of_restart(each)]
 
 
 def find_versions(store: Store, run: Run) -> list[Version]:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
-from ckptsync.checkpoint import Run, Snapshot, Version, step_of
+from ckptsync.checkpoint import Rows, Run, Snapshot, Version, step_of
 from ckptsync.layouts.final_model import Model
 from ckptsync.record import Record
 from ckptsync.secret_detection import recordable
@@ -101,12 +101,18 @@ def recorded_command(version: Version) -> list[str] | None:
 
 def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
     state = snapshot.state
+    rows = state.rows if state else Rows()
     command = record.command
     ours = {
         "version": 1,
         "run": run.run_id,
         "step": snapshot.step,
         "saved_at": snapshot.saved_at,
+        "attempt": snapshot.attempt,
+        "rows": rows.count or None,
+        "rows_from": rows.start,
+        "rows_digest": rows.digest or None,
+        "state_digest": state.digest if state and state.digest else None,
         "layout": snapshot.layout,
         "world_size": snapshot.world_size or record.world_size,
         "resumable": snapshot.resumable,

@@ -14,6 +14,9 @@ RESUME_FROM = "CKPTSYNC_RESUME_FROM"
 OUTPUT_DIR = "CKPTSYNC_OUTPUT_DIR"
 """Environment variable: the output folder whose Trainer gets a `SyncCallback`, in every rank."""
 
+ATTEMPT = "CKPTSYNC_ATTEMPT"
+"""Environment variable: the id of the attempt, in run.json, that this training was started as. The first `train()` takes it."""
+
 
 def hook_path() -> Path:
     """The folder to put first on PYTHONPATH. It holds only `sitecustomize.py`, so it hides no other module."""

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ckptsync import processes, record, secret_detection
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import backfill, dataloader_workers, marker
+from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
@@ -31,6 +31,21 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
             sys.stderr.write(f"ckptsync: {method.__name__.strip('_')}: {type(error).__name__}: {error}\n")
 
     return wrapper
+
+
+def _acknowledge(output_dir: Path, step: int) -> int:
+    """Write down from which step this attempt really began, and return its number.
+
+    Each start is an attempt of its own: the first one takes the number that `run` or `resume` gave it, a launcher's own restart
+    (torchrun --max-restarts) and a program that nobody supervises get a new one.
+    """
+    known = record.read(output_dir)
+    attempt = known.attempt
+    given = attempt is not None and attempt.id == os.environ.get(ATTEMPT) and known.acknowledged != attempt.number
+    if attempt is None or not given:
+        attempt = record.begin_attempt(output_dir, resumed_step=step or None)
+    record.update(output_dir, acknowledged={"attempt": attempt.number, "step": step})
+    return attempt.number
 
 
 def _active_run() -> Any:
@@ -55,6 +70,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._ranks = Ranks(1)
         self._leaving = False
         self._left = False
+        self._attempt: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Install the signal handlers, record the training in run.json, and backfill the run's history after a resume."""
@@ -127,7 +143,16 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
-        marker.write(Path(args.output_dir), step, world_size=self._ranks.world_size, preempted=preempted)
+        # The run's id counts only where ckptsync gave it: a program may log to any run.
+        run_id = os.environ.get("WANDB_RUN_ID") if ATTEMPT in os.environ else None
+        marker.write(
+            Path(args.output_dir),
+            step,
+            world_size=self._ranks.world_size,
+            preempted=preempted,
+            run_id=run_id,
+            attempt=self._attempt,
+        )
 
     @_harmless
     def _relocate_best(self, args: Any, state: Any) -> None:
@@ -168,4 +193,5 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             values["run_name"] = run.name
         if secret_detection.recordable(sys.orig_argv):
             values["argv"] = sys.orig_argv
+        self._attempt = _acknowledge(Path(args.output_dir), state.global_step)
         record.update(Path(args.output_dir), **values)

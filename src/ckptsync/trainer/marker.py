@@ -1,7 +1,7 @@
 """The completion marker, by which the training states that every rank has finished saving a checkpoint.
 
-`<output_dir>/.ckptsync/complete/checkpoint-N` holds {version, step, saved_at, world_size, print, preempted}. It is valid as long
-as the files in checkpoint-N have the fingerprint `print`. It is never inside the checkpoint, which it would change.
+`<output_dir>/.ckptsync/complete/checkpoint-N` holds {version, step, saved_at, world_size, print, preempted, run, attempt}. It is
+valid as long as the files in checkpoint-N have the fingerprint `print`. It is never inside the checkpoint, which it would change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from ckptsync.checkpoint import File, fingerprint
 FOLDER = Path(".ckptsync") / "complete"
 
 
-def write(output_dir: Path, step: int, *, world_size: int, preempted: bool = False) -> Path | None:
+def write(
+    output_dir: Path,
+    step: int,
+    *,
+    world_size: int,
+    preempted: bool = False,
+    run_id: str | None = None,
+    attempt: int | None = None,
+) -> Path | None:
     """Write the marker of `checkpoint-<step>`, and delete those of deleted checkpoints. None if there is no such folder.
 
     It is renamed into place but not synced, because an fsync would make the training wait for the disk. After a power cut it may
@@ -35,6 +43,8 @@ def write(output_dir: Path, step: int, *, world_size: int, preempted: bool = Fal
         "world_size": world_size,
         "print": fingerprint(files(checkpoint)),
         "preempted": preempted,
+        "run": run_id,
+        "attempt": attempt,
     }
     marker = folder / checkpoint.name
     temporary = folder / f".tmp-{checkpoint.name}-{os.getpid()}"

@@ -70,7 +70,7 @@ class Daemon:
     ) -> None:
         self.watch = watch
         self.manager = manager
-        self.spool = Spool(watch.output_dir)
+        self.spool = Spool(watch.output_dir, run_id=watch.run.run_id)
         self.stop = stop
         self._quiet_period = QuietPeriod(watch.output_dir, self.spool.complete_markers, quiet=watch.quiet)
         self.pinner = Pinner(
@@ -100,6 +100,8 @@ class Daemon:
     def _prepare(self) -> None:
         for name in self.spool.prepare():
             log.info("removed what a crash left behind: %s", name)
+        if self.spool.foreign:
+            log.warning("leaving %s in the queue: another run's", ", ".join(sorted(self.spool.foreign)))
         for name in self.spool.unpark():
             log.info("retrying what was parked: %s", name)
         run = self.watch.run
@@ -202,6 +204,8 @@ class Daemon:
 
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
+        if self.pinner.attempt_changed:
+            self.resumed()
         while not self.uploader.changed.empty():
             self._quiet_period.forget(self.uploader.changed.get())
         folders = self._quiet_period.look()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 LATE = 1.5
@@ -13,15 +13,15 @@ LATE = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """`noticed_at` is when the notice came (seconds since the epoch), `end` when the machine goes (monotonic; None: unknown)."""
+    """`queued` names what was pinned before the notice, `end` is when the machine goes (monotonic; None: unknown)."""
 
-    noticed_at: float
+    queued: frozenset[str]
     end: float | None
 
     @classmethod
-    def after(cls, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> Deadline:
+    def after(cls, seconds: float | None, queued: Collection[str], clock: Callable[[], float] = time.monotonic) -> Deadline:
         """The deadline of a notice that leaves so many seconds, None where it doesn't say."""
-        return cls(time.time(), None if seconds is None else clock() + seconds)
+        return cls(frozenset(queued), None if seconds is None else clock() + seconds)
 
     def calls_off(self, *, current: float, elapsed: float, newest: float, now: float) -> bool:
         """Whether the current upload has to give way: the newest fits before the deadline, but not behind the current one.

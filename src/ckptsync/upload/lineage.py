@@ -1,47 +1,115 @@
-"""Keeps a training that silently started over from taking the place of the one that it should have resumed. Decides only."""
+"""Which save continues which. Decides only, and never by a clock: modification times and two machines' clocks play no part.
+
+A save belongs to an attempt, one start of the training; its order is (attempt, step). Where the attempt is unknown (a copied
+folder, a program that ckptsync did not start) the logged rows are the witness: a save continues another one whose rows are a
+prefix of its own. Where the rows of two saves don't begin at the same step, or there are none, the step
+decides.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import enum
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ckptsync.checkpoint import Receipt, Snapshot
-from ckptsync.record import Record
+from ckptsync.checkpoint import Receipt, Rows, Snapshot, TrainingState
+from ckptsync.record import Attempt
+
+PrefixDigest = Callable[[int], str | None]
+"""The digest over that many of a checkpoint's first rows; None where it has fewer, or can no longer be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the training had come: the step, when that was (seconds since the epoch), and whether a resume set it."""
+class Save:
+    """What the lineage knows of a checkpoint, wherever it is: its step, its attempt, and what tells its rows."""
 
     step: int
-    at: float
-    resumed: bool
+    attempt: int | None = None
+    rows: Rows = Rows()  # noqa: RUF009 - frozen
 
 
-def progress(record: Record, known: Sequence[Receipt | Snapshot]) -> Progress | None:
-    """Where the training has to go on from: its last resume, or what became durable or waits since; None for a first start."""
-    newest = max(known, key=lambda each: (each.sequence, _committed_at(each)), default=None)
-    if record.resumed_step is not None and (newest is None or newest.saved_at <= record.resumed_at):
-        return Progress(record.resumed_step, record.resumed_at, resumed=True)
-    return Progress(newest.step, newest.saved_at, resumed=False) if newest else None
+@dataclass(frozen=True, slots=True)
+class Position:
+    """From where the training has to go on: its last save, or (`resumed`) the step that the current attempt began from."""
+
+    save: Save
+    resumed: bool = False
 
 
-def _committed_at(each: Receipt | Snapshot) -> float:
-    return each.committed_at if isinstance(each, Receipt) else math.inf
+class Appearance(enum.Enum):
+    """How a folder came to be noticed: there at the first scan, changed since, or created since.
 
-
-def started_over(step: int, saved_at: float, before: Progress | None) -> bool:
-    """Whether a checkpoint can only come from a training that began again.
-
-    After a resume from step N the first checkpoint lies above N. Without one, the same step may be saved again (a just-in-time
-    save right after a regular one), but none below.
+    Only what was created, or what the training's own marker names, is certainly a save of the current attempt.
     """
-    if before is None or saved_at <= before.at:
-        return False
-    return step <= before.step if before.resumed else step < before.step
+
+    PRESENT = "present"
+    CHANGED = "changed"
+    CREATED = "created"
 
 
-def left_behind(step: int, saved_at: float, before: Progress | None) -> bool:
-    """Whether a folder is older than what is durable or waits already: to upload it would turn `latest` back."""
-    return before is not None and saved_at <= before.at and step < before.step
+class Relation(enum.Enum):
+    """What a save is to the position: the next one, one from before, or one of a training that restarted from scratch."""
+
+    NEXT = "next"
+    OLDER = "older"
+    RESTARTED = "restarted"
+
+
+def saved(step: int, state: TrainingState | None, attempt: int | None) -> Save:
+    """A checkpoint as the lineage sees it."""
+    return Save(step, attempt, state.rows) if state else Save(step, attempt)
+
+
+def save_of(known: Receipt | Snapshot) -> Save:
+    """The same for something that is durable or queued."""
+    if isinstance(known, Receipt):
+        return Save(known.step, known.attempt, known.rows)
+    return saved(known.step, known.state, known.attempt)
+
+
+def newest(known: Iterable[Receipt | Snapshot]) -> Receipt | Snapshot | None:
+    """The save that was pinned last; of a snapshot and its receipt the snapshot."""
+    return max(known, key=lambda each: (each.sequence, isinstance(each, Snapshot)), default=None)
+
+
+def position(attempt: Attempt | None, known: Iterable[Receipt | Snapshot]) -> Position | None:
+    """Where the training has come to; None at the very first start. `known` is what is durable or queued.
+
+    An attempt without a save of its own counts from the step that it resumed from. One that resumed from nothing although there
+    are saves has to get beyond them: it restarted from scratch.
+    """
+    found = newest(known)
+    last = save_of(found) if found else None
+    begun = attempt is not None and (last is None or (last.attempt or 0) < attempt.number)
+    if attempt is None or not begun or (attempt.resumed_step is None and last is None):
+        return Position(last) if last else None
+    step = attempt.resumed_step if attempt.resumed_step is not None else last.step if last else 0
+    same = last if last and last.step == step and attempt.resumed_step is not None else Save(step)
+    return Position(Save(step, attempt.number, same.rows), resumed=True)
+
+
+def relation(save: Save, before: Position | None, appearance: Appearance, *, own: PrefixDigest, theirs: PrefixDigest) -> Relation:
+    """What a complete checkpoint is to the position. `own` reads the save's rows, `theirs` those of the position."""
+    if before is None:
+        return Relation.NEXT
+    last = before.save
+    if save.attempt is not None and last.attempt is not None and save.attempt != last.attempt:
+        return Relation.NEXT if save.attempt > last.attempt else Relation.OLDER
+    if save.step < last.step or (before.resumed and save.step == last.step):
+        return _behind(save, last, appearance, theirs)
+    certain = save.step == last.step or (save.attempt is not None and save.attempt == last.attempt)
+    if certain or not save.rows.comparable(last.rows) or own(last.rows.count) == last.rows.digest:
+        return Relation.NEXT
+    return Relation.OLDER if appearance is Appearance.PRESENT else Relation.RESTARTED
+
+
+def _behind(save: Save, last: Save, appearance: Appearance, theirs: PrefixDigest) -> Relation:
+    """A save that is not above the position: an old folder that somebody touched, or a training that restarted."""
+    if appearance is Appearance.CREATED:
+        return Relation.RESTARTED
+    if appearance is Appearance.PRESENT and save.step == last.step:
+        # The very checkpoint that was resumed from, saved when nobody watched: it has yet to become durable.
+        return Relation.NEXT
+    if appearance is Appearance.CHANGED and save.rows.comparable(last.rows):
+        return Relation.OLDER if theirs(save.rows.count) in (None, save.rows.digest) else Relation.RESTARTED
+    return Relation.OLDER

@@ -15,6 +15,7 @@ from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, Verdict, fingerpr
 from ckptsync.errors import CkptsyncError, RestartedError, SnapshotChangedError
 from ckptsync.sizes import size_of
 from ckptsync.upload import lineage
+from ckptsync.upload.lineage import Appearance, Position, Relation, Save
 from ckptsync.upload.policy import Policy
 from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
 from ckptsync.upload.spool import Spool
@@ -52,7 +53,11 @@ class Pinner:
         self._expectation = expectation
         self._names: frozenset[str] = frozenset()
         self._seen: dict[str, str] = {}
-        self._before: lineage.Progress | None = None
+        self._before: Position | None = None
+        self._before_path: Path | None = None
+        self._newest: str | None = None
+        self._attempt: record.Attempt | None = None
+        self._recorded: tuple[int, int] | None = None
         self._refused: OSError | None = None
 
     @property
@@ -66,11 +71,41 @@ class Pinner:
         return self._refused is not None
 
     def continue_from(self, known: Sequence[Receipt | Snapshot]) -> None:
-        """Take up where the training has to go on: run.json says when it was resumed, and from which step.
+        """Take up where the training has to go on. A verdict on an earlier attempt ends with that attempt.
 
         `known` includes queued snapshots: what one of them superseded must not be pinned after it, or `latest` would go back.
         """
-        self._before = lineage.progress(record.read(self._spool.output_dir), known)
+        self._recorded = self._stamp()
+        current = record.read(self._spool.output_dir)
+        self._attempt = current.attempt
+        self._before = lineage.position(self._attempt, known)
+        self._before_path = None if self._before is None else self._spool.output_dir / f"checkpoint-{self._before.save.step}"
+        newest = lineage.newest(known)
+        name = newest.snapshot if isinstance(newest, Receipt) else newest.name if newest else None
+        if name and (folders := self._spool.scanned(name)) is not None:
+            self._quiet_period.remember(folders)
+        number = self._attempt.number if self._attempt else None
+        if current.restarted is None or current.restarted.attempt != number:
+            self.restarted = None
+        elif self.restarted is None and number is not None:
+            self.restarted = RestartedError(f"attempt {number} of the training started over; nothing of it is uploaded")
+
+    @property
+    def attempt_changed(self) -> bool:
+        """Whether run.json names another attempt than the one that was taken up: the training was started again."""
+        stamp = self._stamp()
+        if stamp == self._recorded:
+            return False
+        self._recorded = stamp
+        return record.read(self._spool.output_dir).attempt != self._attempt
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            status = record.path_of(self._spool.output_dir).stat()
+        except OSError:
+            return None
+        # Every update renames a new file into place.
+        return status.st_ino, status.st_mtime_ns
 
     def pin_quiet(self, folders: Sequence[QuietFolder], *, alive: Callable[[], None]) -> bool:
         """Validate these folders and pin what is complete, in the order of saving. True when something was pinned."""
@@ -78,11 +113,19 @@ class Pinner:
         for folder in reversed(folders):
             if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, complete[0][1])):
                 self._quiet_period.accept(folder)
-            elif checkpoint := self._validate(folder):
+            elif (checkpoint := self._validate(folder)) and self._continues(folder, checkpoint):
                 complete.append((folder, checkpoint))
             alive()
         pinned = [self._pin(folder, checkpoint, alive) for folder, checkpoint in reversed(complete)]
+        if any(pinned) and self._newest:
+            self._note_scanned(self._newest)
         return any(pinned)
+
+    def _note_scanned(self, newest: str) -> None:
+        try:
+            self._spool.note_scanned(newest, self._quiet_period.folders)
+        except OSError as error:
+            log.warning("cannot write scanned.json: %s; a restart from scratch may pass unnoticed at the next start", error)
 
     def raise_refusal(self) -> None:
         """Raise the file system's reason, where it refused the last pin."""
@@ -90,9 +133,71 @@ class Pinner:
             raise CkptsyncError(f"not pinned: {self._refused}", hint=PIN_HINT)
 
     def _dealt_with(self, folder: QuietFolder) -> bool:
-        """Whether this very save is queued, parked or durable, or older than what is."""
-        known = self._spool.knows(f"{folder.name}.{folder.fingerprint}")
-        return known or lineage.left_behind(folder.step, folder.saved_at, self._before)
+        """Whether this very save is queued, parked or durable, or was there, and older, before the first scan."""
+        if self._spool.knows(f"{folder.name}.{folder.fingerprint}"):
+            return True
+        if self._before is None or folder.appearance is not Appearance.PRESENT:
+            return False
+        return folder.step < self._before.save.step and self._marked_attempt(folder) is None
+
+    def _marked_attempt(self, folder: QuietFolder) -> int | None:
+        value = self._spool.marker(folder.name, folder.fingerprint).get("attempt")
+        return value if isinstance(value, int) else None
+
+    def _continues(self, folder: QuietFolder, checkpoint: Checkpoint) -> bool:
+        """Whether a complete checkpoint is the next save of this training. Others are left alone, with the reason logged."""
+        marker = self._spool.marker(folder.name, folder.fingerprint)
+        state = checkpoint.verdict.state
+        if marker.get("run") not in (None, self._spool.run_id):
+            self._quiet_period.accept(folder)
+            log.warning("skipping %s: run %s saved it, not %s", folder.name, marker["run"], self._spool.run_id)
+            return False
+        appearance = Appearance.CREATED if marker else folder.appearance
+        if appearance is not Appearance.CREATED:
+            digests = {each.state_digest for each in self._spool.receipts_of(folder.name)} - {""}
+            if state and state.digest in digests:
+                self._quiet_period.accept(folder)
+                log.info("skipping %s: it is durable; other files in it changed since", folder.name)
+                return False
+            if digests:
+                # Durable once, and saved again since.
+                appearance = Appearance.CREATED
+        created = appearance is Appearance.CREATED
+        attempt = self._marked_attempt(folder) or (self._attempt.number if self._attempt and created else None)
+        save = lineage.saved(folder.step, state, attempt)
+        found = self._relation(save, appearance, folder.path)
+        if self._expectation.allow_restart and found is Relation.RESTARTED:
+            found = Relation.NEXT
+        if found is Relation.NEXT and not (self.restarted and self._belongs_to_restart(save)):
+            self.restarted = None
+            return True
+        self._quiet_period.accept(folder)
+        if found is Relation.OLDER:
+            log.info("skipping %s: older than step %d, which is pinned already", folder.name, self._step_before)
+        else:
+            self._note_restart(checkpoint)
+        return False
+
+    def _relation(self, save: Save, appearance: Appearance, path: Path) -> Relation:
+        def theirs(count: int) -> str | None:
+            return layouts.rows_digest(self._before_path, count) if self._before_path else None
+
+        return lineage.relation(save, self._before, appearance, own=lambda count: layouts.rows_digest(path, count), theirs=theirs)
+
+    def _belongs_to_restart(self, save: Save) -> bool:
+        """Whether a save above the position is still one of the training that restarted from scratch, by now further on.
+
+        A new attempt ends the verdict, and so do rows that continue those of the position.
+        """
+        if self._expectation.allow_restart or self._before is None:
+            return False
+        if save.attempt is not None:
+            return True
+        return not save.rows.comparable(self._before.save.rows)
+
+    @property
+    def _step_before(self) -> int:
+        return self._before.save.step if self._before else 0
 
     def _wanted_beside(self, folder: QuietFolder, newest: Checkpoint) -> bool:
         """When several appeared at once: whether an older one is wanted too. The best is, since no later upload brings it."""
@@ -120,17 +225,15 @@ class Pinner:
         return Checkpoint(folder.path, folder.step, verdict)
 
     def _pin(self, folder: QuietFolder, checkpoint: Checkpoint, alive: Callable[[], None]) -> bool:
-        """Pin a complete checkpoint, unless it is not wanted or shows a restart. What can't be pinned yet is offered again."""
+        """Pin a complete checkpoint, unless it is not wanted. What can't be pinned yet is offered again."""
         if not self._wanted(checkpoint):
             self._quiet_period.accept(folder)
             return False
-        over = lineage.started_over(checkpoint.step, checkpoint.saved_at, self._before)
-        if not self._expectation.allow_restart and (self.restarted or over):
-            self._quiet_period.accept(folder)
-            self._note_restart(checkpoint)
-            return False
+        attempt = self._marked_attempt(folder)
+        if attempt is None and self._attempt and folder.appearance is not Appearance.PRESENT:
+            attempt = self._attempt.number
         try:
-            pinned = self._spool.pin(checkpoint, alive=alive)
+            pinned = self._spool.pin(checkpoint, attempt=attempt, alive=alive)
         except SnapshotChangedError as error:
             log.info("%s; it is scanned again", error)
             return False
@@ -152,7 +255,7 @@ class Pinner:
             log.warning("pinning works again")
             self._refused = None
         self._names = frozenset(file.path for file in checkpoint.files)
-        self._before = lineage.Progress(checkpoint.step, checkpoint.saved_at, resumed=False)
+        self._before, self._before_path, self._newest = Position(lineage.save_of(pinned)), checkpoint.path, pinned.name
         for note in checkpoint.verdict.notes:
             log.warning("%s: %s", checkpoint.name, note)
         if pinned.pinned_by == "copy":
@@ -177,11 +280,12 @@ class Pinner:
         self._refused = error
 
     def _note_restart(self, checkpoint: Checkpoint) -> None:
-        if self.restarted is None and self._before is not None:
-            before = self._before.step
-            self.restarted = RestartedError(
-                f"{checkpoint.name} is not above step {before}, so the training started over; nothing of it is uploaded"
-            )
-            record.update(self._spool.output_dir, restarted_at=checkpoint.saved_at)
-            self._spool.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
-            log.error("%s. %s", self.restarted, self.restarted.hint)
+        number = self._attempt.number if self._attempt else None
+        record.note_restarted(self._spool.output_dir, number, f"{checkpoint.name}.{checkpoint.fingerprint}")
+        if self.restarted is not None:
+            return
+        before = self._step_before
+        reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
+        self.restarted = RestartedError(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
+        self._spool.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
+        log.error("%s. %s", self.restarted, self.restarted.hint)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ckptsync import record
-from ckptsync.checkpoint import Receipt, Run, Snapshot
+from ckptsync.checkpoint import Receipt, Rows, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
 from ckptsync.layouts import final_model
 from ckptsync.sizes import size_of
@@ -84,7 +84,7 @@ class Publication:
 
     def _put(self, pinned: Snapshot, deadline: Deadline | None) -> dict[str, Any]:
         preempted = self._spool.preempted(pinned.checkpoint, pinned.fingerprint)
-        preempted |= deadline is not None and pinned.saved_at >= deadline.noticed_at
+        preempted |= deadline is not None and pinned.name not in deadline.queued
         known = record.read(self._spool.output_dir)
         self._warn_of_other_run(known)
         upload = artifact.describe(pinned, self.run, known, stem=self._stem, preempted=preempted)
@@ -164,4 +164,8 @@ def _receipt(pinned: Snapshot, answer: Mapping[str, Any]) -> Receipt:
         files=len(pinned.files),
         seconds=answer["seconds"],
         committed_at=time.time(),
+        run_id=pinned.run_id,
+        attempt=pinned.attempt,
+        rows=pinned.state.rows if pinned.state else Rows(),
+        state_digest=pinned.state.digest if pinned.state else "",
     )

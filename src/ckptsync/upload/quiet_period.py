@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptsync import durable, layouts
-from ckptsync.checkpoint import fingerprint, saved_at, step_of
+from ckptsync.checkpoint import fingerprint, step_of
+from ckptsync.upload.lineage import Appearance
 
 
 @dataclass(frozen=True, slots=True)
 class QuietFolder:
-    """A checkpoint folder at rest: the fingerprint of the files that it held, and when the newest of them was written.
+    """A checkpoint folder that is quiet: the fingerprint of its files, and how it was noticed.
 
-    `saved_at` is in seconds since the epoch. Neither files nor paths are kept: of 5,000 checkpoints they are 13 MB.
+    Neither files nor paths are kept: of 5,000 checkpoints they are 13 MB.
     """
 
     output_dir: Path
     name: str
     fingerprint: str
-    saved_at: float
+    appearance: Appearance
 
     @property
     def path(self) -> Path:
@@ -44,7 +45,7 @@ class QuietFolder:
 class _Candidate:
     sign: int
     fingerprint: str
-    saved_at: float
+    appearance: Appearance
     since: float
 
 
@@ -60,43 +61,59 @@ class QuietPeriod:
         self._markers = markers
         self.quiet = quiet
         self._clock = clock
-        self._done: dict[str, int] = {}
+        self._done: dict[str, tuple[int, str]] = {}
+        self._before: Mapping[str, str] | None = None
         self._refused: dict[str, str] = {}
         self._candidates: dict[str, _Candidate] = {}
+        self._known: frozenset[str] | None = None
+        self._refused_appearance: dict[str, Appearance] = {}
         self.cost = 0.0
         self.fresh = False
         """Whether the last look found a folder on its way that the look before had not."""
 
     def look(self) -> list[QuietFolder]:
-        """The folders that rest and wait for a decision, in the order of saving. Every one has to be told to one of the below."""
+        """The quiet folders that need a decision, by step. Every one has to be given to one of the methods below."""
         started = time.perf_counter()
         seen = self._names()
         for gone in self._candidates.keys() - seen:
             del self._candidates[gone]
+        for gone in self._refused_appearance.keys() - seen:
+            del self._refused_appearance[gone]
         before = self._candidates.keys() & seen
         for name in seen:
-            self._consider(name)
+            self._consider(name, self._appearance(name))
+        self._known = frozenset(seen)
         self.fresh = bool(self._candidates.keys() - before)
-        resting = [self._rested(name) for name in self._candidates if self._rests(name)]
+        resting = [self._quiet(name) for name in self._candidates if self._rests(name)]
         self.cost = time.perf_counter() - started
-        return sorted(resting, key=lambda each: (each.saved_at, each.step))
+        return sorted(resting, key=lambda each: each.step)
 
-    def accept(self, rested: QuietFolder) -> None:
+    def accept(self, folder: QuietFolder) -> None:
         """Dealt with: leave the folder alone until something in it changes."""
-        self._done[rested.name] = self._candidates.pop(rested.name).sign
+        self._done[folder.name] = (self._candidates.pop(folder.name).sign, folder.fingerprint)
 
-    def refuse(self, rested: QuietFolder) -> None:
+    def refuse(self, folder: QuietFolder) -> None:
         """Not whole: look at it again when any file in it changes, even one that is written in place."""
-        del self._candidates[rested.name]
-        self._refused[rested.name] = rested.fingerprint
+        del self._candidates[folder.name]
+        self._refused[folder.name] = folder.fingerprint
+        self._refused_appearance[folder.name] = folder.appearance
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """What is in the output folder, as of the last scan: the fingerprint of each checkpoint folder that was decided on."""
+        return {name: found for name, (_, found) in self._done.items() if self._known is None or name in self._known}
+
+    def remember(self, folders: Mapping[str, str]) -> None:
+        """Before the first scan: what an earlier watcher's `folders` were when the newest save was pinned."""
+        self._before = folders
 
     def forget(self, name: str) -> None:
         """Look at it again as if it were new: what was accepted of it no longer holds."""
         self._done.pop(name, None)
 
-    def postpone(self, rested: QuietFolder, seconds: float) -> None:
+    def postpone(self, folder: QuietFolder, seconds: float) -> None:
         """Offer it again after that time, if nothing changes in it before."""
-        self._candidates[rested.name].since = self._clock() + seconds - self.quiet
+        self._candidates[folder.name].since = self._clock() + seconds - self.quiet
 
     @property
     def unsettled(self) -> bool:
@@ -112,11 +129,18 @@ class QuietPeriod:
         except FileNotFoundError:
             return set()
 
-    def _consider(self, name: str) -> None:
+    def _appearance(self, name: str) -> Appearance:
+        if self._known is not None:
+            return Appearance.CHANGED if name in self._known else Appearance.CREATED
+        if self._before is None:
+            return Appearance.PRESENT
+        return Appearance.CHANGED if name in self._before else Appearance.CREATED
+
+    def _consider(self, name: str, appearance: Appearance) -> None:
         path = self._output_dir / name
         try:
             sign = _sign(path)
-            if name not in self._candidates and name not in self._refused and self._done.get(name) == sign:
+            if name not in self._candidates and name not in self._refused and self._done.get(name, (None,))[0] == sign:
                 return
             files = layouts.list_files(path)
         except OSError:
@@ -126,14 +150,18 @@ class QuietPeriod:
         found = fingerprint(files)
         if self._refused.get(name) == found:
             return
+        if self._known is None and self._before and self._before.get(name) == found:
+            appearance = Appearance.PRESENT
         self._refused.pop(name, None)
         candidate = self._candidates.get(name)
         if candidate is None or candidate.fingerprint != found:
-            self._candidates[name] = _Candidate(sign, found, saved_at(files), self._clock())
+            # A save takes several scans: what was created stays so until somebody has decided on it.
+            appearance = candidate.appearance if candidate else self._refused_appearance.pop(name, appearance)
+            self._candidates[name] = _Candidate(sign, found, appearance, self._clock())
 
-    def _rested(self, name: str) -> QuietFolder:
+    def _quiet(self, name: str) -> QuietFolder:
         candidate = self._candidates[name]
-        return QuietFolder(self._output_dir, name, candidate.fingerprint, candidate.saved_at)
+        return QuietFolder(self._output_dir, name, candidate.fingerprint, candidate.appearance)
 
     def _rests(self, name: str) -> bool:
         candidate = self._candidates[name]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptsync import durable
-from ckptsync.checkpoint import Checkpoint, File, Snapshot, TrainingState
+from ckptsync.checkpoint import Checkpoint, File, Rows, Snapshot, TrainingState
 from ckptsync.errors import IntegrityError, SnapshotChangedError
 
 _FICLONE = 0x40049409
@@ -31,7 +31,15 @@ _PIECE = 8 * 2**20
 _NO_LINK_HERE = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
-def pin(checkpoint: Checkpoint, folder: Path, *, sequence: int, alive: Callable[[], None] = lambda: None) -> Snapshot:
+def pin(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    sequence: int,
+    run_id: str | None = None,
+    attempt: int | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> Snapshot:
     """Pin every file of a checkpoint below `folder`, which must not exist, and write snapshot.json beside them.
 
     The folder appears under its name in one step, when all is in it and durable. Raises SnapshotChangedError when a file
@@ -56,6 +64,8 @@ def pin(checkpoint: Checkpoint, folder: Path, *, sequence: int, alive: Callable[
             files=checkpoint.files,
             state=checkpoint.verdict.state,
             world_size=checkpoint.verdict.world_size,
+            run_id=run_id,
+            attempt=attempt,
         )
         _require_unchanged(checkpoint.files, checkpoint.path, content)
         durable.write_json(staging / "snapshot.json", to_json(snapshot))
@@ -167,7 +177,7 @@ def load(directory: Path) -> Snapshot:
             raise ValueError("not a snapshot of this version")
         value["files"] = tuple(File(**file) for file in value["files"])
         state = value.get("state")
-        value["state"] = TrainingState(**state) if state else None
+        value["state"] = TrainingState(**{**state, "rows": Rows(**state.get("rows", {}))}) if state else None
         return Snapshot(directory=directory, **value)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(

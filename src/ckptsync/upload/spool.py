@@ -16,13 +16,13 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ckptsync import durable
-from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
+from ckptsync.checkpoint import Checkpoint, Receipt, Rows, Snapshot
 from ckptsync.errors import CkptsyncError, IntegrityError
 from ckptsync.record import FOLDER
 from ckptsync.upload import snapshot
@@ -46,8 +46,11 @@ def _readable(directory: Path) -> bool:
 class Spool:
     """The folder `.ckptsync` of one output folder."""
 
-    def __init__(self, output_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, output_dir: Path, *, run_id: str | None = None, clock: Callable[[], float] = time.time) -> None:
         self.output_dir = output_dir
+        self.run_id = run_id
+        self.foreign: frozenset[str] = frozenset()
+        """Names of what another run left in the queue, as `prepare` found it: it stays, and nothing here counts it."""
         self.root = output_dir / FOLDER
         self._clock = clock
         self._sequence: int | None = None
@@ -70,6 +73,7 @@ class Spool:
         for directory in (*self._directories("spool"), *self._directories("parked")):
             swept += durable.sweep(directory)
         durable.remove_tree(self.root / "wandb")
+        self.foreign = frozenset(self._find_foreign())
         for directory in self._directories("spool"):
             if self.receipt_path(directory.name).exists():
                 durable.remove_tree(directory)
@@ -81,10 +85,10 @@ class Spool:
                 swept.append(directory.name)
         return swept
 
-    def pin(self, checkpoint: Checkpoint, *, alive: Callable[[], None] = lambda: None) -> Snapshot:
+    def pin(self, checkpoint: Checkpoint, *, attempt: int | None = None, alive: Callable[[], None] = lambda: None) -> Snapshot:
         """Put a checkpoint into the queue, as snapshot.pin does. Raises SnapshotChangedError when it changed meanwhile."""
         folder = self.root / "spool" / f"{checkpoint.name}.{checkpoint.fingerprint}"
-        pinned = snapshot.pin(checkpoint, folder, sequence=self.next_sequence(), alive=alive)
+        pinned = snapshot.pin(checkpoint, folder, sequence=self.next_sequence(), run_id=self.run_id, attempt=attempt, alive=alive)
         self.record("pinned", pinned, bytes=pinned.bytes, files=len(pinned.files), by=pinned.pinned_by)
         return pinned
 
@@ -94,11 +98,12 @@ class Spool:
         for directory in self._directories("spool"):
             with contextlib.suppress(IntegrityError):
                 found.append(snapshot.load(directory))
+        found = [each for each in found if self._is_ours(each.run_id)]
         return sorted(found, key=lambda each: each.sequence)
 
     def waiting(self) -> list[str]:
         """The names of what waits to be uploaded, without a look inside."""
-        return [directory.name for directory in self._directories("spool")]
+        return [directory.name for directory in self._directories("spool") if directory.name not in self.foreign]
 
     def parked(self) -> list[tuple[Snapshot, str]]:
         """What a permanent error stopped, with its reason."""
@@ -106,7 +111,9 @@ class Spool:
         for directory in self._directories("parked"):
             with contextlib.suppress(IntegrityError):
                 reason = durable.read_json(directory / "reason.json") or {}
-                found.append((snapshot.load(directory), str(reason.get("reason", "no reason was kept"))))
+                pinned = snapshot.load(directory)
+                if self._is_ours(pinned.run_id):
+                    found.append((pinned, str(reason.get("reason", "no reason was kept"))))
         return found
 
     def torn(self) -> list[Path]:
@@ -114,12 +121,25 @@ class Spool:
         return self._directories("torn")
 
     def receipts(self) -> Iterator[Receipt]:
-        """Every receipt, in no order."""
-        for path in sorted((self.root / "receipts").glob("*.json")):
+        """Every receipt of this run, in no order."""
+        return self._read_receipts("*.json")
+
+    def _read_receipts(self, pattern: str) -> Iterator[Receipt]:
+        for path in sorted((self.root / "receipts").glob(pattern)):
             value = durable.read_json(path)
-            if value and value.pop("schema", None) == 1:
+            if value and value.pop("schema", None) == 1 and self._is_ours(value.get("run_id")):
                 with contextlib.suppress(TypeError):
-                    yield Receipt(**value)
+                    yield Receipt(**{**value, "rows": Rows(**value.get("rows", {}))})
+
+    def _find_foreign(self) -> Iterator[str]:
+        for directory in (*self._directories("spool"), *self._directories("parked")):
+            with contextlib.suppress(IntegrityError):
+                if not self._is_ours(snapshot.load(directory).run_id):
+                    yield directory.name
+
+    def _is_ours(self, run_id: object) -> bool:
+        """Whether something of that run counts here. What was written before runs were noted does."""
+        return self.run_id is None or run_id is None or run_id == self.run_id
 
     def newest_receipt(self) -> Receipt | None:
         """The receipt of the checkpoint that was saved last among the durable ones."""
@@ -133,10 +153,44 @@ class Spool:
         """Whether this very save of a checkpoint is queued, parked or durable already."""
         return self.receipt_path(name).exists() or (self.root / "spool" / name).exists() or (self.root / "parked" / name).exists()
 
+    def marker(self, checkpoint: str, fingerprint: str) -> Mapping[str, Any]:
+        """What the training itself said of this very save, as trainer.marker writes it; empty where it said nothing."""
+        value = durable.read_json(self.complete_markers / checkpoint) or {}
+        return value if value.get("print") == fingerprint else {}
+
+    def attempt_of(self, checkpoint: str, fingerprint: str) -> int | None:
+        """In which attempt this very save was made, as far as its marker, its receipt or its snapshot tells."""
+        name = f"{checkpoint}.{fingerprint}"
+        said = self.marker(checkpoint, fingerprint).get("attempt")
+        for value in (said, *((durable.read_json(path) or {}).get("attempt") for path in self._proofs(name))):
+            if isinstance(value, int):
+                return value
+        return None
+
+    def note_scanned(self, newest: str, folders: Mapping[str, str]) -> None:
+        """Keep what was in the output folder when that snapshot was pinned: name and fingerprint of each checkpoint folder.
+
+        What is missing there at the next start came after it, whatever the clock says.
+        """
+        durable.write_json(self.root / "scanned.json", {"version": 1, "newest": newest, "folders": dict(folders)}, mode=0o600)
+
+    def scanned(self, newest: str) -> dict[str, str] | None:
+        """The same, as it was kept for that snapshot; None where it was not."""
+        value = durable.read_json(self.root / "scanned.json") or {}
+        folders = value.get("folders")
+        return folders if value.get("newest") == newest and isinstance(folders, dict) else None
+
+    def receipts_of(self, checkpoint: str) -> Iterator[Receipt]:
+        """The receipts of a checkpoint's saves, in no order."""
+        return self._read_receipts(f"{checkpoint}.*.json")
+
+    def _proofs(self, name: str) -> tuple[Path, ...]:
+        snapshots = (self.root / folder / name / "snapshot.json" for folder in ("spool", "parked"))
+        return (self.receipt_path(name), *snapshots)
+
     def preempted(self, checkpoint: str, fingerprint: str) -> bool:
         """Whether the training said that it saved this very checkpoint because it had to leave."""
-        marker = durable.read_json(self.complete_markers / checkpoint) or {}
-        return bool(marker.get("preempted")) and marker.get("print") == fingerprint
+        return bool(self.marker(checkpoint, fingerprint).get("preempted"))
 
     def commit(self, pinned: Snapshot, receipt: Receipt) -> None:
         """UPLOADED: the receipt first, so that a crash in between never uploads twice."""
@@ -175,6 +229,8 @@ class Spool:
         """Put everything that is parked back into the queue, and return the names."""
         names = []
         for directory in self._directories("parked"):
+            if directory.name in self.foreign:
+                continue
             durable.rename(directory, self.root / "spool" / directory.name)
             (self.root / "spool" / directory.name / "reason.json").unlink(missing_ok=True)
             names.append(directory.name)

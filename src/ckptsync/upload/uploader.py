@@ -134,7 +134,7 @@ class Uploader:
 
     def hurry(self, seconds: float | None) -> None:
         """The machine goes away in so many seconds, None where nobody knows: from now on the newest is uploaded first."""
-        self._deadline = Deadline.after(seconds)
+        self._deadline = Deadline.after(seconds, self._spool.waiting())
         self._process.urgent = True
 
     def give_way(self) -> bool:

@@ -17,6 +17,7 @@ from ckptsync.restore.sources import order, pick
 from ckptsync.restore.verification import check_download
 from ckptsync.store.contract import Progress
 from ckptsync.store.retrying import Patience
+from ckptsync.trainer import marker
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
@@ -33,11 +34,13 @@ class FolderStore:
         self.faults: dict[str, list[Exception]] = {}
         self.fetched: list[str] = []
 
-    def keep(self, step: int, *, saved_at: float, resumable: bool = True, **changes: object) -> Version:
+    def keep(
+        self, step: int, *, saved_at: float, resumable: bool = True, attempt: int | None = None, **changes: object
+    ) -> Version:
         name = f"v{len(self.kept)}"
         folder = make_checkpoint(self.root / name, step, content=name, **changes)  # type: ignore[arg-type]
         size = sum(path.stat().st_size for path in folder.iterdir())
-        metadata = {"ckptsync": {"step": step, "saved_at": saved_at, "resumable": resumable}}
+        metadata = {"ckptsync": {"step": step, "saved_at": saved_at, "resumable": resumable, "attempt": attempt}}
         version = Version(
             f"me/p/checkpoint-abc:{name}",
             "checkpoint-abc",
@@ -83,6 +86,11 @@ def output_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def resumed(store: FolderStore, output_dir: Path) -> Resume:
     return Resume(store, RUN, output_dir, progress=lambda _done, _total: None, patience=QUICK)  # type: ignore[arg-type]
+
+
+def of_attempt(number: int, checkpoint: Path) -> None:
+    """Mark a local checkpoint as the training itself does."""
+    marker.write(checkpoint.parent, int(checkpoint.name.rpartition("-")[2]), world_size=1, attempt=number)
 
 
 def names(folder: Path) -> list[str]:
@@ -186,9 +194,9 @@ def test_a_torn_local_checkpoint_is_moved_away_never_deleted(resumed: Resume, st
 
 
 def test_two_that_are_moved_away_within_a_second_are_both_kept(resumed: Resume, store: FolderStore, output_dir: Path) -> None:
-    store.keep(10, saved_at=2000.0)
+    store.keep(10, saved_at=2000.0, attempt=2)
     for _ in range(2):
-        make_checkpoint(output_dir, 20, saved_at=1000.0)
+        of_attempt(1, make_checkpoint(output_dir, 20, saved_at=1000.0))
         resumed.place()
 
     assert len(Spool(output_dir).torn()) == 2
@@ -213,8 +221,8 @@ def test_a_higher_checkpoint_of_an_older_training_is_moved_away_and_a_lower_one_
     resumed: Resume, store: FolderStore, output_dir: Path
 ) -> None:
     make_checkpoint(output_dir, 3, saved_at=1_000_000_003.0)
-    make_checkpoint(output_dir, 900, saved_at=1_000_000_001.0)
-    store.keep(5, saved_at=1_000_000_005.0)
+    of_attempt(1, make_checkpoint(output_dir, 900, saved_at=1_000_000_009.0))
+    store.keep(5, saved_at=1_000_000_005.0, attempt=2)
 
     assert resumed.place().step == 5
     assert names(output_dir) == ["checkpoint-3", "checkpoint-5"]
@@ -222,8 +230,8 @@ def test_a_higher_checkpoint_of_an_older_training_is_moved_away_and_a_lower_one_
 
 
 def test_an_older_save_of_the_same_step_makes_room(resumed: Resume, store: FolderStore, output_dir: Path) -> None:
-    make_checkpoint(output_dir, 5, content="old", saved_at=1_000_000_001.0)
-    store.keep(5, saved_at=1_000_000_005.0)
+    of_attempt(1, make_checkpoint(output_dir, 5, content="old", saved_at=1_000_000_009.0))
+    store.keep(5, saved_at=1_000_000_005.0, attempt=2)
 
     placed = resumed.place()
 
@@ -294,8 +302,8 @@ def test_sources_come_in_the_order_of_saving_and_of_equals_the_local_one_first(s
         "checkpoint-abc:v3",
         "local checkpoint-6",
         "checkpoint-abc:v1",
-        "checkpoint-abc:v2",
         "checkpoint-abc:v0",
+        "checkpoint-abc:v2",
     ]
 
 
@@ -371,3 +379,38 @@ def test_a_best_checkpoint_that_is_here_under_another_path_is_told(
 
     assert f"the best checkpoint so far is {output_dir / 'checkpoint-4'}" in caplog.text
     assert store.fetched == ["v0"]
+
+
+def test_a_later_attempt_comes_before_a_higher_step_of_an_earlier_one(store: FolderStore) -> None:
+    store.keep(200, saved_at=900.0, attempt=1)
+    store.keep(110, saved_at=100.0, attempt=2)
+
+    assert [each.step for each in order([], store.kept)] == [110, 200]
+
+
+def test_times_of_copying_decide_nothing(resumed: Resume, output_dir: Path) -> None:
+    for step, saved_at in ((15, 3000.0), (30, 2000.0), (45, 1000.0)):
+        make_checkpoint(output_dir, step, saved_at=saved_at)
+
+    assert resumed.place().step == 45
+    assert names(output_dir) == ["checkpoint-15", "checkpoint-30", "checkpoint-45"]
+
+
+def test_a_restored_lower_checkpoint_does_not_beat_the_version_saved_last(
+    resumed: Resume, store: FolderStore, output_dir: Path
+) -> None:
+    store.keep(45, saved_at=1000.0)
+    make_checkpoint(output_dir, 15, saved_at=2000.0)
+
+    assert resumed.place().step == 45
+
+
+def test_rows_of_another_history_put_a_local_checkpoint_last(store: FolderStore, output_dir: Path) -> None:
+    local = checkpoint_at(make_checkpoint(output_dir, 50))
+    assert local.verdict.state is not None
+    version = store.keep(45, saved_at=1000.0)
+    ours = {**version.metadata["ckptsync"], "rows": 1, "rows_from": 50, "rows_digest": "of another training"}
+    version = replace(version, metadata={"ckptsync": ours})
+
+    assert [each.step for each in order([local], [version])] == [45, 50]
+    assert [each.step for each in order([local], [version], prefix=lambda _path, _count: "of another training")] == [50, 45]

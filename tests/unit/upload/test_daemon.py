@@ -124,6 +124,7 @@ def test_a_training_that_started_over_is_an_error_and_nothing_of_it_is_pinned(tm
     durable_at(tmp_path, 500, 1_000_000_000.0)
 
     with daemon_of(tmp_path).held() as daemon:
+        daemon.scan()
         for step in (100, 200, 600):
             make_checkpoint(tmp_path, step, saved_at=1_000_000_000.0 + step)
             daemon.scan()
@@ -138,6 +139,7 @@ def test_after_a_resume_the_first_checkpoint_has_to_be_above_its_step(tmp_path: 
     record.update(tmp_path, resumed_step=500, resumed_at=1_000_000_000.0)
 
     with daemon_of(tmp_path).held() as daemon:
+        daemon.scan()
         make_checkpoint(tmp_path, 500, saved_at=1_000_000_010.0)
         daemon.scan()
 
@@ -145,10 +147,107 @@ def test_after_a_resume_the_first_checkpoint_has_to_be_above_its_step(tmp_path: 
         assert pinned(daemon) == []
 
 
+def watched_once(output_dir: Path) -> Daemon:
+    """A watcher that came, scanned once, and went."""
+    with daemon_of(output_dir).held() as daemon:
+        daemon.scan()
+    return daemon
+
+
+def test_a_training_that_started_over_while_nobody_watched_is_an_error_at_the_next_start(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 500)
+    watched_once(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-500")
+    make_checkpoint(tmp_path, 100, saved_at=1.0)
+
+    found = watched_once(tmp_path)
+
+    assert isinstance(found.restarted, RestartedError)
+    assert pinned(found) == [500]
+
+
+def test_a_file_that_is_put_into_an_older_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    with daemon_of(tmp_path).held() as daemon:
+        older = make_checkpoint(tmp_path, 5)
+        daemon.scan()
+        make_checkpoint(tmp_path, 10)
+        daemon.scan()
+        (older / "all_results.json").write_text("{}")
+        for path in older.iterdir():
+            path.touch()
+        daemon.scan()
+        make_checkpoint(tmp_path, 15)
+        daemon.scan()
+
+        assert daemon.restarted is None
+        assert pinned(daemon) == [5, 10, 15]
+
+
+def test_the_clock_may_be_set_back_between_two_saves(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 5, saved_at=2_000_000_000.0)
+    watched_once(tmp_path)
+    make_checkpoint(tmp_path, 10, saved_at=1_000_000_000.0)
+
+    found = watched_once(tmp_path)
+
+    assert found.restarted is None
+    assert pinned(found) == [5, 10]
+
+
+def test_a_resume_that_happens_while_it_is_watched_moves_the_position_back(tmp_path: Path) -> None:
+    with daemon_of(tmp_path).held() as daemon:
+        for step in (100, 200):
+            make_checkpoint(tmp_path, step)
+            daemon.scan()
+        shutil.rmtree(tmp_path / "checkpoint-200")
+        record.begin_attempt(tmp_path, resumed_step=100)
+        daemon.scan()
+        make_checkpoint(tmp_path, 110)
+        daemon.scan()
+
+        assert daemon.restarted is None
+        assert pinned(daemon) == [100, 200, 110]
+        assert [each.attempt for each in daemon.spool.pending()] == [None, None, 1]
+
+
+def test_the_verdict_on_an_attempt_ends_with_it(tmp_path: Path) -> None:
+    with daemon_of(tmp_path).held() as daemon:
+        make_checkpoint(tmp_path, 100)
+        daemon.scan()
+        record.begin_attempt(tmp_path, resumed_step=100)
+        make_checkpoint(tmp_path, 10)
+        daemon.scan()
+        assert isinstance(daemon.restarted, RestartedError)
+
+        shutil.rmtree(tmp_path / "checkpoint-10")
+        record.begin_attempt(tmp_path, resumed_step=100)
+        make_checkpoint(tmp_path, 110)
+        daemon.scan()
+
+        assert daemon.restarted is None
+        assert pinned(daemon) == [100, 110]
+
+
+def test_what_another_run_left_in_the_queue_is_left_alone_and_does_not_count(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 100)
+    with Daemon(Watch(tmp_path, Run("other", "p", "me"), {}, "other", quiet=0.0), Stop()).held() as other:
+        other.scan()
+    shutil.rmtree(tmp_path / "checkpoint-100")
+    with daemon_of(tmp_path).held() as daemon:
+        daemon.scan()
+        make_checkpoint(tmp_path, 50)
+        daemon.scan()
+
+        assert daemon.restarted is None
+        assert pinned(daemon) == [50]
+        assert len(list((tmp_path / ".ckptsync/spool").iterdir())) == 2
+
+
 def test_a_restart_that_is_allowed_is_pinned(tmp_path: Path) -> None:
     durable_at(tmp_path, 500, 1_000_000_000.0)
 
     with daemon_of(tmp_path, allow_restart=True).held() as daemon:
+        daemon.scan()
         make_checkpoint(tmp_path, 100, saved_at=1_000_000_010.0)
         daemon.scan()
 
