@@ -15,8 +15,11 @@ can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when st
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import queue
+import signal
 import sys
 import threading
 import time
@@ -42,14 +45,20 @@ RECENT = 86400.0
 YIELDING = 19
 """The niceness of a process that takes only idle CPU time. wandb-core, our own child, has it too."""
 
+_PR_SET_PDEATHSIG = 1
+"""linux/prctl.h. Not on other systems, where the end of stdin alone says that the parent is gone."""
+
 PROGRESS_INTERVAL = 1.0
 """Seconds between two progress lines. By them the parent also distinguishes a slow upload from a stalled one."""
 
 
 def main() -> int:
     """Serve jobs until stdin ends. The first line of stdin says for which run and where to keep the client's own files."""
+    _outlive_signals()
     answers = _claim_stdout()
-    hello = json.loads(sys.stdin.readline())
+    jobs = _jobs()
+    hello = jobs.get() or {}
+    _die_with(hello.get("parent"))
     if hello.get("yielding"):
         # The kernel derives the disk's priority from it (ioprio_set(2)): the lowest that never starves. A service whose system
         # calls are filtered may not ask; its unit has set the priorities then, and an upload is worth more than its niceness.
@@ -59,11 +68,48 @@ def main() -> int:
 
     publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
     try:
-        for line in sys.stdin:
-            publisher.serve(json.loads(line))
+        while (job := jobs.get()) is not None:
+            publisher.serve(job)
     finally:
         publisher.store.close()
     return 0
+
+
+def _outlive_signals() -> None:
+    """Leave signals to the parent: one to every process of a job (scancel --full) must not end the current upload.
+
+    Blocked, not ignored, since wandb-core inherits that: Go's runtime has a handler of its own for what is ignored.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+def _die_with(parent: int | None) -> None:
+    """End when the parent does, however it ends: an orphan would upload beside the next watcher."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def _jobs() -> queue.Queue[dict[str, Any] | None]:
+    """The lines of stdin, None at its end."""
+    jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
+
+    def read() -> None:
+        parent = None
+        for line in sys.stdin:
+            job = json.loads(line)
+            parent = job.get("parent", parent)
+            jobs.put(job)
+        jobs.put(None)
+        # Where the kernel doesn't end an orphan, the end of stdin in the middle of a job does.
+        while parent is not None and os.getppid() == parent:
+            time.sleep(PROGRESS_INTERVAL)
+        if parent is not None:
+            os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    return jobs
 
 
 def _claim_stdout() -> TextIO:

@@ -69,6 +69,12 @@ class Followed:
         """Upload what is there and return."""
         return self.tool("watch", self.output_dir, *self._words, "--once", **more)
 
+    def kill_watcher(self) -> None:
+        """The watcher alone dies, by SIGKILL."""
+        assert self._watcher is not None
+        self._watcher.kill()
+        self._watcher.wait(30)
+
     def kill(self) -> None:
         """The machine is gone."""
         if self._watcher:

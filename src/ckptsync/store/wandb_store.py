@@ -121,6 +121,9 @@ class WandbStore(WandbCatalogue):
             raise
         if not agreed:
             raise TransientStoreError(f"the manifest of {committed.name} does not agree with {what}")
+        if not folder.is_dir():
+            # Somebody else finished with this snapshot: the version may be theirs, and is what they uploaded.
+            raise SnapshotChangedError(f"{what} is gone; its version {committed.name} stays")
         if not unchanged(folder, files):
             with self._client.translated(f"the removal of {committed.name}"):
                 committed.delete(delete_aliases=True)

@@ -18,13 +18,17 @@ from typing import Any
 
 from ckptsync import errors
 from ckptsync.checkpoint import Run
-from ckptsync.errors import CkptsyncError, TransientStoreError
+from ckptsync.errors import CkptsyncError, ConfigurationError, TransientStoreError
+
+FAILED = 1
+"""The exit status of a Python program that ends by an exception."""
 
 CLOSING_SECONDS = 20.0
 """How long the child may take to say good-bye to the server once its queue is empty."""
 
-PUBLISH = (sys.executable, "-m", "ckptsync.publish")
-"""The program that uploads; it speaks the JSON lines that publish describes."""
+PUBLISH = (sys.executable, "-P", "-m", "ckptsync.publish")
+"""The program that uploads; it speaks the JSON lines that publish describes. Without -P, Python would put the current folder
+first on its path: a project's own secrets.py or types.py would run in the process that holds the key."""
 
 
 class Child:
@@ -45,15 +49,20 @@ class Child:
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=dict(environment),
                 text=True,
-                # Its own session: a Ctrl-C or a signal to our group is for us to handle, while the upload in hand goes on.
+                # Its own session: a Ctrl-C or a signal to our group is for us to handle, while the current upload goes on.
                 start_new_session=True,
             )
         except OSError as error:
             raise TransientStoreError(f"the upload process cannot be started: {error}") from error
+        self._answered = False
+        self._last_words = ""
         threading.Thread(target=self._read, daemon=True).start()
-        self._send({"run": asdict(run), "private": str(private), "yielding": yielding})
+        self._stderr = threading.Thread(target=self._pass_stderr, daemon=True)
+        self._stderr.start()
+        self._send({"run": asdict(run), "private": str(private), "yielding": yielding, "parent": os.getpid()})
 
     def ask(
         self,
@@ -71,12 +80,13 @@ class Child:
         deadline, furthest = time.monotonic() + stall, -1
         while True:
             try:
-                answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+                answer = self._answers.get(timeout=min(threading.TIMEOUT_MAX, max(0.0, deadline - time.monotonic())))
             except queue.Empty:
                 self.kill()
                 raise TransientStoreError(f"the upload made no progress for {stall:.0f} s and was ended") from None
             if answer is None:
-                raise TransientStoreError(f"the upload process ended with status {self._process.wait()}")
+                raise self._death()
+            self._answered = True
             if answer["event"] == "done":
                 return answer
             if answer["event"] == "failed":
@@ -110,6 +120,25 @@ class Child:
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
             raise TransientStoreError("the upload process is gone") from error
+
+    def _death(self) -> CkptsyncError:
+        """What the end of the process means: one that gave no answer and failed by itself will fail again."""
+        status = self._process.wait()
+        self._stderr.join(CLOSING_SECONDS)
+        if status != FAILED or self._answered:
+            return TransientStoreError(f"the upload process ended with status {status}")
+        return ConfigurationError(
+            f"the upload process cannot start: {self._last_words or 'it says nothing'}",
+            hint="Check the Python environment that ckptsync is installed in: `ckptsync doctor`.",
+        )
+
+    def _pass_stderr(self) -> None:
+        """Hand on what the process says, and keep the last line of it."""
+        assert self._process.stderr is not None  # noqa: S101 - it is a pipe
+        with self._process.stderr as lines:
+            for line in lines:
+                self._last_words = line.strip() or self._last_words
+                sys.stderr.write(line)
 
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe

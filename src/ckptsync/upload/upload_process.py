@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,14 @@ class UploadProcess:
     """
 
     def __init__(
-        self, run: Run, environment: Mapping[str, str], private: Path, policy: Policy, *, command: Sequence[str] = PUBLISH
+        self,
+        run: Run,
+        environment: Mapping[str, str],
+        private: Path,
+        policy: Policy,
+        *,
+        command: Sequence[str] = PUBLISH,
+        proc: Path = Path("/proc"),
     ) -> None:
         self.run = run
         self.policy = policy
@@ -34,6 +42,7 @@ class UploadProcess:
         self._environment = environment
         self._private = private
         self._command = command
+        self._proc = proc
         self._child: Child | None = None
         self._throttle: Throttle | None = None
 
@@ -46,7 +55,7 @@ class UploadProcess:
         """Have one job done. Raises what the child reports; after a TransientStoreError the next job gets a new process."""
         child = self.start()
         try:
-            return child.ask(job, stall=self.policy.stall, told=told, passed=self._passed)
+            return child.ask(job, stall=self._stall, told=told, passed=self._passed)
         except TransientStoreError:
             # Whatever state the client was left in goes with the old process.
             child.kill()
@@ -80,6 +89,12 @@ class UploadProcess:
         child = self._child
         if child:
             child.kill()
+
+    @property
+    def _stall(self) -> float:
+        """Seconds without progress that end an upload; infinite where nothing shows progress (no /proc, no limit to pass)."""
+        visible = self._throttle is not None or (self._proc / "self/io").exists()
+        return self.policy.stall if visible else math.inf
 
     @property
     def _limits(self) -> bool:

@@ -17,11 +17,12 @@ import pytest
 
 from ckptsync import record
 from ckptsync.checkpoint import Run, Snapshot
-from ckptsync.errors import PermanentStoreError, RejectedError, TransientStoreError
+from ckptsync.errors import ConfigurationError, PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.child import Child
 from ckptsync.upload.policy import Policy
 from ckptsync.upload.spool import Spool
+from ckptsync.upload.upload_process import UploadProcess
 from ckptsync.upload.uploader import Uploader
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
@@ -339,3 +340,23 @@ def test_in_a_hurry_an_upload_gives_way_to_the_newest_where_the_line_is_known(
     uploader.kill()
     uploads.join()
     assert found is gives
+
+
+def test_a_child_that_cannot_start_is_a_configuration_error_with_its_last_words(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "import sys; sys.stderr.write('trace\\n'); sys.exit('No module named injected')")
+    child = Child(Run("a", "p"), dict(os.environ), tmp_path, command=command)
+
+    with pytest.raises(ConfigurationError, match="the upload process cannot start: No module named injected"):
+        child.ask({"op": "check"}, stall=30, told=lambda _: None)
+
+
+def test_where_nothing_shows_progress_nothing_counts_as_a_stall(tmp_path: Path) -> None:
+    (tmp_path / "SCRIPT").write_text('["seems to stand"]')
+    environment = {**os.environ, "SCRIPT": str(tmp_path / "SCRIPT")}
+    process = UploadProcess(
+        Run("a", "p"), environment, tmp_path / "private", Policy(stall=0.6), command=CHILD, proc=tmp_path / "no proc here"
+    )
+    try:
+        assert process.ask({"op": "check"})["event"] == "done"
+    finally:
+        process.close()

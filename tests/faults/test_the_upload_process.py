@@ -1,0 +1,74 @@
+"""The upload process has no life of its own: it ends with the watcher, and signals to everybody don't end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ckptsync import processes
+from ckptsync.upload.child import PUBLISH
+from tests.faults.conftest import Followed, Note
+from tests.faults.test_the_store_fails import FILES, rule
+from tests.integration.conftest import wait_for
+from tests.server_process import ServerProcess
+
+
+def uploading(followed: Followed) -> list[int]:
+    """The upload process and wandb-core, once an upload is under way."""
+    wait_for(lambda: any(followed.server.fault_hits()), what="an upload under way")
+    return processes.descendants(followed.pid)
+
+
+def living(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if processes.start_time(pid) is not None]
+
+
+def test_an_upload_process_dies_with_its_watcher_and_the_next_watchers_version_stays(
+    tmp_path: Path, server: ServerProcess, note: Note
+) -> None:
+    followed = Followed(tmp_path, server, "orphan")
+    followed.start()
+    server.faults([rule(FILES, None, delay=20)])
+    name = followed.save()
+    theirs = uploading(followed)
+
+    followed.kill_watcher()
+    wait_for(lambda: not living(theirs), seconds=15, what="the end of the upload process")
+    server.faults([])
+    followed.start()
+    followed.durable(name)
+    followed.kill()
+
+    note("kill -9 of the watcher alone in an upload", "its upload process died too; uploaded by the next", followed.damage())
+
+
+def test_a_signal_to_every_process_of_the_job_does_not_end_the_current_upload(
+    tmp_path: Path, server: ServerProcess, note: Note
+) -> None:
+    followed = Followed(tmp_path, server, "scancel")
+    followed.start()
+    server.faults([rule(FILES, None, throttle=50_000)])
+    name = followed.save(size=200_000)
+
+    for pid in (*uploading(followed), followed.pid):
+        os.kill(pid, signal.SIGTERM)
+    followed.durable(name)
+
+    assert "failed, retrying" not in followed.said()
+    note("SIGTERM to every process", "the current upload was finished", followed.damage())
+    followed.kill()
+
+
+def test_a_projects_own_modules_are_not_imported_by_the_upload_process(tmp_path: Path, server: ServerProcess) -> None:
+    for name in ("secrets", "types", "packaging"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the project's code ran')\n")
+    hello = '{"run": {"run_id": "a", "project": "p", "entity": null}, "private": "' + str(tmp_path / "private") + '"}\n'
+    environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.api_key}
+
+    done = subprocess.run(PUBLISH, input=hello, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert PUBLISH[0] == sys.executable
