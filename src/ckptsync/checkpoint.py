@@ -95,12 +95,14 @@ class TrainingState:
 class Problem:
     """Why a checkpoint is incomplete: the file (`.` for the folder) and the reason.
 
+    `unreadable` is true where the file system, not the content, is the reason: reading it again later may work.
     `transient` is true where the Trainer may still be writing, false where waiting cannot help.
     """
 
     file: str
     reason: str
     transient: bool = False
+    unreadable: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}"

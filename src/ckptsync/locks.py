@@ -1,18 +1,28 @@
-"""File locks (flock): one watcher per output folder, and one writer of a shared file at a time.
+"""File locks: one watcher per output folder, and one writer of a shared file at a time.
 
-The kernel releases a lock when its process ends, however that happens: there are no stale locks.
+With flock the kernel releases a lock when its process ends, however that happens. Some file systems have none (Lustre without
+`-o flock`, NFS without lockd): there a file that names the holder is the lock, and one whose process has ended is taken over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from ckptsync import processes
 from ckptsync.errors import LockedError
+
+Flock = Callable[[Any, int], None]
+
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+"""What flock(2) and its emulations answer when somebody else holds the lock. Anything else means that there are no locks here."""
 
 
 @contextlib.contextmanager
@@ -28,23 +38,28 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 class WatcherLock:
-    """The lock of an output folder; the lock file names its holder."""
+    """The lock of an output folder; the lock file names its holder. `works` is false where the file system has no flock."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, flock: Flock = fcntl.flock) -> None:
         self.path = path
+        self.works = True
+        self._flock = flock
         self._file: IO[str] | None = None
+        self._owner_file: Path | None = None
 
     def acquire(self, owner: str) -> None:
         """Take the lock, or raise LockedError naming the holder. `owner` describes this process to others."""
         file = self.path.open("a+", encoding="utf-8")
-        while not _lock(file, fcntl.LOCK_EX):
-            if not _lock(file, fcntl.LOCK_SH):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                file.close()
-                raise LockedError(f"{self.path.parent.parent} is already watched by {holder}")
-            # Free but for a moment: only readers of `holder` have a shared lock on it.
-            fcntl.flock(file, fcntl.LOCK_UN)
+        try:
+            self._acquire(file)
+        except LockedError:
+            file.close()
+            raise
+        except OSError:
+            self.works = False
+            file.close()
+            self._acquire_by_name(owner)
+            file = self.path.open("a+", encoding="utf-8")
         file.seek(0)
         file.truncate()
         file.write(owner + "\n")
@@ -57,21 +72,69 @@ class WatcherLock:
             self._file.truncate(0)
             self._file.close()
             self._file = None
+        if self._owner_file:
+            self._owner_file.unlink(missing_ok=True)
+            self._owner_file = None
 
     @property
     def holder(self) -> str | None:
         """Who holds the lock at this moment; None if it is free."""
         try:
             with self.path.open(encoding="utf-8") as file:
-                return None if _lock(file, fcntl.LOCK_SH) else file.read().strip() or "another process"
+                free = self._lock(file, fcntl.LOCK_SH)
+                return None if free else file.read().strip() or "another process"
         except OSError:
+            return self._named_holder()
+
+    def _acquire(self, file: IO[str]) -> None:
+        while not self._lock(file, fcntl.LOCK_EX):
+            if not self._lock(file, fcntl.LOCK_SH):
+                file.seek(0)
+                raise LockedError(f"{self._watched} is already watched by {file.read().strip() or 'another process'}")
+            # Free but for a moment: only readers of `holder` have a shared lock on it.
+            self._flock(file, fcntl.LOCK_UN)
+
+    def _acquire_by_name(self, owner: str) -> None:
+        named = self.path.with_name(f"{self.path.name}.owner")
+        content = json.dumps({"owner": owner, **processes.identity(os.getpid())})
+        for _ in range(2):
+            try:
+                descriptor = os.open(named, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                if holder := self._named_holder():
+                    raise LockedError(
+                        f"{self._watched} is already watched by {holder}",
+                        hint=f"If that process has ended, on a machine that is gone, delete {named}.",
+                    ) from None
+                named.unlink(missing_ok=True)
+                continue
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(content)
+            self._owner_file = named
+            return
+        raise LockedError(f"{self._watched} is already watched by another process")
+
+    def _named_holder(self) -> str | None:
+        """Who stands in the owner file; None where there is none, or its process on this machine has ended."""
+        try:
+            value = json.loads(self.path.with_name(f"{self.path.name}.owner").read_text("utf-8"))
+            ended = value["host"] == socket.gethostname() and processes.living(value) is None
+            return None if ended else f"{value['owner']}, on {value['host']}"
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
 
+    @property
+    def _watched(self) -> Path:
+        return self.path.parent.parent
 
-def _lock(file: IO[str], kind: int) -> bool:
-    """Take this kind of lock (flock's LOCK_EX or LOCK_SH) without waiting; whether it was free."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    def _lock(self, file: IO[str], kind: int) -> bool:
+        """Take this kind of lock (LOCK_EX or LOCK_SH) without waiting; whether it was free. Raises OSError without locks."""
+        try:
+            self._flock(file, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                return False
+            raise
+        return True

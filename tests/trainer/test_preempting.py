@@ -94,6 +94,8 @@ def test_a_signal_to_one_rank_makes_all_ranks_save_the_same_step(
         "world_size": 2,
         "print": "",
         "preempted": True,
+        "run": None,
+        "attempt": 1,
     }
     training.run(*TINY, tmp_path, ranks=2, resume=tmp_path / f"checkpoint-{last}")
     assert difference(tmp_path, uninterrupted_ranks) == []
@@ -181,6 +183,8 @@ def test_the_callback_works_in_the_users_own_code_and_keeps_secrets_and_the_comm
 
     recorded = run_json(tmp_path / "out")
     assert recorded.pop("processes")[0].keys() == {"host", "pid", "born"}
+    assert [attempt["resumed_step"] for attempt in recorded.pop("attempts")] == [None]
+    assert recorded.pop("acknowledged") == {"attempt": 1, "step": 0}
     assert recorded == {
         "version": 1,
         "command": ["train"],

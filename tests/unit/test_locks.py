@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +16,13 @@ import pytest
 
 from ckptsync import locks
 from ckptsync.errors import LockedError
+from ckptsync.locks import WatcherLock
 
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
 from ckptsync import locks
+from ckptsync.locks import WatcherLock
 
 lock = locks.WatcherLock(Path(sys.argv[1]))
 lock.acquire("the first one, pid 1234")
@@ -86,3 +91,37 @@ def test_asking_for_the_holder_never_keeps_a_watcher_from_starting(tmp_path: Pat
 def test_a_lock_that_was_never_taken_has_no_holder(tmp_path: Path) -> None:
     assert locks.WatcherLock(tmp_path / "lock").holder is None
     assert list(tmp_path.iterdir()) == []
+
+
+def no_flock(_file: object, _kind: int) -> None:
+    raise OSError(errno.ENOSYS, "injected: Function not implemented")
+
+
+def test_where_there_are_no_locks_a_file_names_the_holder_and_keeps_a_second_watcher_out(tmp_path: Path) -> None:
+    path = tmp_path / ".ckptsync" / "lock"
+    path.parent.mkdir()
+    first, second = WatcherLock(path, no_flock), WatcherLock(path, no_flock)
+    first.acquire("the first one")
+
+    with pytest.raises(LockedError, match=r"is already watched by the first one, on "):
+        second.acquire("the second one")
+    assert second.holder == f"the first one, on {socket.gethostname()}"
+
+    first.release()
+    second.acquire("the second one")
+    assert not second.works
+    second.release()
+
+
+def test_a_lock_file_of_a_process_that_has_ended_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / ".ckptsync" / "lock"
+    path.parent.mkdir()
+    ended = {"owner": "who was killed", "host": socket.gethostname(), "pid": os.getpid(), "born": "another time"}
+    (path.parent / "lock.owner").write_text(json.dumps(ended))
+    lock = WatcherLock(path, no_flock)
+
+    lock.acquire("the next one")
+
+    assert lock.holder == f"the next one, on {socket.gethostname()}"
+    lock.release()
+    assert lock.holder is None

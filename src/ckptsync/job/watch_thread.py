@@ -12,6 +12,9 @@ from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
 
+RESTART_PAUSE = 5.0
+"""Seconds until a watcher that failed is started again."""
+
 
 class WatchThread:
     """Runs the daemon for as long as a training runs, and after it until everything is uploaded.
@@ -19,7 +22,7 @@ class WatchThread:
     `every_turn` is called at every turn of the daemon's loop.
     """
 
-    def __init__(self, daemon: Daemon, every_turn: Callable[[], None]) -> None:
+    def __init__(self, daemon: Daemon, every_turn: Callable[[], None], *, pause: float = RESTART_PAUSE) -> None:
         self.running = False
         self.elsewhere = False
         """Whether another watcher holds the folder, so that uploads and receipts are its work."""
@@ -27,6 +30,7 @@ class WatchThread:
         """Set when the training has ended for good: upload what is left, then stop."""
         self._daemon = daemon
         self._every_turn = every_turn
+        self._pause = pause
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
@@ -60,12 +64,23 @@ class WatchThread:
         self._daemon.manager.unwatched()
 
     def _follow(self, failed: list[BaseException]) -> None:
-        try:
-            self._daemon.follow(ended=self._ended)
-        except BaseException as error:
-            log.error("the watcher failed, the training continues: %s: %s", type(error).__name__, error)
-            self._daemon.manager.unwatched()
-            failed.append(error)
+        """Watch until the training has ended. A watcher that fails is started again: the training may go on for a week."""
+        while True:
+            try:
+                self._daemon.follow(ended=self._ended)
+            except Exception as error:
+                log.error("the watcher failed, the training continues: %s: %s", type(error).__name__, error)
+                self._daemon.manager.unwatched()
+                if self._over or self.finishing.wait(self._pause):
+                    failed.append(error)
+                    return
+                log.warning("watching again")
+            else:
+                return
+
+    @property
+    def _over(self) -> bool:
+        return self.finishing.is_set() or self._daemon.stop.event.is_set()
 
     def _ended(self) -> bool:
         self._every_turn()

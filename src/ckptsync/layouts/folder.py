@@ -61,7 +61,7 @@ def list_folder(path: Path) -> Folder:
     problems: list[Problem] = []
     for name, entry in _walk(path):
         if isinstance(entry, OSError):
-            problems.append(Problem(name, f"cannot be listed: {entry.strerror}", transient=True))
+            problems.append(Problem(name, f"cannot be listed: {entry.strerror}", transient=True, unreadable=True))
         elif stat.S_ISREG(entry.st_mode):
             files.append(File(name, entry.st_size, entry.st_mtime_ns))
         else:

@@ -22,6 +22,7 @@ _GONE = re.compile(r"(?i)\b404\b|not found|could not find|does not exist|unable 
 _UNREACHABLE = re.compile(
     r"(?i)giving up after|connection (refused|reset|aborted)|no such host|name resolution|timed? ?out|deadline exceeded"
     r"|\bEOF\b|broken pipe|unreachable|\b(429|50[0-9])\b|most remaining uploads|failed to connect"
+    r"|did not respond|service process is busy|rate limit"
     r"|\b403 client error\b(?!.*/graphql)"
 )
 """The last pattern is a signed URL that expired before it was used."""
@@ -40,7 +41,7 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
     text = _without(text, names)
     kinds = {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("wandb.")}
     # First, since the client raises AuthenticationError for every failed log-in, also without a network.
-    if _UNREACHABLE.search(text):
+    if _UNREACHABLE.search(text) or (_timed_out(error) and not _DENIED.search(text)):
         return TransientStoreError(message)
     if "AuthenticationError" in kinds or _DENIED.search(text):
         return RejectedError(f"the W&B server refuses the key: {shown}")
@@ -49,6 +50,16 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
     if _FINAL.search(text) or "UsageError" in kinds:
         return PermanentStoreError(message)
     return TransientStoreError(message)
+
+
+def _timed_out(error: BaseException) -> bool:
+    """Whether a connection or its silence is at the bottom of it: the client wraps that in an AuthenticationError too."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TimeoutError | ConnectionError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 @contextlib.contextmanager

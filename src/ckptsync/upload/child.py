@@ -109,9 +109,7 @@ class Child:
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        if self._process.stdin:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        self._close_stdin()
 
     def _send(self, value: Mapping[str, Any]) -> None:
         try:
@@ -119,12 +117,21 @@ class Child:
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
-            raise TransientStoreError("the upload process is gone") from error
+            raise self._death() from error
+
+    def _close_stdin(self) -> None:
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
     def _death(self) -> CkptsyncError:
         """What the end of the process means: one that gave no answer and failed by itself will fail again."""
-        status = self._process.wait()
+        try:
+            status = self._process.wait(CLOSING_SECONDS)
+        except subprocess.TimeoutExpired:
+            return TransientStoreError("the upload process listens no longer")
         self._stderr.join(CLOSING_SECONDS)
+        self._close_stdin()
         if status != FAILED or self._answered:
             return TransientStoreError(f"the upload process ended with status {status}")
         return ConfigurationError(

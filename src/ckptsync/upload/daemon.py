@@ -81,6 +81,7 @@ class Daemon:
         self._reread = reread
         self.begun = True
         self._ready = False
+        self._failing: OSError | None = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
@@ -88,6 +89,8 @@ class Daemon:
         with self._writing():
             durable.make_folder(self.spool.root)
             self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self.watch.run}")
+        if not self._lock.works:
+            log.warning("no file locks (flock) in %s: using a lock file, which a lost machine leaves behind", self.spool.root)
         try:
             with self._writing():
                 self._prepare()
@@ -141,7 +144,7 @@ class Daemon:
         while not self.stop.event.is_set():
             self.scan()
             scanned = True
-            if self.pinner.undecided and not self.pinner.refused:
+            if self.pinner.undecided and not self.pinner.blocked:
                 self.stop.wake.wait(SOON)
             elif not self.uploader.drain() or self.uploader.changed.empty():
                 break
@@ -164,18 +167,18 @@ class Daemon:
         After a stop, an upload that fails is not retried: the snapshot stays in the spool for the next start. The service
         manager hears that the service is ready once all of this is set up, that it stops, and that the loop is alive.
         """
+        self.uploader.reopen()
         hints = Hints([self.watch.output_dir, self.spool.complete_markers], self.stop.wake)
         self.stop.on_second = self.uploader.kill
         uploads = threading.Thread(target=self.uploader.serve, name="uploader")
         hints.start()
         uploads.start()
         try:
-            self.scan()
-            self._tell_manager()
+            self._try_to_scan()
             while not self.stop.event.is_set() and not ended():
                 self._rest(self._pause())
                 self._reread_if_asked()
-                self.scan()
+                self._try_to_scan()
                 if not uploads.is_alive():
                     raise CkptsyncError("the uploads ended unexpectedly", hint="Start again: everything is still in the queue.")
             self.manager.stopping()
@@ -200,6 +203,8 @@ class Daemon:
             raise self.restarted
         if self.uploader.last_error:
             raise self.uploader.last_error
+        if self._failing:
+            raise CkptsyncError(f"{self.watch.output_dir} could not be scanned: {self._failing}", hint="Start it again to go on.")
         self.pinner.raise_refusal()
 
     def scan(self) -> None:
@@ -215,13 +220,31 @@ class Daemon:
             self.uploader.trim()
             self.uploader.wake()
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last scan failed."""
+        return self._failing is not None
+
+    def _try_to_scan(self) -> None:
+        """Scan. A file system that fails for a while (EIO, EACCES, a remount) is scanned again: an error only at the end."""
+        try:
+            self.scan()
+        except OSError as error:
+            if self._failing is None or self._failing.errno != error.errno:
+                log.error("cannot scan %s, retrying: %s", self.watch.output_dir, error)
+            self._failing = error
+        else:
+            if self._failing:
+                log.warning("%s can be scanned again", self.watch.output_dir)
+            self._failing = None
+
     def _scan_last(self) -> None:
         """At the end: give what is still being written one quiet period to finish, and no more."""
         deadline = time.monotonic() + self.watch.quiet + 2 * SOON
-        self.scan()
-        while self.pinner.undecided and time.monotonic() < deadline:
+        self._try_to_scan()
+        while (self.pinner.undecided or self._failing) and time.monotonic() < deadline:
             self._rest(SOON)
-            self.scan()
+            self._try_to_scan()
 
     def _flush(self, uploads: threading.Thread) -> None:
         """Wait for the uploads to end. The service manager is asked for more time as long as bytes move, and no longer."""
@@ -244,9 +267,15 @@ class Daemon:
         """Report that the loop is alive, and the status line. The first time, this makes the service ready."""
         if self.begun and not self._ready:
             self._ready = True
-            self.manager.ready(str(self._status_line()))
+            self.manager.ready(self._status())
         self.manager.alive()
-        self.manager.status(str(self._status_line()))
+        self.manager.status(self._status())
+
+    def _status(self) -> str:
+        try:
+            return str(self._status_line())
+        except OSError as error:
+            return f"cannot read the queue: {error.strerror}"
 
     def _status_line(self) -> StatusLine:
         names = self.spool.waiting()
@@ -274,7 +303,7 @@ class Daemon:
             self._quiet_period.quiet = self.watch.quiet
             self.uploader.policy = self.pinner.policy = self.watch.policy
             log.info("settings read again: quiet period %.1f s, %s", self.watch.quiet, self.watch.policy)
-        self.manager.ready(str(self._status_line()))
+        self.manager.ready(self._status())
 
     def _pause(self) -> float:
         if self.pinner.undecided:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 PIN_RETRY_SECONDS = 5.0
 """Seconds until a pin that the file system refused (full, read-only) is tried again."""
 
+READ_RETRY_SECONDS = 5.0
+"""Seconds until a checkpoint that the file system could not read is validated again: only its content can refuse it for good."""
+
 PIN_HINT = "Free space below .ckptsync and make it writable; --spool-limit bounds what is queued there."
 
 MISSING_FILES_SECONDS = 30.0
@@ -59,6 +62,7 @@ class Pinner:
         self._attempt: record.Attempt | None = None
         self._recorded: tuple[int, int] | None = None
         self._refused: OSError | None = None
+        self._unreadable: dict[str, str] = {}
 
     @property
     def undecided(self) -> bool:
@@ -66,9 +70,9 @@ class Pinner:
         return self._quiet_period.unsettled
 
     @property
-    def refused(self) -> bool:
-        """Whether the file system refused the last pin."""
-        return self._refused is not None
+    def blocked(self) -> bool:
+        """Whether only the file system keeps what is left from being pinned: it refuses a pin, or a read."""
+        return self._refused is not None or bool(self._unreadable)
 
     def continue_from(self, known: Sequence[Receipt | Snapshot]) -> None:
         """Take up where the training has to go on. A verdict on an earlier attempt ends with that attempt.
@@ -110,6 +114,7 @@ class Pinner:
     def pin_quiet(self, folders: Sequence[QuietFolder], *, alive: Callable[[], None]) -> bool:
         """Validate these folders and pin what is complete, in the order of saving. True when something was pinned."""
         complete: list[tuple[QuietFolder, Checkpoint]] = []
+        self._unreadable = {name: reason for name, reason in self._unreadable.items() if self._quiet_period.watches(name)}
         for folder in reversed(folders):
             if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, complete[0][1])):
                 self._quiet_period.accept(folder)
@@ -128,9 +133,11 @@ class Pinner:
             log.warning("cannot write scanned.json: %s; a restart from scratch may pass unnoticed at the next start", error)
 
     def raise_refusal(self) -> None:
-        """Raise the file system's reason, where it refused the last pin."""
+        """Raise the file system's reason, where it refused the last pin or read."""
         if self._refused:
             raise CkptsyncError(f"not pinned: {self._refused}", hint=PIN_HINT)
+        for name, reason in self._unreadable.items():
+            raise CkptsyncError(f"{name} is not durable: {reason}", hint="Make it readable, then start the same command again.")
 
     def _dealt_with(self, folder: QuietFolder) -> bool:
         """Whether this very save is queued, parked or durable, or was there, and older, before the first scan."""
@@ -212,6 +219,11 @@ class Pinner:
         if fingerprint(verdict.files) != folder.fingerprint:
             return None
         self._note_seen(folder)
+        if any(problem.unreadable for problem in verdict.problems):
+            self._quiet_period.postpone(folder, READ_RETRY_SECONDS)
+            self._note_unreadable(folder, verdict)
+            return None
+        self._unreadable.pop(folder.name, None)
         if not verdict.complete:
             self._quiet_period.refuse(folder)
             self._note_incomplete(folder, verdict)
@@ -272,6 +284,13 @@ class Pinner:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
         self._spool.record("incomplete", checkpoint=folder.name, step=folder.step, reason=reasons)
         log.warning("skipping %s: incomplete: %s", folder.name, reasons)
+
+    def _note_unreadable(self, folder: QuietFolder, verdict: Verdict) -> None:
+        """Once, and again only for another reason."""
+        reason = "; ".join(str(problem) for problem in verdict.problems if problem.unreadable)
+        if self._unreadable.get(folder.name) != reason:
+            log.warning("cannot validate %s, retrying every %.0f s: %s", folder.name, READ_RETRY_SECONDS, reason)
+        self._unreadable[folder.name] = reason
 
     def _note_refusal(self, checkpoint: Checkpoint, error: OSError) -> None:
         """Once, and again only for another reason: it is tried every few seconds."""

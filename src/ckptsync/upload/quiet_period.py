@@ -115,6 +115,10 @@ class QuietPeriod:
         """Offer it again after that time, if nothing changes in it before."""
         self._candidates[folder.name].since = self._clock() + seconds - self.quiet
 
+    def watches(self, name: str) -> bool:
+        """Whether a decision on that folder is still due."""
+        return name in self._candidates
+
     @property
     def unsettled(self) -> bool:
         """Whether some folder is still on its way, so that the next look should come soon."""

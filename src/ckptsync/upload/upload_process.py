@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptsync import durable
 from ckptsync.checkpoint import Run
-from ckptsync.errors import TransientStoreError
+from ckptsync.errors import RejectedError, TransientStoreError
 from ckptsync.upload.child import PUBLISH, Child
 from ckptsync.upload.policy import Policy
 
@@ -52,7 +52,17 @@ class UploadProcess:
         return self._child is not None
 
     def ask(self, job: Mapping[str, Any], *, told: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
-        """Have one job done. Raises what the child reports; after a TransientStoreError the next job gets a new process."""
+        """Have one job done. Raises what the child reports; after a TransientStoreError the next job gets a new process.
+
+        A refused key counts when a new process meets the same refusal: one 401 of a gateway must not end the uploads.
+        """
+        try:
+            return self._ask(job, told)
+        except RejectedError:
+            self.close()
+            return self._ask(job, told)
+
+    def _ask(self, job: Mapping[str, Any], told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         child = self.start()
         try:
             return child.ask(job, stall=self._stall, told=told, passed=self._passed)

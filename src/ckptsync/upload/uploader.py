@@ -123,6 +123,10 @@ class Uploader:
         """Announce that something was pinned."""
         self._wake.set()
 
+    def reopen(self) -> None:
+        """Announce that pins may follow: undoes `finish`, for a watcher that is started again."""
+        self._finishing = False
+
     def finish(self) -> None:
         """Announce that nothing will be pinned any more."""
         self._finishing = True
@@ -174,7 +178,9 @@ class Uploader:
     def drain(self) -> bool:
         """Upload until the queue is empty, or a stop ends it. False when the store stayed unreachable for too long."""
         if self.policy.mode != "online":
-            self._take()
+            # A file system that fails for a while must not end the thread.
+            with contextlib.suppress(OSError):
+                self._take()
             self._queue.release()
             return True
         try:

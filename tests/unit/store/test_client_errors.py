@@ -26,3 +26,28 @@ def test_a_name_of_the_user_is_no_reason(name: str, text: str, kind: type[Ckptsy
 
     assert type(error) is kind
     assert name in str(error)
+
+
+class InjectedError(Exception):
+    """Named and placed as the client's own."""
+
+
+InjectedError.__name__, InjectedError.__module__ = "AuthenticationError", "wandb.errors"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Failed to verify credentials: the service process is busy and did not respond in time.",
+        "rate limit exceeded",
+    ],
+)
+def test_a_server_that_is_silent_or_overloaded_refuses_no_key(text: str) -> None:
+    assert isinstance(translate(InjectedError(text), "the log-in"), TransientStoreError)
+
+
+def test_a_time_out_at_the_bottom_of_a_failed_log_in_is_no_refusal() -> None:
+    error = InjectedError("Failed to verify credentials")
+    error.__cause__ = TimeoutError("injected")
+
+    assert isinstance(translate(error, "the log-in"), TransientStoreError)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,13 @@ import pytest
 
 from ckptsync import record
 from ckptsync.checkpoint import Receipt, Run
-from ckptsync.errors import LockedError, RestartedError
+from ckptsync.errors import CkptsyncError, LockedError, RestartedError
 from ckptsync.processes import ended
 from ckptsync.upload.daemon import Daemon, Watch
+from ckptsync.upload.policy import Policy
 from ckptsync.upload.stop import Stop
 from tests.checkpoints import make_checkpoint
+from tests.integration.conftest import wait_for
 
 RUN = Run("abc", "p", "me")
 
@@ -304,6 +307,41 @@ def test_a_watcher_that_ended_leaves_the_folder_to_the_next(tmp_path: Path) -> N
             daemon.scan()
 
     assert pinned(daemon) == [5, 6]
+
+
+def test_a_file_system_that_fails_for_a_while_is_scanned_again(tmp_path: Path) -> None:
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    with daemon_of(output_dir, policy=Policy(mode="offline")).held() as daemon:
+        watching = threading.Thread(target=daemon.follow)
+        watching.start()
+        output_dir.rename(tmp_path / "elsewhere")
+        output_dir.write_text("no folder for a while")
+        daemon.stop.wake.set()
+        wait_for(lambda: daemon.failing, what="a scan that fails")
+        output_dir.unlink()
+        (tmp_path / "elsewhere").rename(output_dir)
+        make_checkpoint(output_dir, 5)
+        wait_for(lambda: pinned(daemon) == [5], what="the pin")
+        daemon.stop.request()
+        watching.join()
+
+        daemon.raise_outcome()
+
+
+def test_a_scan_that_fails_to_the_end_is_an_error(tmp_path: Path) -> None:
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    with daemon_of(output_dir, policy=Policy(mode="offline")).held() as daemon:
+        output_dir.rename(tmp_path / "elsewhere")
+        output_dir.write_text("no folder any more")
+        daemon.stop.request()
+        daemon.follow()
+
+        with pytest.raises(CkptsyncError, match="could not be scanned"):
+            daemon.raise_outcome()
+        output_dir.unlink()
+        (tmp_path / "elsewhere").rename(output_dir)
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:

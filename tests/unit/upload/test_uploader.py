@@ -88,7 +88,7 @@ def test_the_log_in_fills_in_the_entity(make: Make) -> None:
 
 def test_a_refused_key_is_told_at_the_log_in(make: Make) -> None:
     with pytest.raises(RejectedError, match="injected: key"):
-        make("rejected").check()
+        make("rejected", "rejected").check()
 
 
 def test_everything_goes_through_one_child_in_the_order_of_saving(make: Make, spool: Spool, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def as_problems(name: str, check: Callable[[], Iterator[Problem]]) -> Iterator[P
     except FileNotFoundError:
         yield Problem(name, "vanished while it was read", transient=True)
     except PermissionError:
-        yield Problem(name, "cannot be read by this user", transient=False)
+        yield Problem(name, "cannot be read by this user", transient=False, unreadable=True)
     except OSError as error:
-        yield Problem(name, f"cannot be read: {error.strerror or error}", transient=True)
+        yield Problem(name, f"cannot be read: {error.strerror or error}", transient=True, unreadable=True)
     except (MemoryError, RecursionError):
         yield Problem(name, "too large or too deeply nested to read", transient=False)
