@@ -1,7 +1,7 @@
-"""How long it takes from the notice to a durable checkpoint, stage by stage: `python -m tests.bench.preemption [--rounds N]`.
+"""The time from a preemption notice to a durable checkpoint, stage by stage: `python -m tests.bench.preemption [--rounds N]`.
 
 A real training, a notice from an emulated GCE metadata service, the real client, the embedded server on the same machine. So the
-network costs nothing here, and server and client share the cores: what counts is the split, and that the stages before the upload
+network costs nothing, and server and client share the cores: what counts is the split, and that the stages before the upload
 stay short.
 """
 
@@ -52,7 +52,7 @@ def measure(server: ServerProcess, folder: Path, name: str, round_number: int) -
 
 
 def _split(server: ServerProcess, output_dir: Path, noticed: float) -> tuple[int, dict[str, float]]:
-    """The stages, from the times that the training, the watcher and the server left."""
+    """The stages, from the times that the training, the watcher and the server recorded."""
     receipt = Spool(output_dir).newest_receipt()
     assert receipt is not None
     marker = json.loads((output_dir / f".ckptsync/complete/checkpoint-{receipt.step}").read_text())
