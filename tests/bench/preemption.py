@@ -23,7 +23,7 @@ from tests.server_process import ServerProcess
 STAGES = ("signal", "save", "detect", "hash", "upload", "commit")
 
 SIZES = {"tiny": {"hidden": 32, "save": 20, "seconds": 0.2}, "500 MB": {"hidden": 1312, "save": 40, "seconds": 0.0}}
-"""The notice comes in the middle between two regular saves, when nothing else is on its way."""
+"""The notice comes midway between two regular saves, when nothing else is being uploaded."""
 
 
 def measure(server: ServerProcess, folder: Path, name: str, round_number: int) -> tuple[int, dict[str, float]]:

@@ -14,7 +14,7 @@ from tests.bench.rounds import interleaved, timed
 from tests.bench.row import Row, judged
 
 ROUNDS = 3
-"""So many times as many as elsewhere: they are short."""
+"""Times the usual number of rounds, since these commands are short."""
 
 
 def rows(bed: Bed) -> Iterator[Row]:

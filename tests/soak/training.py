@@ -23,7 +23,7 @@ from tests.checkpoints import safetensors_bytes, state_bytes, torch_bytes
 MAX_STEPS = 10**9
 
 PAUSES = (0.0, 0.01, 0.05, 0.7)
-"""Seconds between two files of a save. The last one is longer than the soak's quiet period: rest alone proves nothing."""
+"""Seconds between two files of a save. The last one is longer than the soak's quiet period: quiet alone proves nothing."""
 
 
 @dataclass
