@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measure, show the table, and with --json write it down."""
+"""`python -m tests.bench`: measure, print the table, and with --json write it to a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERSIONS = ("ckptsync", "wandb", "transformers", "torch", "uvicorn", "starlette"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suite; 0 also where a target is missed: the table says so."""
+    """Run the suite. Returns 0 even if a target is missed: the table shows that."""
     options = _options(arguments)
     scratch = Path(tempfile.mkdtemp(prefix="ckptsync-bench-", dir=options.scratch))
     disk = Path(tempfile.mkdtemp(prefix="ckptsync-bench-", dir=options.disk))
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(f"{row.noun}: {row.what}: {row.value:.4g} (at most {row.target})")
             _say(f"{noun} took {time.monotonic() - started:.0f} s, load {os.getloadavg()[0]:.1f}")
             report |= {"load_after": os.getloadavg(), "rows": [row.to_json() for row in found]}
-            # After each noun: a run takes half an hour, and what is measured is measured.
+            # After each noun: a run takes half an hour, and a failure must not lose the rows so far.
             if options.json and options.json != "-":
                 Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     finally:
@@ -65,14 +65,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _memory() -> str:
-    """Files in memory, where there is enough of it: a shared disk would set the pace of every contender."""
+    """A folder in memory, if there is enough of it: a shared disk would limit every contender alike."""
     shared = Path("/dev/shm")
     roomy = shared.is_dir() and shutil.disk_usage(shared).free > 16 * 2**30
     return str(shared) if roomy else tempfile.gettempdir()
 
 
 def machine(scratch: Path, disk: Path) -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """The machine and the versions that were measured."""
     model = next(
         (
             line.partition(":")[2].strip()

@@ -1,4 +1,4 @@
-"""Where it is measured: a scratch folder, the embedded server, and ckptsync as a user runs it."""
+"""The test bed: a scratch folder, the embedded server, and ckptsync as a user runs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE_CONTENT = 2**20
 
 @dataclass(slots=True)
 class Bed:
-    """`scratch` may be memory; `disk` has to lie on a disk. `rounds` is how often each contender runs."""
+    """`scratch` may be in memory; `disk` has to be on a disk. `rounds` is how often each contender runs."""
 
     scratch: Path
     disk: Path
@@ -49,7 +49,7 @@ class Bed:
         shutil.rmtree(root)
 
     def environment(self, server: ServerProcess | None = None, **variables: str) -> dict[str, str]:
-        """What a process sees: the bench's server and nothing of this machine's user."""
+        """A process's environment: the bench's server, and nothing of this machine's user."""
         home = self.scratch / "home"
         home.mkdir(exist_ok=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "CKPTSYNC_", "XDG_"))}
@@ -57,7 +57,7 @@ class Bed:
         return kept | ours | (server.environment if server else {}) | {"WANDB_PROJECT": PROJECT} | variables
 
     def ckptsync(self, server: ServerProcess | None, *words: str | Path) -> None:
-        """Run a command to its end; it has to succeed."""
+        """Run a command to its end; raises if it fails."""
         done = subprocess.run(command(*words), env=self.environment(server), capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"ckptsync {words[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -77,7 +77,7 @@ class Bed:
             wait_for(lambda: b"watching" in log.read_bytes() or process.poll() is not None)
             yield process
         finally:
-            # What lies there unsettled would be waited for, a whole quiet period.
+            # Otherwise the watcher would wait a quiet period for what is left there.
             for folder in output_dir.glob("checkpoint-*"):
                 shutil.rmtree(folder)
             process.terminate()
@@ -85,18 +85,18 @@ class Bed:
 
 
 class BenchServer(ServerProcess):
-    """With the links that a minimal client needs, and a way to forget what it was given."""
+    """The embedded server, with the upload and download URLs that a minimal client needs, and a way to drop what was uploaded."""
 
     def put_link(self, key: str) -> str:
-        """Where bytes of that key may be put."""
+        """The URL to upload that key to."""
         return self._links().put(f"/storage/content/{key}")
 
     def get_link(self, key: str) -> str:
-        """Where bytes of that key are."""
+        """The URL to download that key from."""
         return self._links().get(f"/storage/content/{key}")
 
     def forget(self) -> None:
-        """Drop every large content, so that the next upload of the same bytes is one and memory is free again."""
+        """Drop every large content, so that the next upload sends the same bytes again, and memory is freed."""
         for path in (self.data_dir / "content").glob("*/*/*"):
             if path.stat().st_size >= LARGE_CONTENT:
                 path.unlink()
@@ -106,7 +106,7 @@ class BenchServer(ServerProcess):
 
 
 class Md5Server(BenchServer):
-    """One that doesn't offer XXH128, as W&B's own service may not."""
+    """A server that doesn't offer XXH128, as W&B's own service may not."""
 
     program = (
         "-c",
@@ -118,7 +118,7 @@ class Md5Server(BenchServer):
 
 
 class Helper:
-    """A process of the wandb client that does one thing after the other: `tests.bench.client` says what."""
+    """A process with the wandb client that runs one job after another; `tests.bench.client` defines them."""
 
     def __init__(self, environment: dict[str, str], cwd: Path) -> None:
         self._process = subprocess.Popen(
@@ -131,7 +131,7 @@ class Helper:
         )
 
     def ask(self, **job: Any) -> Any:
-        """Have it done and return the answer."""
+        """Run one job and return its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -142,7 +142,7 @@ class Helper:
         raise RuntimeError("the client's process ended")
 
     def close(self) -> None:
-        """End it."""
+        """Stop the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(60)
@@ -154,7 +154,7 @@ def command(*words: str | Path) -> list[str]:
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 600, every: float = 0.002) -> None:
-    """Return when it holds."""
+    """Return as soon as the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

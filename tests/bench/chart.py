@@ -1,6 +1,6 @@
-"""Several runs as a picture and a table: `python -m tests.bench.chart RESULT.json… CHART.svg TABLE.md`.
+"""Draws several runs as a chart and a table: `python -m tests.bench.chart RESULT.json… CHART.svg TABLE.md`.
 
-In the picture a bar is what ckptsync takes of what the other takes, on a logarithmic scale; the mark is the target, the line the
+A bar is the share that ckptsync takes of what the alternative takes, on a logarithmic scale; the mark is the target, the line the
 spread of all rounds.
 """
 
@@ -25,7 +25,7 @@ OURS, SHORT, MARK, INK, FAINT = "#2a7f9e", "#c8553d", "#222222", "#333333", "#d8
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Read what the runs wrote with --json, and write chart and table."""
+    """Read what the runs wrote with --json, and write the chart and the table."""
     *results, chart, table = map(Path, arguments)
     reports = [json.loads(path.read_text("utf-8")) for path in results]
     runs: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
@@ -60,7 +60,7 @@ def together(runs: Sequence[Row]) -> Row:
 
 
 def svg(rows: Sequence[Row], machine: dict[str, Any]) -> str:
-    """The picture, with no script and no font of its own."""
+    """The chart, without scripts or embedded fonts."""
     height = TOP + LINE * len(rows) + 30
     width = LEFT + RIGHT + 60
     parts = [

@@ -1,6 +1,6 @@
-"""The wandb client in a process of its own: `python -m tests.bench.client`, one JSON job a line, one answer each.
+"""The wandb client in a process of its own: `python -m tests.bench.client`, one JSON job per line, one answer each.
 
-It measures inside, so that neither interpreter nor import counts, which a training has behind it anyway.
+Times are taken inside the process, so that they exclude interpreter start and imports, which a training pays anyway.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _state: dict[str, Any] = {}
 
 
 def log(folder: str, run: str, name: str) -> float:
-    """What WandbCallback does with a checkpoint: add_dir as it comes, log_artifact, wait. In seconds."""
+    """Seconds for what WandbCallback does with a checkpoint: add_dir, log_artifact, wait."""
     import wandb
 
     if "run" not in _state:
@@ -59,7 +59,7 @@ def _store(private: str) -> Any:
 
 
 def fetch(name: str, into: str, private: str, keep: list[str]) -> float:
-    """Our fetch of the newest version into a folder that holds the files `keep` of the last one. In seconds."""
+    """Seconds for our fetch of the newest version into a folder that keeps the files `keep` of the last one."""
     store = _store(private)
     target = Path(into)
     if not keep:
@@ -75,7 +75,7 @@ def fetch(name: str, into: str, private: str, keep: list[str]) -> float:
 
 
 def versions(name: str, private: str) -> list[float]:
-    """How many versions there are, and the seconds that their listing took."""
+    """The number of versions, and the seconds to list them."""
     store = _store(private)
     started = time.perf_counter()
     found = store.versions(name)
@@ -83,7 +83,7 @@ def versions(name: str, private: str) -> list[float]:
 
 
 def shape(name: str, private: str) -> dict[str, list[Any]]:
-    """File → algorithm, hex digest, size of the newest version."""
+    """File → (algorithm, hex digest, size), in the newest version."""
     import base64
 
     store = _store(private)

@@ -1,4 +1,4 @@
-"""Cost as work grows: of a checkpoint beside 10, 100 and 1,000 versions; of a file when a checkpoint has 1, 100 and 10,000."""
+"""How the cost grows: of a checkpoint beside 10, 100 and 1,000 versions; of a file in a checkpoint of 1, 100 and 10,000 files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RUN = "growing"
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """The exponent that fits the whole cost, and the cost of one more at each size."""
+    """The exponent fitted to the total cost, and the cost of one more at each size."""
     yield from _versions(bed)
     yield from _files(bed)
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
-    """e of cost = c * size ** e, by least squares over the logarithms: 1 where each costs as much as the one before."""
+    """e of cost = c * size ** e, by least squares over the logarithms: 1 if each costs as much as the one before."""
     return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
 
 

@@ -1,4 +1,4 @@
-"""The watcher that has nothing to do: memory, processor time, and how soon it is there with many old folders."""
+"""An idle watcher: memory, processor time, and how soon it is ready with many old folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OLD = 5000
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """One folder with 3 checkpoints, one with 5,000, and an hour of scans in a moment."""
+    """One folder with 3 checkpoints, one with 5,000, and an hour's scans in quick succession."""
     yield from _watched(bed, 3)
     yield from _watched(bed, OLD // 10 if bed.quick else OLD)
     yield _hour(bed)
@@ -32,11 +32,11 @@ def _watched(bed: Bed, count: int) -> Iterator[Row]:
     _fill(output_dir, count)
     seconds = 5.0 if bed.quick else 30.0
     with bed.server() as server:
-        # All that is there is durable or let go before; what is measured is the next start.
+        # Everything there is durable or dropped beforehand; the next start is what is measured.
         bed.ckptsync(server, "watch", output_dir, "--run-id", "idle", "--once", "--backlog", "newest", "--notice", "none")
         started, process = _start(bed, server, output_dir, root)
         try:
-            # The quiet period, then what the first look brought is over.
+            # After the quiet period, the work of the first scan is over.
             time.sleep(8)
             before = processes.seconds(process.pid)
             time.sleep(seconds)
@@ -68,7 +68,7 @@ def _fill(output_dir: Path, count: int) -> None:
 
 
 def _start(bed: Bed, server: BenchServer, output_dir: Path, root: Path) -> tuple[float, subprocess.Popen[bytes]]:
-    """The watcher, and the seconds until it told its service manager that it is ready."""
+    """The watcher, and the seconds until it notified its service manager that it is ready."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(root / "notify"))
         manager.settimeout(60)

@@ -1,4 +1,4 @@
-"""Memory of the watcher and its children while 4 GB go out, and of a pull while 4 GB come in."""
+"""Memory of the watcher and its children during an upload of 4 GB, and of a pull of 4 GB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TARGET = 250.0
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """The peak of what the processes own (RssAnon). The pages of files that they map are the disk cache's."""
+    """The peak of the processes' own memory (RssAnon). Pages of mapped files belong to the disk cache."""
     root = bed.folder("memory")
     peaks: dict[str, list[float]] = {"out": [], "in": []}
     factor = 0.1 if bed.quick else 2.0

@@ -1,4 +1,4 @@
-"""The least that a client has to do: hash on one thread, PUT, GET in ranges. What a tool costs is judged against it."""
+"""The least that a client has to do: hash on one thread, PUT, GET in ranges. The baseline for what a tool costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READERS = 8
 
 
 def digest(paths: Sequence[Path], algorithm: str = "md5") -> Hasher:
-    """The digest of files in a row, on one thread."""
+    """The digest of the concatenated files, on one thread."""
     found = HASHERS[algorithm]()
     buffer = memoryview(bytearray(PIECE))
     for path in paths:
@@ -29,12 +29,12 @@ def digest(paths: Sequence[Path], algorithm: str = "md5") -> Hasher:
 
 
 def md5(paths: Sequence[Path]) -> Hasher:
-    """Their MD5."""
+    """The MD5 of the concatenated files."""
     return digest(paths)
 
 
 class _Joined:
-    """Files in a row, as http.client reads a body."""
+    """Concatenated files, as a body that http.client can read."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files = [path.open("rb", buffering=0) for path in paths]
@@ -48,7 +48,7 @@ class _Joined:
 
 
 def put(server: BenchServer, paths: Sequence[Path], proof: Hasher) -> None:
-    """One PUT of all the files in a row; answered when the server has hashed and kept it."""
+    """One PUT of all files, concatenated; the server answers once it has hashed and stored them."""
     url = urlsplit(server.put_link(f"md5-{proof.hexdigest()}"))
     connection = http.client.HTTPConnection(url.netloc, blocksize=PIECE)
     length = sum(path.stat().st_size for path in paths)
@@ -69,7 +69,7 @@ def get(server: BenchServer, key: str, target: Path, size: int) -> None:
 
 
 def get_in_ranges(server: BenchServer, files: Sequence[tuple[str, int]], into: Path) -> None:
-    """Every (key, size) in 8 parallel ranges of 32 MB, and the MD5 of each file when it has come."""
+    """Download every (key, size) in 8 parallel ranges of 32 MB, and compute the MD5 of each file once it has arrived."""
     with ThreadPoolExecutor(READERS) as pool:
         for key, size in files:
             target = into / key
@@ -82,7 +82,7 @@ def get_in_ranges(server: BenchServer, files: Sequence[tuple[str, int]], into: P
 
 
 def fetch_range(link: str, target: Path, start: int, stop: int) -> None:
-    """The bytes from start to stop, at their place in a file that is there."""
+    """Download the bytes from start to stop to their offset in an existing file."""
     url = urlsplit(link)
     connection = http.client.HTTPConnection(url.netloc)
     connection.request("GET", f"{url.path}?{url.query}", headers={"Range": f"bytes={start}-{stop - 1}"})

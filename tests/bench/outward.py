@@ -1,4 +1,4 @@
-"""From a checkpoint that is complete to a version that is committed: 2 GB in three large files and some small ones."""
+"""From a complete checkpoint to a committed version: 2 GB in three large files and some small ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = "speed"
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """With XXH128, which the embedded server offers, and with MD5, as W&B's own service may want it."""
+    """With XXH128, which the embedded server offers, and with MD5, which may be all that W&B's own service accepts."""
     yield from _rows(bed, BenchServer, "")
     yield from _rows(bed, Md5Server, ", MD5 only")
 
@@ -47,12 +47,12 @@ def _rows(bed: Bed, kind: type[BenchServer], note: str) -> Iterator[Row]:
 
 
 def payload_size(sizes: dict[str, int]) -> str:
-    """In words."""
+    """The size, for a label."""
     return f"{sum(sizes.values()) / 1000:g} GB"
 
 
 def ours(payload: Payload, server: BenchServer, *, keep: bool = False) -> float:
-    """The watcher is there, as it is beside a training; the clock runs from the callback's word to the receipt."""
+    """Time from the callback's marker to the receipt, with the watcher already running, as beside a training."""
     payload.renew()
     receipts = payload.output_dir / ".ckptsync" / "receipts"
     started = time.perf_counter()

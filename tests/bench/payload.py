@@ -1,4 +1,4 @@
-"""Checkpoints of a given size, and a new one of the same size in a moment: renamed, with a few bytes changed in each file."""
+"""Checkpoints of a given size. The next one takes no time: the folder is renamed, and a few bytes change in each file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LARGE = {"model-00001-of-00002.safetensors": 1000, "model-00002-of-00002.safeten
 
 @dataclass(slots=True)
 class Payload:
-    """A checkpoint folder whose bytes have never been seen before, again and again.
+    """A checkpoint folder that can be renewed with bytes that no store has seen before.
 
-    `sizes` are MB; beside them lie the small files that the Trainer writes.
+    `sizes` are in MB; the small files that the Trainer writes are added.
     """
 
     output_dir: Path
@@ -31,7 +31,7 @@ class Payload:
 
     @property
     def folder(self) -> Path:
-        """Where it is at this moment."""
+        """Its current path."""
         return self.output_dir / f"checkpoint-{self.step}"
 
     @property
@@ -57,7 +57,7 @@ class Payload:
         self._finish()
 
     def renew(self) -> None:
-        """The next one: the folder gets the next step's name, and every large file other bytes."""
+        """Turn it into the next checkpoint: rename the folder to the next step, and change bytes in every large file."""
         before = self.folder
         self.step += 1
         before.rename(self.folder)
@@ -66,7 +66,7 @@ class Payload:
         self._finish()
 
     def complete(self) -> None:
-        """Say what the callback inside a training says: this save is over."""
+        """Write the marker that the callback inside a training writes: this save is complete."""
         marker.write(self.output_dir, self.step, world_size=1)
 
     def _finish(self) -> None:
@@ -93,20 +93,20 @@ def _write(path: Path, size: int) -> None:
 def _fill(write: object, block: bytes, size: int) -> None:
     assert callable(write)
     for start in range(0, size, PIECE):
-        # Every piece another one: a store may well notice that it gets the same again.
+        # Every piece differs: a store may deduplicate equal ones.
         piece = struct.pack("<Q", start) + block[8:]
         write(piece[: min(PIECE, size - start)])
 
 
 def _change(path: Path) -> None:
-    """Other bytes in the middle of the file, with the zip's checksum made right again."""
+    """Change bytes in the middle of the file, and keep the zip's checksum valid."""
     middle = path.stat().st_size // 2
     with path.open("r+b") as file:
         file.seek(middle)
         before = file.read(12)
         after = os.urandom(8)
         file.seek(middle)
-        # The last four bytes bring the CRC-32 of what follows back to what it was.
+        # The last four bytes restore the CRC-32 state, so that what follows still matches.
         file.write(after + _patch(before, after) if path.suffix == ".pt" else after)
 
 

@@ -1,4 +1,4 @@
-"""From a save that is over to a pin that survives everything: with the callback's word, and without it."""
+"""From the end of a save to a durable pin, with the callback's marker and without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUIET = 3.0
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """Ten small checkpoints each way; the clock is the event in history.jsonl."""
+    """Ten small checkpoints each way; times are those of the events in history.jsonl."""
     root = bed.folder("pinning")
     output_dir = root / "out"
     output_dir.mkdir()

@@ -1,7 +1,7 @@
-"""How long it takes from the notice to a durable checkpoint, stage by stage: `python -m tests.bench.preemption [--rounds N]`.
+"""The time from a preemption notice to a durable checkpoint, stage by stage: `python -m tests.bench.preemption [--rounds N]`.
 
 A real training, a notice from an emulated GCE metadata service, the real client, the embedded server on the same machine. So the
-network costs nothing here, and server and client share the cores: what counts is the split, and that the stages before the upload
+network costs nothing, and server and client share the cores: what counts is the split, and that the stages before the upload
 stay short.
 """
 
@@ -23,7 +23,7 @@ from tests.server_process import ServerProcess
 STAGES = ("signal", "save", "detect", "hash", "upload", "commit")
 
 SIZES = {"tiny": {"hidden": 32, "save": 20, "seconds": 0.2}, "500 MB": {"hidden": 1312, "save": 40, "seconds": 0.0}}
-"""The notice comes in the middle between two regular saves, when nothing else is on its way."""
+"""The notice comes midway between two regular saves, when nothing else is being uploaded."""
 
 
 def measure(server: ServerProcess, folder: Path, name: str, round_number: int) -> tuple[int, dict[str, float]]:
@@ -52,7 +52,7 @@ def measure(server: ServerProcess, folder: Path, name: str, round_number: int) -
 
 
 def _split(server: ServerProcess, output_dir: Path, noticed: float) -> tuple[int, dict[str, float]]:
-    """The stages, from the times that the training, the watcher and the server left."""
+    """The stages, from the times that the training, the watcher and the server recorded."""
     receipt = Spool(output_dir).newest_receipt()
     assert receipt is not None
     marker = json.loads((output_dir / f".ckptsync/complete/checkpoint-{receipt.step}").read_text())

@@ -1,4 +1,4 @@
-"""What a tree of processes uses, by /proc: processor time, memory, bytes written. Sampled, since processes end."""
+"""Resource use of a process tree, from /proc: processor time, memory, bytes written. Sampled, since processes end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERVAL = 0.05
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all its descendants that live."""
+    """A process and all its live descendants."""
     found = [pid]
     for each in found:
         with contextlib.suppress(OSError):
@@ -31,7 +31,7 @@ def seconds(pid: int) -> float:
 
 
 def memory(pid: int, name: str = "VmRSS") -> float:
-    """MB of one process: VmRSS, or RssAnon, which leaves out the files that it maps (the page cache has them anyway)."""
+    """MB of one process: VmRSS, or RssAnon, which excludes mapped files (they are in the page cache anyway)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -46,7 +46,7 @@ def _written(pid: int) -> int:
 
 
 class Sampled:
-    """While the block lasts: bytes written to disk by every process that was in the tree, and the peak of its own memory."""
+    """Over a block: bytes written to disk by every process that was in the tree, and the peak of their own memory."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -66,7 +66,7 @@ class Sampled:
 
     @property
     def written(self) -> int:
-        """Bytes that went to a disk, as the kernel counts them."""
+        """Bytes written to disk, as the kernel counts them."""
         return sum(self._bytes.values())
 
     def _run(self) -> None:
@@ -89,6 +89,6 @@ class Sampled:
 
 @contextlib.contextmanager
 def sampled(pid: int) -> Iterator[Sampled]:
-    """A Sampled for the block."""
+    """Sample the tree for as long as the block runs."""
     with Sampled(pid) as each:
         yield each

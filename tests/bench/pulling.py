@@ -1,4 +1,4 @@
-"""From a version in the store to files that are proved: 2 GB in three large files and some small ones."""
+"""From a version in the store to verified files: 2 GB in three large files and some small ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = f"checkpoint-{outward.RUN}"
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """With XXH128, which the embedded server offers, and with MD5, as W&B's own service may want it."""
+    """With XXH128, which the embedded server offers, and with MD5, which may be all that W&B's own service accepts."""
     yield from _rows(bed, BenchServer, "")
     yield from _rows(bed, Md5Server, ", MD5 only")
 
@@ -55,7 +55,7 @@ def _rows(bed: Bed, kind: type[BenchServer], note: str) -> Iterator[Row]:
 
 
 def algorithm_of(server: BenchServer, digest: str) -> str:
-    """Under which digest the server keeps a content."""
+    """The digest algorithm under which the server stores a content."""
     return next(path.parts[-3] for path in (server.data_dir / "content").glob(f"*/*/{digest}"))
 
 
@@ -70,7 +70,7 @@ class Pull:
         self._cache = root / "cache"
 
     def ours(self) -> float:
-        """`ckptsync pull`: its start, the download, the proof, the look at the whole."""
+        """`ckptsync pull`: start-up, download, verification, validation."""
         self._clear()
         return timed(lambda: self._run(command("pull", outward.RUN, self._target)))
 
@@ -87,7 +87,7 @@ class Pull:
         return timed(both)
 
     def in_ranges(self) -> float:
-        """The least: ranges in parallel, MD5."""
+        """The minimum: parallel ranges, then MD5."""
         self._clear()
         self._target.mkdir()
         return timed(lambda: minimal.get_in_ranges(self._server, list(self._files.values()), self._target))

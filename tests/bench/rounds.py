@@ -1,4 +1,4 @@
-"""Interleaved rounds: A B A B, so that whatever else the machine does meets every contender alike."""
+"""Interleaved rounds: A B A B, so that other load on the machine affects every contender alike."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Contender = Callable[[], float]
 
 
 def interleaved(contenders: Mapping[str, Contender], rounds: int, *, memory: int = 0) -> dict[str, list[float]]:
-    """So many rounds of every contender in turn, with what the one before wrote out of the way of the next.
+    """Run every contender in turn for `rounds` rounds, and flush what each wrote before the next starts.
 
-    `memory` is how many bytes of files each fills: so much is held for a moment before.
+    `memory` is how many bytes of files each contender writes to memory; that much is touched briefly beforehand.
     """
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -33,16 +33,16 @@ def interleaved(contenders: Mapping[str, Contender], rounds: int, *, memory: int
 
 
 def _warm(memory: int) -> None:
-    """The host of a virtual machine takes back what lies free, and to touch 2 GB of that again takes from 1 to 6 s (measured)."""
+    """A virtual machine's host reclaims free memory, and touching 2 GB of it again takes from 1 to 6 s (measured)."""
     if memory:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        # Where the kernel doesn't know this (before 5.14), memory stays as it is.
+        # Kernels before 5.14 don't support this: the memory stays unpopulated.
         with mmap.mmap(-1, min(memory, free // 2)) as held, contextlib.suppress(OSError):
             held.madvise(_POPULATE_WRITE)
 
 
 def timed(work: Callable[[], object]) -> float:
-    """The seconds that it takes."""
+    """The seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

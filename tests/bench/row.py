@@ -1,4 +1,4 @@
-"""One line of the table: what was measured, against what, and whether it is within its target."""
+"""One line of the table: what was measured, against what, and whether it meets its target."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure with its target, an upper bound. `against` is empty where the figure is judged by itself, not as a ratio.
+    """A figure with its target, an upper bound. `against` is empty if the figure stands alone and is no ratio.
 
-    `ours` and `theirs` are medians in `unit`; `value` is what is judged: the median of the rounds' ratios, or `ours`. `low` and
-    `high` are the smallest and the largest value of a round.
+    `ours` and `theirs` are medians in `unit`; `value` is compared with the target: the median of the rounds' ratios, or `ours`.
+    `low` and `high` are the smallest and the largest value of a round.
     """
 
     noun: str
@@ -30,11 +30,11 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the target is met; a figure without one is shown for what it is."""
+        """Whether the target is met; true if there is none."""
         return self.target is None or self.value <= self.target
 
     def to_json(self) -> dict[str, Any]:
-        """With the verdict."""
+        """As JSON, with the verdict."""
         return {**asdict(self), "ok": self.ok}
 
 
@@ -59,6 +59,6 @@ def compared(
 
 
 def judged(noun: str, what: str, values: Sequence[float], *, target: float | None, unit: str) -> Row:
-    """A figure by itself."""
+    """A figure that stands alone."""
     middle = statistics.median(values)
     return Row(noun, what, "", unit, middle, None, middle, min(values), max(values), target, len(values))

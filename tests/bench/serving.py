@@ -1,4 +1,4 @@
-"""The embedded server: what it takes in, what it gives out, how it lists, with how much memory, and with 50 clients at once."""
+"""The embedded server: uploads, downloads, listings, its memory, and 50 clients at once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _renewed(path: Path, fill: object) -> float:
 
 
 def _crowd(server: BenchServer, key: str, root: Path, size: int) -> None:
-    """Each client asks for its own part; together they get the whole."""
+    """Each client requests its own part; together they download the whole file."""
     target = root / "crowd"
     with target.open("wb") as file:
         file.truncate(size * 10**6)

@@ -1,4 +1,4 @@
-"""An upload on a busy machine: how long a reader of the data set waits meanwhile, and what the disk cache holds afterwards."""
+"""An upload on a busy machine: how long a reader of the data set waits, and what the disk cache holds afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA = 500
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """With the uploads yielding, as they do, and with --no-nice. On disk: memory has no cache."""
+    """With uploads at the lowest priority, as by default, and with --no-nice. On disk: files in memory have no cache."""
     waits: dict[str, list[float]] = {"": [], "--no-nice": []}
     alone, missing, left = [], [], []
     root = bed.folder("sharing", on_disk=True)
@@ -59,7 +59,7 @@ def rows(bed: Bed) -> Iterator[Row]:
 
 
 def _place(bed: Bed, stack: ExitStack, root: Path, option: str) -> tuple[Payload, BenchServer]:
-    """A watcher with its own folder and server, warmed up."""
+    """A watcher with a folder and a server of its own, warmed up."""
     payload = Payload(root / f"out{option}", {name: size // 10 if bed.quick else size // 2 for name, size in LARGE.items()})
     payload.make()
     server = stack.enter_context(BenchServer(bed.folder("sharing-server") / "data", faults=False))
@@ -70,7 +70,7 @@ def _place(bed: Bed, stack: ExitStack, root: Path, option: str) -> tuple[Payload
 
 
 def _reader(data: Path, meanwhile: object) -> float:
-    """The 99th percentile of one reader's waits while something else goes on, in seconds."""
+    """The 99th percentile of one reader's waits during other work, in seconds."""
     assert callable(meanwhile)
     over = threading.Event()
     waits: list[float] = []
@@ -94,7 +94,7 @@ def _reader(data: Path, meanwhile: object) -> float:
 
 
 def cached(path: Path, *, read: bool = False) -> int:
-    """Bytes of a file in the disk cache, as fincore (util-linux) tells; `read` brings all of them in first."""
+    """Bytes of a file in the disk cache, according to fincore (util-linux); with `read`, all of them are read first."""
     if read:
         with path.open("rb") as file:
             while file.read(2**22):

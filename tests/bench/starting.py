@@ -1,4 +1,4 @@
-"""How long a command takes that only looks: against an interpreter that does nothing."""
+"""How long commands that only read take, compared with an interpreter that does nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.bench.rounds import interleaved, timed
 from tests.bench.row import Row, judged
 
 ROUNDS = 3
-"""So many times as many as elsewhere: they are short."""
+"""Times the usual number of rounds, since these commands are short."""
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """What `--help` and `status` take beyond `python -c pass`, in seconds."""
+    """The seconds that `--help` and `status` take beyond `python -c pass`."""
     output_dir = bed.folder("starting")
     checkpoints.make_checkpoint(output_dir, 10)
     environment = bed.environment()

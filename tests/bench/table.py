@@ -1,4 +1,4 @@
-"""The rows as a table in the terminal, those that fall short marked."""
+"""Prints the rows as a table, and marks those that miss their target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.bench.row import Row
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print it on stderr: stdout may carry the JSON."""
+    """Print the table on stderr: stdout may carry the JSON."""
     table = Table(title="ckptsync, measured")
     for heading in ("what", "against", "ours", "theirs", "value", "spread", "at most", ""):
         table.add_column(heading, overflow="fold")
@@ -22,7 +22,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def markdown(rows: Sequence[Row], runs: Sequence[Sequence[float]]) -> str:
-    """The same of several runs, as a table of the README. What is judged is the runs' median."""
+    """Several runs as the README's table. The median of the runs is compared with the target."""
     lines = ["| what | against | ours | theirs | each run | all rounds | at most |", "|---|---|---|---|---|---|---|"]
     for row, each in zip(rows, runs, strict=True):
         what, _, ours, theirs, _, spread, target = cells(row)
@@ -33,12 +33,12 @@ def markdown(rows: Sequence[Row], runs: Sequence[Sequence[float]]) -> str:
 
 
 def verdict(row: Row) -> str:
-    """In one word; nothing where nothing is asked."""
+    """One word; empty if there is no target."""
     return "" if row.target is None else "[green]ok[/]" if row.ok else "[bold red]SHORT[/]"
 
 
 def cells(row: Row) -> list[str]:
-    """One row's texts, without the verdict."""
+    """One row's cells, without the verdict."""
     theirs = "" if row.theirs is None else f"{row.theirs:.3g} {row.unit}"
     value = f"{row.value:.3g}" if row.against else f"{row.value:.3g} {row.unit}"
     against = row.against or "itself"

@@ -1,4 +1,4 @@
-"""A real training in a process of its own: `python -m tests.bench.timed_training MODE …`, what it took as JSON on the last line.
+"""A real training in a process of its own: `python -m tests.bench.timed_training MODE …`, its times as JSON on the last line.
 
 MODE is none (no upload), wandb (HF's WandbCallback with WANDB_LOG_MODEL=checkpoint) or ours (SyncCallback; a watcher runs
 beside it). Everything else is ckptsync.trainer.tiny's command line.
@@ -18,7 +18,7 @@ EVENTS = ("on_step_begin", "on_step_end", "on_pre_optimizer_step", "on_substep_e
 
 
 def main() -> int:
-    """Train and tell the seconds of train(), and those inside the callback that uploads, by event."""
+    """Train, and print the seconds of train() and those inside the uploading callback, by event."""
     mode, *arguments = sys.argv[1:]
     from ckptsync.trainer import tiny
 

@@ -1,4 +1,4 @@
-"""What the training notices: time inside its loop, its length while uploads run, and bytes written to disk beyond its own."""
+"""What the training pays: time inside its loop, its duration while uploads run, and bytes written to disk beyond its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PER_STEP = ("on_step_begin", "on_step_end", "on_pre_optimizer_step", "on_substep
 
 @dataclass(slots=True)
 class Trained:
-    """What one training took. `written` are bytes to disk by whoever uploads, for each byte of checkpoint."""
+    """The cost of one training. `written` are bytes that the uploader wrote to disk, for each byte of checkpoint."""
 
     seconds: float
     inside: float
@@ -33,7 +33,7 @@ class Trained:
 
 
 def rows(bed: Bed) -> Iterator[Row]:
-    """Three saves of 500 MB each, torch on one thread, server and uploads on the same cores. On disk: it is about that too."""
+    """Three saves of 500 MB each, torch on one thread, server and uploads on the same cores. On disk, to count bytes written."""
     found: dict[str, list[Trained]] = {mode: [] for mode in MODES}
     root = bed.folder("training", on_disk=True)
     with BenchServer(bed.folder("training-server") / "data", faults=False) as server:

@@ -1,10 +1,11 @@
-"""The documents say what is: commands, help, exit codes and modules."""
+"""The documents match the code: commands, help, exit codes, modules, make targets."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from ckptsync.cli import COMMANDS, cli
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 ERRORS = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.CkptsyncError)]
 
 
@@ -76,6 +78,23 @@ def test_the_architecture_is_short() -> None:
 
 def test_the_test_command_of_the_readme_is_the_one_that_the_gate_runs() -> None:
     assert re.search(r'^pip install "\.\[test\]" && pytest$', README, re.MULTILINE)
+
+
+def test_every_path_in_contributing_exists() -> None:
+    named = set(re.findall(r"(?:src|tests|\.ci)/[\w./]*", CONTRIBUTING))
+
+    missing = [path for path in named if not (ROOT / path).exists()]
+
+    assert named
+    assert not missing
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^make (\w+)|`make (\w+)`", CONTRIBUTING, re.MULTILINE))), ids="".join)
+def test_every_make_target_in_contributing_exists(target: tuple[str, ...]) -> None:
+    done = subprocess.run(["make", "-n", "".join(target)], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
 
 
 GUIDE = {

@@ -1,4 +1,7 @@
-"""Soak the whole: `python -m tests.soak --minutes N [--seed S]`. Prints its figures; exit 1 when a promise was broken."""
+"""Soak test of everything together: `python -m tests.soak --minutes N [--seed S]`.
+
+Prints its figures; exits with 1 if a promise is broken.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.soak.soak import Soak
 
 
 def main() -> int:
-    """Run, reckon, print."""
+    """Run the soak, account for every checkpoint, and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (%(default)s)")
     parser.add_argument("--seed", type=int, help="make the same decisions again")

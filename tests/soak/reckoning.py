@@ -1,4 +1,4 @@
-"""What became of every checkpoint, from the ledger of the training, the diary of the watcher, and the server."""
+"""Accounts for every checkpoint, from the training's ledger, the watcher's history, and the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.soak.training import Ledger
 
 @dataclass
 class Reckoning:
-    """The figures of a soak. Those in `wrong` name what should not be there, in words; the run is good when it is empty."""
+    """The figures of a soak. `wrong` holds a sentence for each broken promise; the run passes if it is empty."""
 
     figures: dict[str, object] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
@@ -26,12 +26,12 @@ class Reckoning:
 
     @property
     def wrong(self) -> list[str]:
-        """Everything that broke a promise."""
+        """Every broken promise, as a sentence."""
         return [*self.lost, *self.torn, *self.duplicate, *self.left, *self.other]
 
 
 def reckon(output_dir: Path, ledger: Ledger, kept: list[evidence.Kept]) -> Reckoning:
-    """Compare the three accounts with each other, and with the folder."""
+    """Compare the three records with each other, and with the folder."""
     found = Reckoning()
     spool = Spool(output_dir)
     events = _events(output_dir)
@@ -78,7 +78,7 @@ def _name(event: Mapping[str, Any]) -> str:
 
 
 def _was_rewritten(name: str, changed: set[str], ledger: Ledger) -> bool:
-    """Whether a pin was thrown away because the training had begun to save that very step again: a link holds no old bytes."""
+    """Whether a pin was discarded because the training was saving that same step again: a hard link keeps no old bytes."""
     return name in changed and list(ledger.folders.values()).count(name.partition(".")[0]) > 1
 
 
@@ -102,7 +102,7 @@ def _wrong_latest(ledger: Ledger, kept: list[evidence.Kept]) -> list[str]:
 
 
 def _changed_outside(output_dir: Path, ledger: Ledger) -> list[str]:
-    """Whether anything that the training wrote is another now, or anything lies there that it didn't write."""
+    """Whether anything that the training wrote has changed, or there is anything that it didn't write."""
     strange = [path.name for path in output_dir.iterdir() if path.name not in {*ledger.folders.values(), ".ckptsync"}]
     last = {ledger.folders[content]: content for content in ledger.saves}
     for folder in output_dir.glob("checkpoint-*"):

@@ -1,4 +1,4 @@
-"""A real watcher, a real server and a training that saves at speed, while chance kills each of them and breaks the line."""
+"""A real watcher, a real server and a training that saves at speed, with random kills of each and random network failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAKE_RUN = """mutation UpsertBucket($name: String!) { upsertBucket(input: {name:
 
 
 class Soak:
-    """Everything that runs, in one folder. The same seed makes the same decisions; what they meet differs with the timing."""
+    """Everything that runs, in one folder. The same seed makes the same decisions; their effect differs with the timing."""
 
     def __init__(self, folder: Path, seed: int, *, calm: float = 0.0) -> None:
         self.counts: Counter[str] = Counter()
@@ -50,7 +50,7 @@ class Soak:
         self._first_rss = 0
 
     def run(self, seconds: float) -> Reckoning:
-        """Let it all go on for so long, then come to rest, and reckon."""
+        """Run everything for that long, wait until it is quiet, and account for every checkpoint."""
         self._server.start()
         self._server_up = True
         self._server.graphql(MAKE_RUN, name=RUN)
@@ -67,7 +67,7 @@ class Soak:
             self._server.stop()
 
     def _upset_for(self, seconds: float) -> None:
-        """One blow after the other; in the last part, the calm one, the watcher is left alone, so that its memory can tell."""
+        """Inject one fault after another. In the last, calm part the watcher is left alone, so its memory can be compared."""
         deadline = time.monotonic() + seconds
         blows: list[tuple[int, Callable[[], None]]] = [
             (5, self._kill_watcher),
@@ -95,7 +95,7 @@ class Soak:
         self._start_watcher()
 
     def _stop_watcher(self) -> None:
-        """SIGTERM, and no patience: half of the time the kill comes before it has ended."""
+        """SIGTERM, with little patience: half of the time, SIGKILL follows before the watcher has exited."""
         self._weigh(last=True)
         self._watcher.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -147,7 +147,7 @@ class Soak:
         self.counts["faults in the line"] += 1
 
     def _resume_elsewhere(self) -> None:
-        """A resume on another machine gets a whole save, or says that it could not."""
+        """A resume on another machine gets a complete save, or reports that it could not."""
         into = self._folder / "elsewhere"
         done = self._tool("resume", RUN, "--output-dir", into, "--download-only", timeout=170)
         if done.returncode == 0:
@@ -171,7 +171,7 @@ class Soak:
         self._training = subprocess.Popen(words, cwd=REPOSITORY, env=self._tool.environment)
 
     def _weigh(self, *, last: bool = False) -> None:
-        """Note the watcher's memory: first after three seconds of its life, and when it ends."""
+        """Record the watcher's memory: three seconds after its start, and when it ends."""
         with contextlib.suppress(OSError, StopIteration):
             lines = Path(f"/proc/{self._watcher.pid}/status").read_text().splitlines()
             resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
@@ -183,7 +183,7 @@ class Soak:
 
     def _come_to_rest(self) -> Reckoning:
         self._training.terminate()
-        # It may be so young that it does not know the signal yet.
+        # It may have started too recently to handle the signal yet.
         assert self._training.wait(30) in (0, -signal.SIGTERM)
         self._server.faults([])
         self._weigh(last=True)

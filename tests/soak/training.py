@@ -1,7 +1,8 @@
 """Saves checkpoints as the Trainer does, at speed: `python -m tests.soak.training OUTPUT_DIR LEDGER SEED`, until SIGTERM.
 
-File by file, in place but for the weights, which are renamed into the folder; trainer_state.json last; then rotation. Sometimes
-the same step is saved again. The ledger gets a line before and after each save: what every file is going to be, and that it is.
+File by file, in place except for the weights, which are renamed into the folder; trainer_state.json last; then rotation.
+Sometimes the same step is saved again. The ledger gets a line before each save, with the content that every file will have, and
+one after it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from tests.checkpoints import safetensors_bytes, state_bytes, torch_bytes
 MAX_STEPS = 10**9
 
 PAUSES = (0.0, 0.01, 0.05, 0.7)
-"""Seconds between two files of a save. The last one is longer than the soak's quiet period: rest alone proves nothing."""
+"""Seconds between two files of a save. The last one is longer than the soak's quiet period: quiet alone proves nothing."""
 
 
 @dataclass
 class Ledger:
-    """What was saved, as the training wrote it down. `saves` holds every save that was begun, by its content's name."""
+    """The training's record of what it saved. `saves` holds every save that was begun, by its content's name."""
 
     saves: dict[str, evidence.Digests] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
@@ -35,7 +36,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read it back; a last line that a kill cut short doesn't count."""
+        """Read the ledger back, ignoring a last line that a kill truncated."""
         found = cls()
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
@@ -68,7 +69,7 @@ class Training:
         self._number = len(known.saves)
 
     def run(self) -> None:
-        """Save, rotate, and sometimes save again, until told to stop."""
+        """Save, rotate, and sometimes save again, until asked to stop."""
         while not self.stopped:
             self._step += 1
             self.save()
@@ -123,7 +124,7 @@ class Training:
 
 
 def main() -> int:
-    """Save until SIGTERM; the save in hand is finished."""
+    """Save until SIGTERM; the current save is finished."""
     training = Training(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
 
     def stop(_number: int, _frame: object) -> None:
