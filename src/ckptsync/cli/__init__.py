@@ -1,4 +1,4 @@
-"""The command line: one file per group of commands, each imported only when one of its commands is asked for."""
+"""The command line: one module per command, imported when that command is used."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import sys
 import click
 
 from ckptsync import __version__
-from ckptsync.cli import journal
+from ckptsync.cli import log_output
 from ckptsync.errors import CkptsyncError
 
 COMMANDS = {
-    "run": ("resuming", "Start a training, or resume it where there is something to resume."),
-    "watch": ("watching", "Follow an output folder and upload each checkpoint."),
-    "resume": ("resuming", "Pull the newest valid checkpoint and restart the training."),
-    "list": ("versions", "The versions of a run's checkpoints."),
-    "pull": ("transferring", "Bring one version here, every byte verified."),
-    "push": ("transferring", "Upload one checkpoint, or try the parked ones again."),
-    "status": ("looking", "The last durable step and what is at risk."),
-    "verify": ("looking", "Is a checkpoint whole, and if not, why."),
-    "prune": ("keeping", "Delete versions that nothing asks to keep."),
-    "promote": ("keeping", "Link a version to the registry."),
-    "doctor": ("examining", "What will go wrong, before it does."),
+    "run": ("run", "Start a training, or resume it where there is something to resume."),
+    "watch": ("watch", "Follow an output folder and upload each checkpoint."),
+    "resume": ("resume", "Pull the newest valid checkpoint and restart the training."),
+    "list": ("list", "The versions of a run's checkpoints."),
+    "pull": ("pull", "Bring one version here, every byte verified."),
+    "push": ("push", "Upload one checkpoint, or try the parked ones again."),
+    "status": ("status", "The last durable step and what is at risk."),
+    "verify": ("verify", "Is a checkpoint whole, and if not, why."),
+    "prune": ("prune", "Delete versions that nothing asks to keep."),
+    "promote": ("promote", "Link a version to the registry."),
+    "doctor": ("doctor", "What will go wrong, before it does."),
     "install-units": ("units", "Write systemd units that keep a training safe."),
     "uninstall-units": ("units", "Take away what install-units wrote."),
-    "server": ("serving", "The embedded W&B-compatible server."),
+    "server": ("server", "The embedded W&B-compatible server."),
     "drill": ("drill", "Rehearse with your own command: kill it, resume it, compare."),
     "demo": ("demo", "Kill a training, resume it, compare: no account needed."),
 }
@@ -96,5 +96,5 @@ def _tell(text: str, code: int) -> int:
 
         traceback.print_exc()
     line = " ".join(text.split())
-    click.echo(f"<3>{line}" if journal.reads(sys.stderr) else f"ckptsync: {line}", err=True)
+    click.echo(f"<3>{line}" if log_output.is_journal(sys.stderr) else f"ckptsync: {line}", err=True)
     return code

@@ -14,13 +14,14 @@ import click
 
 from ckptsync import config
 from ckptsync.checkpoint import Run, step_of
-from ckptsync.cli import options
-from ckptsync.cli.quantities import Duration
+from ckptsync.cli import connections, options
+from ckptsync.cli.parameter_types import Duration
 from ckptsync.config import Connection
 from ckptsync.errors import CkptsyncError, IntegrityError, StoreError
 from ckptsync.rehearsal import comparison
 from ckptsync.rehearsal.machine import Machine, ckptsync
 from ckptsync.rehearsal.redirect import redirect
+from ckptsync.store.session import open_store
 
 
 @click.command(
@@ -49,7 +50,7 @@ def drill_command(
     of the drill's own, and both are deleted in the end. Exits with 5 where anything differs. Choose --save_steps small.
     """
     redirect(command, Path("/"))
-    with options.connected(local=local) as connection, _folder(keep) as folder:
+    with connections.connected(local=local) as connection, _folder(keep) as folder:
         run = config.make_run(f"drill-{secrets.token_hex(4)}", project=project, entity=entity)
         drill = Drill(run, connection, folder, list(command), patience=patience, hook=hook)
         try:
@@ -108,7 +109,7 @@ class Drill:
     def clean_up(self) -> None:
         """Delete the drill's run and its versions. What can't be deleted is named."""
         try:
-            with options.opened_store(self._connection, self._run) as store:
+            with open_store(self._connection, self._run) as store:
                 store.forget(store.check(self._run))
         except StoreError as error:
             self._say(f"please delete the runs {self._run} and ckptsync-{self._run.run_id} yourself: {error}")

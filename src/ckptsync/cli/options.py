@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from ckptsync import config, record
 from ckptsync.checkpoint import Run
-from ckptsync.cli import journal
-from ckptsync.cli.quantities import Duration, Rate
-from ckptsync.config import Connection
+from ckptsync.cli import log_output, settings_file
+from ckptsync.cli.parameter_types import Duration, Rate
 from ckptsync.job.preemption import CHOICES
-
-if TYPE_CHECKING:
-    from ckptsync.store.wandb_store import WandbStore
-
-_SETTINGS = "ckptsync.settings"
-
-REREADING = "ckptsync.rereading"
-"""Set in a context's meta while its command line is parsed again: the log stays as it is."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,11 +32,13 @@ def common(function: Command) -> Command:
                 envvar="CKPTSYNC_CONFIG",
                 is_eager=True,
                 expose_value=False,
-                callback=_load_settings,
+                callback=settings_file.load,
                 help="Settings file [default: ~/.config/ckptsync/config.toml].",
             ),
-            click.option("-v", "--verbose", count=True, expose_value=False, callback=_set_up_log, help="Tell more."),
-            click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_quieten, help="Tell warnings only."),
+            click.option("-v", "--verbose", count=True, expose_value=False, callback=log_output.set_up, help="Log more."),
+            click.option(
+                "-q", "--quiet", is_flag=True, expose_value=False, callback=log_output.quieten, help="Log warnings only."
+            ),
         ]
     ):
         function = option(function)
@@ -115,114 +105,6 @@ def max_upload_rate(function: Command) -> Command:
 def as_json(function: Command) -> Command:
     """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, with keys that stay.")(function)
-
-
-def settings_file(context: click.Context) -> tuple[Path, bool]:
-    """Where the settings of a command come from, and whether a file has to be there since somebody named it."""
-    named: Path | None = context.meta[_SETTINGS]
-    return named or config.default_file(), named is not None
-
-
-def _load_settings(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
-    """Put the settings file below the flags and CKPTSYNC_* variables, which is click's own order."""
-    context.meta[_SETTINGS] = value
-    path, named = settings_file(context)
-    settings = config.load_file(path, required=named)
-    _warn_of_unknown(context, path, settings)
-    context.default_map = {**settings, **(context.default_map or {})}
-
-
-def _warn_of_unknown(context: click.Context, path: Path, settings: Mapping[str, object]) -> None:
-    """Name the settings that no command has: most likely a slip of the pen, and without a word it would have no effect."""
-    unknown = set(settings) - _names(context.command)
-    group = context.parent.command if context.parent else None
-    if not unknown or not isinstance(group, click.Group) or context.parent is None:
-        return
-    for name in group.list_commands(context.parent):
-        command = group.get_command(context.parent, name)
-        unknown -= _names(command) if command else set()
-    for name in sorted(unknown):
-        click.echo(f"ckptsync: {path}: no command has a setting {name.replace('_', '-')!r}; it is ignored", err=True)
-
-
-def _names(command: click.Command) -> set[str]:
-    return {parameter.name for parameter in command.params if parameter.name}
-
-
-def _set_up_log(context: click.Context, _parameter: click.Parameter, value: int) -> int:
-    if context.meta.get(REREADING):
-        return value
-    handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-    handler.setFormatter(journal.Formatter() if journal.reads(sys.stderr) else plain)
-    logging.basicConfig(handlers=[handler], force=True)
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("ckptsync").setLevel(logging.DEBUG if value else logging.INFO)
-    if value:
-        logging.getLogger().setLevel(logging.DEBUG if value > 1 else logging.INFO)
-    return value
-
-
-def _quieten(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
-    if context.meta.get(REREADING):
-        return value
-    if value or os.environ.get("WANDB_QUIET", "").lower() == "true" or os.environ.get("WANDB_SILENT", "").lower() == "true":
-        logging.getLogger("ckptsync").setLevel(logging.WARNING)
-    return value
-
-
-@contextlib.contextmanager
-def connected(*, local: bool) -> Iterator[Connection]:
-    """The store to talk to for as long as the block lasts: the embedded server with --local, else what the environment names."""
-    if not local:
-        yield config.connection()
-        return
-    from ckptsync.server.local import local_server
-
-    with local_server() as server:
-        # The entity of another server means nothing to this one.
-        os.environ.pop("WANDB_ENTITY", None)
-        yield Connection(server.url, server.api_key)
-
-
-@contextlib.contextmanager
-def connected_if_online(*, local: bool) -> Iterator[Connection | None]:
-    """The same; None, said once, where WANDB_MODE or WANDB_DISABLED keeps everything here. Then no key is needed."""
-    mode = config.upload_mode()
-    if mode == "online":
-        with connected(local=local) as connection:
-            yield connection
-        return
-    what = "nothing is uploaded" if mode == "disabled" else "checkpoints wait in .ckptsync/spool for a start that is online"
-    logging.getLogger(__name__).warning("W&B is %s by WANDB_MODE or WANDB_DISABLED: %s", mode, what)
-    yield None
-
-
-@contextlib.contextmanager
-def opened_store(connection: Connection, run: Run) -> Iterator[WandbStore]:
-    """W&B in this process, with the client's own files in a folder that goes away with the block."""
-    import tempfile
-
-    from ckptsync.store.wandb_store import WandbStore
-
-    with _environment_kept(), tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
-        store = WandbStore(connection, run, Path(private))
-        try:
-            yield store
-        finally:
-            store.close()
-
-
-@contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
-    """What the client sets in this process is none of the training's, which is started with this environment later."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
 
 
 def run_of(output_dir: Path, *, run_id: str | None, project: str | None, entity: str | None, local: bool) -> Run:

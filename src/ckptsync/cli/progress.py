@@ -8,6 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import click
 
 from ckptsync.store.contract import Progress
 
@@ -15,6 +18,18 @@ log = logging.getLogger(__name__)
 
 LINE_INTERVAL = 10.0
 """Seconds between two lines where there is no terminal."""
+
+
+class Terminal:
+    """stderr, as a job shows itself there."""
+
+    def progress(self, what: str) -> AbstractContextManager[Progress]:
+        """See `shown`."""
+        return shown(what)
+
+    def say(self, text: str) -> None:
+        """Print a line, whatever the log level."""
+        click.echo(text, err=True)
 
 
 @contextlib.contextmanager

@@ -23,13 +23,6 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
     console.print(table)
 
 
-def size(count: float) -> str:
-    """Bytes as a person reads them."""
-    from rich.filesize import decimal
-
-    return decimal(round(count))
-
-
 def iso(moment: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

@@ -3,82 +3,23 @@
 from __future__ import annotations
 
 import functools
-import logging
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 import click
 
-from ckptsync import config, record
-from ckptsync.checkpoint import Run
-from ckptsync.cli import options
-from ckptsync.cli.quantities import Duration, Size
-from ckptsync.errors import ConfigurationError, UsageError
-from ckptsync.store.retrying import FOR_EVER, Patience
+from ckptsync.cli import log_output, options
+from ckptsync.cli.parameter_types import Duration, Size
+from ckptsync.errors import ConfigurationError
+from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.upload.daemon import Reread, Watch
 from ckptsync.upload.policy import Policy
-from ckptsync.upload.retention import Retention
-
-log = logging.getLogger(__name__)
-
 
 _ARGUMENTS = "ckptsync.arguments"
 
 
-@dataclass(frozen=True, slots=True)
-class Following:
-    """How to follow: durations in seconds, the limit in bytes."""
-
-    backlog: str | None
-    spool_limit: int | None
-    quiet_period: float
-    stall_timeout: float
-    keep_last: int | None
-    keep_best: bool
-    keep_every: int | None
-    name_by: str
-    record_command: bool
-    nice: bool
-    max_upload_rate: int | None
-
-    def policy(self, *, retry_for: float | None = None, once: bool = False) -> Policy:
-        """The same for the uploader. `retry_for` is None for a store that is waited for without end."""
-        return Policy(
-            keep_all=self.backlog == "all" or (once and self.backlog is None),
-            limit=self.spool_limit,
-            stall=self.stall_timeout,
-            patience=FOR_EVER if retry_for is None else Patience(first=0.5, longest=15.0, give_up_after=retry_for),
-            keep=Retention(self.keep_last, self.keep_best, self.keep_every),
-            only_model=config.log_model() == "end",
-            mode=config.upload_mode(),
-            yielding=self.nice,
-            max_rate=self.max_upload_rate or None,
-        )
-
-    def stem(self, run: Run, output_dir: Path) -> str:
-        """What the artifact is named after. Raises UsageError where nobody knows the run's name."""
-        if self.name_by == "run-id":
-            return run.run_id
-        name = os.environ.get("WANDB_NAME") or record.read(output_dir).text("run_name")
-        if not name:
-            raise UsageError("--name-by run-name needs the run's name", hint="Set WANDB_NAME, as for the training.")
-        return name
-
-    def note(self, output_dir: Path) -> None:
-        """Write down what has to hold for every upload of this folder, whoever starts it, and say what is asked for oddly."""
-        keep = Retention(self.keep_last, self.keep_best, self.keep_every)
-        record.update(output_dir, record_command=None if self.record_command else False, keep=str(keep) if keep else None)
-        wanted = config.log_model()
-        if wanted == "false":
-            log.warning("WANDB_LOG_MODEL=false: the training asks for no upload, but this command was told to upload, and does")
-        elif wanted == "end":
-            log.warning("WANDB_LOG_MODEL=end: only the final model is uploaded; what is lost with this machine can't be resumed")
-
-
-def followed(function: options.Command) -> options.Command:
+def watched(function: options.Command) -> options.Command:
     """Add the options that arrive as the one argument `following`."""
 
     @functools.wraps(function)
@@ -140,7 +81,7 @@ def followed(function: options.Command) -> options.Command:
     return gathered  # type: ignore[return-value]
 
 
-class Rereadable(click.Command):
+class Reloadable(click.Command):
     """A command whose settings can be read again while it runs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -149,8 +90,8 @@ class Rereadable(click.Command):
         return super().parse_args(ctx, args)
 
 
-def reread(apply: Callable[[Following, Mapping[str, Any]], Policy]) -> Reread:
-    """How the Rereadable command at hand takes its settings anew: `apply` makes the policy of them and of its other options."""
+def reload(apply: Callable[[WatchSettings, Mapping[str, Any]], Policy]) -> Reread:
+    """How the Reloadable command at hand takes its settings anew: `apply` makes the policy of them and of its other options."""
     context = click.get_current_context()
 
     def again(watch: Watch) -> Watch:
@@ -161,14 +102,14 @@ def reread(apply: Callable[[Following, Mapping[str, Any]], Policy]) -> Reread:
     return again
 
 
-def _taken_from(values: dict[str, Any]) -> Following:
-    return Following(**{field.name: values.pop(field.name) for field in fields(Following)})
+def _taken_from(values: dict[str, Any]) -> WatchSettings:
+    return WatchSettings(**{field.name: values.pop(field.name) for field in fields(WatchSettings)})
 
 
 def _parsed_again(context: click.Context) -> dict[str, Any]:
     """The same command line over the settings file as it is by now. Raises ConfigurationError for what cannot be."""
     arguments = list(context.meta[_ARGUMENTS])
-    context.meta[options.REREADING] = True
+    context.meta[log_output.RELOADING] = True
     try:
         return context.command.make_context(context.info_name, arguments, parent=context.parent).params
     except click.ClickException as error:

@@ -1,4 +1,4 @@
-"""`prune` and `promote`: what of a run goes, and what of it is shown to others."""
+"""`prune`: deletes the versions of a run that no rule keeps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from ckptsync.checkpoint import Version
-from ckptsync.cli import asking, options, tables
-from ckptsync.cli.quantities import Duration
+from ckptsync.cli import options, tables, versions
+from ckptsync.cli.parameter_types import Duration
 from ckptsync.errors import UsageError
-from ckptsync.restore import download
+from ckptsync.sizes import size_of
 from ckptsync.store.retrying import INTERACTIVE, retry
 from ckptsync.upload import retention
 from ckptsync.upload.retention import Choice, Retention
@@ -54,25 +54,25 @@ def prune_command(
     policy = Retention(keep_last, keep_best, keep_every)
     if not policy:
         raise UsageError("what is to be kept?", hint="Give --keep-last N, --keep-best or --keep-every STEPS.")
-    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
+    with versions.found(run_text, project=project, entity=entity, local=local) as found:
         now = time.time()
-        choices = retry(lambda: retention.plan(asked.store, asked.versions, policy, now), what="the plan", patience=INTERACTIVE)
+        choices = retry(lambda: retention.plan(found.store, found.versions, policy, now), what="the plan", patience=INTERACTIVE)
         going = [each for each in choices if not each.kept]
         if not as_json:
             _show_plan(choices, ttl)
         agreed = bool(going) and not dry_run and _agreed(going, yes=yes, ask=not as_json)
         at = None if ttl is None else now + ttl
         gone = (
-            retry(lambda: retention.sweep(asked.store, choices, at=at), what="the deletion", patience=INTERACTIVE)
+            retry(lambda: retention.sweep(found.store, choices, at=at), what="the deletion", patience=INTERACTIVE)
             if agreed
             else []
         )
     if as_json:
-        click.echo(json.dumps(_report(str(asked.run), policy, choices, gone, at), indent=1))
+        click.echo(json.dumps(_report(str(found.run), policy, choices, gone, at), indent=1))
     elif agreed:
         what = "will be deleted by the store" if ttl else "deleted"
         spared = f"; {len(going) - len(gone)} stayed, wanted by somebody since" if len(gone) < len(going) else ""
-        click.echo(f"{len(gone)} versions {what}, {tables.size(_bytes(gone))}{spared}")
+        click.echo(f"{len(gone)} versions {what}, {size_of(_bytes(gone))}{spared}")
     elif going:
         click.echo("nothing was deleted", err=True)
 
@@ -91,7 +91,7 @@ def _show_plan(choices: list[Choice], ttl: float | None) -> None:
         (
             str(each.version),
             "" if each.version.step is None else str(each.version.step),
-            tables.size(each.version.bytes),
+            size_of(each.version.bytes),
             "keep" if each.kept else verb,
             ", ".join(each.reasons),
         )
@@ -99,7 +99,7 @@ def _show_plan(choices: list[Choice], ttl: float | None) -> None:
     ]
     tables.show(("VERSION", "STEP", "SIZE", "PLAN", "BECAUSE"), rows, right=("STEP", "SIZE"))
     going = [each.version for each in choices if not each.kept]
-    freed = tables.size(_bytes(going))
+    freed = size_of(_bytes(going))
     click.echo(f"{len(choices) - len(going)} stay, {len(going)} go: {freed}, less what they share with others")
 
 
@@ -126,45 +126,3 @@ def _report(run: str, policy: Retention, choices: Sequence[Choice], gone: Sequen
             for each in choices
         ],
     }
-
-
-@click.command(
-    "promote",
-    epilog="Example: ckptsync promote 4kx81b2q:best model/llama-chat --alias staging",
-    short_help="Link a version to the registry.",
-)
-@click.argument("run_text", metavar="RUN[:ALIAS]")
-@click.argument("target", metavar="REGISTRY/COLLECTION")
-@click.option("--model", is_flag=True, help="The final model (model-<run_id>) rather than a checkpoint.")
-@click.option("--alias", "aliases", multiple=True, help="An alias for it there, such as production; may be given again.")
-@options.as_json
-@options.common
-def promote_command(
-    run_text: str,
-    target: str,
-    model: bool,
-    aliases: tuple[str, ...],
-    as_json: bool,
-    project: str | None,
-    entity: str | None,
-    local: bool,
-) -> None:
-    """Link a version of RUN into REGISTRY/COLLECTION, with ORGANIZATION/ before it where you are in several.
-
-    The version itself stays where it is, and `prune` never deletes it while it is linked. JSON keys: name, version, target,
-    linked_as, aliases.
-    """
-    parts = target.split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise UsageError(f"{target!r} is not REGISTRY/COLLECTION", hint="For example: model/llama-chat")
-    for alias in aliases:
-        if not alias or "/" in alias or ":" in alias:
-            raise UsageError(f"{alias!r} cannot be an alias", hint="Leave out / and :.")
-    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
-        version = download.select(asked.versions, asked.run, asked.alias, model=model)[0]
-        linked = retry(lambda: asked.store.link(version, target, aliases), what="the link to the registry", patience=INTERACTIVE)
-    if as_json:
-        report = {"name": version.name, "version": version.version, "target": target}
-        click.echo(json.dumps(report | {"linked_as": linked, "aliases": list(aliases)}, indent=1))
-    else:
-        click.echo(f"{version} is now {linked}" + (f" ({', '.join(aliases)})" if aliases else ""))

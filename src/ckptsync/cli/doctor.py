@@ -11,13 +11,14 @@ import click
 
 from ckptsync import config, record
 from ckptsync.checkpoint import Run
-from ckptsync.cli import options
+from ckptsync.cli import connections, options
 from ckptsync.errors import CkptsyncError
 from ckptsync.rehearsal import health_check
 from ckptsync.rehearsal.health_check import ERROR, OK, WARNING, Finding
 from ckptsync.restore import resume
 from ckptsync.store import server_info
 from ckptsync.store.server_info import ServerInfo
+from ckptsync.store.session import open_store
 from ckptsync.store.wandb_store import WandbStore
 
 SKEW_MUCH = 60.0
@@ -67,14 +68,14 @@ def _store(run: Run, failed: list[CkptsyncError], *, local: bool, rehearse: bool
         yield Finding("credentials", WARNING, f"W&B is {mode} by WANDB_MODE or WANDB_DISABLED", "Unset it to upload.")
         return
     try:
-        with options.connected(local=local) as connection:
+        with connections.connected(local=local) as connection:
             about = server_info.ask(connection, run)
             yield Finding("credentials", OK, f"the key belongs to {about.user}")
             yield Finding("server", OK, f"{connection.base_url} answers in {1000 * about.seconds:.0f} ms, {about.server}")
             yield _entity(about)
             yield _project(run, about)
             if rehearse and about.project_exists:
-                with options.opened_store(connection, run) as store:
+                with open_store(connection, run) as store:
                     yield _permissions(store, failed)
             yield _clock(about)
     except CkptsyncError as error:

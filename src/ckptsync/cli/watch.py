@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from ckptsync import config, processes
-from ckptsync.cli import options
-from ckptsync.cli.following import Following, Rereadable, followed, reread
-from ckptsync.cli.quantities import Duration
+from ckptsync.cli import connections, options
+from ckptsync.cli.parameter_types import Duration
+from ckptsync.cli.watch_options import Reloadable, reload, watched
 from ckptsync.errors import PreemptedError
 from ckptsync.job import preemption
 from ckptsync.job.sidecar import Sidecar
+from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.restore import resume
 from ckptsync.service import notify
 from ckptsync.upload import daemon
@@ -23,7 +24,7 @@ from ckptsync.upload.stop import Stop
 
 @click.command(
     "watch",
-    cls=Rereadable,
+    cls=Reloadable,
     epilog="Example: ckptsync watch runs/llama --run-id 4kx81b2q --project llama",
     short_help="Follow an output folder and upload each checkpoint.",
 )
@@ -33,7 +34,7 @@ from ckptsync.upload.stop import Stop
 @click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
 @click.option("--once", is_flag=True, help="Upload what is there, then exit.")
 @click.option("--pid", type=int, help="Watch until this process ends, then upload the rest and exit.")
-@followed
+@watched
 @click.option(
     "--retry-for",
     type=Duration(),
@@ -49,7 +50,7 @@ def watch_command(
     run_id: str | None,
     once: bool,
     pid: int | None,
-    following: Following,
+    following: WatchSettings,
     retry_for: float | None,
     world_size: int | None,
     allow_restart: bool,
@@ -72,11 +73,11 @@ def watch_command(
     run = options.run_of(output_dir, run_id=run_id, project=project, entity=entity, local=local)
     if retry_for is None and once:
         retry_for = 60.0
-    with options.connected_if_online(local=local) as connection:
+    with connections.connected_if_online(local=local) as connection:
         if config.upload_mode() == "disabled":
             return
         stop = Stop()
-        watched = daemon.Daemon(
+        watcher = daemon.Daemon(
             daemon.Watch(
                 output_dir=output_dir,
                 run=run,
@@ -89,17 +90,17 @@ def watch_command(
             ),
             stop,
             manager=manager,
-            reread=reread(lambda again, values: again.policy(retry_for=values["retry_for"])),
+            reread=reload(lambda again, values: again.policy(retry_for=values["retry_for"])),
         )
-        with stop.on_signals(signal.SIGTERM, signal.SIGINT), watched.held():
+        with stop.on_signals(signal.SIGTERM, signal.SIGINT), watcher.held():
             following.note(output_dir)
-            watched.check_store()
+            watcher.check_store()
             if once:
-                watched.once()
+                watcher.once()
             else:
                 gone = processes.ended(pid) if pid else lambda: False
-                with Sidecar(watched, preemption.sources(notice), grace).listening() as sidecar:
-                    watched.follow(ended=lambda: gone() or sidecar.ended())
-                    watched.raise_outcome()
+                with Sidecar(watcher, preemption.sources(notice), grace).listening() as sidecar:
+                    watcher.follow(ended=lambda: gone() or sidecar.ended())
+                    watcher.raise_outcome()
                     if sidecar.preempted():
                         raise click.exceptions.Exit(PreemptedError.exit_code)

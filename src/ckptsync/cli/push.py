@@ -1,4 +1,4 @@
-"""`pull` and `push`: one version down, one checkpoint up."""
+"""`push`: uploads one checkpoint, or the parked ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import click
 
 from ckptsync import layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
-from ckptsync.cli import asking, options, progress
+from ckptsync.cli import connections, options
 from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChangedError, UsageError
-from ckptsync.restore import download, resume
-from ckptsync.store.retrying import INTERACTIVE, Patience, retry
+from ckptsync.restore import resume
+from ckptsync.store.retrying import Patience, retry
 from ckptsync.upload import daemon
 from ckptsync.upload.policy import Policy
 from ckptsync.upload.spool import Spool
@@ -22,37 +22,6 @@ from ckptsync.upload.stop import Stop
 
 GIVE_UP_AFTER = 60.0
 """Seconds that a push waits for a store that is away."""
-
-
-@click.command(
-    "pull",
-    epilog="Example: ckptsync pull 4kx81b2q:best models/best",
-    short_help="Bring one version here, every byte verified.",
-)
-@click.argument("run_text", metavar="RUN[:ALIAS]")
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
-@click.option("--model", is_flag=True, help="The final model (model-<run_id>) rather than a checkpoint.")
-@options.as_json
-@options.common
-def pull_command(
-    run_text: str, destination: Path, model: bool, as_json: bool, project: str | None, entity: str | None, local: bool
-) -> None:
-    """Download a version of RUN into the folder DEST, which is new or empty, and prove every byte.
-
-    Without ALIAS it is the newest that holds. An interrupted pull goes on where it broke. from_pretrained(DEST) loads it.
-    JSON keys: path, name, version, step, bytes, files.
-    """
-    download.require_free(destination)
-    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
-        wanted = download.select(asked.versions, asked.run, asked.alias, model=model)
-        with progress.shown(f"{wanted[0]}") as shown:
-            pulled = download.pull(asked.store, wanted, destination, progress=shown, patience=INTERACTIVE)
-    version = pulled.version
-    if as_json:
-        report = {"path": str(pulled.path), "name": version.name, "version": version.version, "step": pulled.step}
-        click.echo(json.dumps(report | {"bytes": version.bytes, "files": version.files}, indent=1))
-    else:
-        click.echo(str(pulled.path))
 
 
 @click.command(
@@ -89,7 +58,7 @@ def push_command(
     if theirs not in (None, run.run_id):
         raise UsageError(f"{output_dir} belongs to run {theirs}, not {run.run_id}", hint="Leave out --run-id.")
     patience = Patience(first=0.5, longest=15.0, give_up_after=GIVE_UP_AFTER)
-    with options.connected(local=local) as connection:
+    with connections.connected(local=local) as connection:
         watch = daemon.Watch(
             output_dir=output_dir,
             run=run,
