@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -19,7 +15,7 @@ import click
 from ckptsync import layouts
 from ckptsync.checkpoint import Receipt, step_of
 from ckptsync.cli import options
-from ckptsync.cli.drill import told
+from ckptsync.cli.timeline import Timeline, rehearsal_folder, show_comparison
 from ckptsync.errors import CkptsyncError, ConfigurationError, IntegrityError
 from ckptsync.rehearsal import comparison
 from ckptsync.rehearsal.machine import Machine, ckptsync
@@ -40,7 +36,7 @@ def demo_command(keep: Path | None, project: str | None, entity: str | None, loc
     del entity, local
     _require_parts()
     story = Story(project or "ckptsync-demo")
-    with _folder(keep) as folder:
+    with rehearsal_folder(keep, "demo") as folder:
         equal = story.tell(folder)
     if not equal:
         raise IntegrityError(
@@ -54,47 +50,37 @@ def _require_parts() -> None:
         raise ConfigurationError(f"the demo needs {', '.join(missing)}", hint="pip install 'ckptsync[demo]'")
 
 
-@contextlib.contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    if keep:
-        keep.mkdir(parents=True)
-        yield keep.absolute()
-    else:
-        with tempfile.TemporaryDirectory(prefix="ckptsync-demo-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-
-
 class Story:
     """The acts of the demo, told as a timeline while they happen."""
 
     def __init__(self, project: str) -> None:
         self._project = project
         self._run_id = f"demo-{secrets.token_hex(3)}"
-        self._started = time.monotonic()
+        self._timeline = Timeline()
 
     def tell(self, folder: Path) -> bool:
         """Play it all in a folder; True when nothing differs."""
         from ckptsync.server.local import local_server
 
         with local_server(folder / "server") as server:
-            self._say(f"local W&B-compatible server on {server.url}")
+            self._timeline.say(f"local W&B-compatible server on {server.url}")
             environ = self._environment(folder, server.url, server.api_key)
             lost, new, whole = (
                 Machine(folder / name, folder / f"{log}.log")
                 for name, log in (("lost-machine", "first"), ("new-machine", "second"), ("uninterrupted", "third"))
             )
             with lost.running(self._command("run", lost.output_dir), environ) as first:
-                self._say(f"training started: run {self._run_id}, {STEPS} steps, a checkpoint every {SAVE_EVERY}")
+                self._timeline.say(f"training started: run {self._run_id}, {STEPS} steps, a checkpoint every {SAVE_EVERY}")
                 durable = self._wait_for_durable(lost, first)
             reached = step_of(lost.newest().name)
             shutil.rmtree(lost.output_dir)
-            self._say(f"kill -9 at about step {reached}: trainer and ckptsync are dead, their folder is deleted")
-            self._say(f"new machine: ckptsync resume {self._run_id}, durable is step {durable}")
+            self._timeline.say(f"kill -9 at about step {reached}: trainer and ckptsync are dead, their folder is deleted")
+            self._timeline.say(f"new machine: ckptsync resume {self._run_id}, durable is step {durable}")
             self._run_to_end(new, self._command("resume", new.output_dir), environ)
-            self._say(f"resumed training finished: {new.newest().name}")
+            self._timeline.say(f"resumed training finished: {new.newest().name}")
             alone = environ | {"WANDB_RUN_ID": f"{self._run_id}-whole"}
             self._run_to_end(whole, _training(whole.output_dir), alone)
-            self._say("the same training, never interrupted: finished")
+            self._timeline.say("the same training, never interrupted: finished")
         return self._compare(new.newest(), whole.newest(), durable)
 
     def _environment(self, folder: Path, url: str, api_key: str) -> dict[str, str]:
@@ -131,7 +117,9 @@ class Story:
 
     def _tell_receipt(self, receipt: Receipt) -> None:
         name = receipt.artifact.rpartition("/")[2]
-        self._say(f"checkpoint-{receipt.step} is durable: {name}:{receipt.version}, {receipt.files} files, {receipt.bytes} bytes")
+        self._timeline.say(
+            f"checkpoint-{receipt.step} is durable: {name}:{receipt.version}, {receipt.files} files, {receipt.bytes} bytes"
+        )
 
     def _run_to_end(self, machine: Machine, command: list[str], environ: dict[str, str]) -> None:
         with machine.running(command, environ) as process:
@@ -142,16 +130,11 @@ class Story:
 
     def _compare(self, resumed: Path, reference: Path, durable: int) -> bool:
         results = comparison.compare(resumed, reference)
-        for line in told(results):
-            click.echo(line)
-        equal = all(each.equal for each in results)
+        equal = show_comparison(results)
         verdict = "bit for bit the uninterrupted one" if equal else "NOT the uninterrupted one"
         repeated = f"from step {durable} of {layouts.read_state(resumed).global_step}"
-        self._say(f"verdict: the training that was killed and resumed {repeated} is {verdict}")
+        self._timeline.say(f"verdict: the training that was killed and resumed {repeated} is {verdict}")
         return equal
-
-    def _say(self, text: str) -> None:
-        click.echo(f"{time.monotonic() - self._started:7.1f} s  {text}")
 
 
 def _training(output_dir: Path, *, slowly: bool = False) -> list[str]:

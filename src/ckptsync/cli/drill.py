@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,6 +12,7 @@ from ckptsync import config
 from ckptsync.checkpoint import Run, step_of
 from ckptsync.cli import connections, options
 from ckptsync.cli.parameter_types import Duration
+from ckptsync.cli.timeline import Timeline, rehearsal_folder, show_comparison
 from ckptsync.config import Connection
 from ckptsync.errors import CkptsyncError, IntegrityError, StoreError
 from ckptsync.rehearsal import comparison
@@ -50,7 +47,7 @@ def drill_command(
     of the drill's own, and both are deleted in the end. Exits with 5 where anything differs. Choose --save_steps small.
     """
     redirect(command, Path("/"))
-    with connections.connected(local=local) as connection, _folder(keep) as folder:
+    with connections.connected(local=local) as connection, rehearsal_folder(keep, "drill") as folder:
         run = config.make_run(f"drill-{secrets.token_hex(4)}", project=project, entity=entity)
         drill = Drill(run, connection, folder, list(command), patience=patience, hook=hook)
         try:
@@ -60,16 +57,6 @@ def drill_command(
                 drill.clean_up()
     if not equal:
         raise IntegrityError("the resumed training is not the one that was killed", hint="See the usual causes above.")
-
-
-@contextlib.contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    if keep:
-        keep.mkdir(parents=True)
-        yield keep.absolute()
-    else:
-        with tempfile.TemporaryDirectory(prefix="ckptsync-drill-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
 
 
 class Drill:
@@ -86,11 +73,11 @@ class Drill:
         self._options += ["--entity", run.entity] if run.entity else []
         self._lost = Machine(folder / "lost-machine", folder / "first.log")
         self._new = Machine(folder / "new-machine", folder / "second.log")
-        self._started = time.monotonic()
+        self._timeline = Timeline()
 
     def rehearse(self) -> bool:
         """Play it; True when nothing differs."""
-        self._say(f"run {self._run.run_id}: your command, with an output folder of the drill's own")
+        self._timeline.say(f"run {self._run.run_id}: your command, with an output folder of the drill's own")
         with self._lost.running(self._line("run", "--run-id", self._run.run_id, machine=self._lost), self._environ()) as first:
             enough = lambda: len(self._lost.receipts()) >= 2  # noqa: E731
             self._lost.wait_for("a second durable checkpoint", enough, first, self._patience)
@@ -99,11 +86,11 @@ class Drill:
         durable = max((each.step for each in self._lost.receipts() if each.step < reached), default=None)
         if durable is None:
             raise CkptsyncError("no durable checkpoint lies before the last one", hint="Save more often: --save_steps.")
-        self._say(f"kill -9 after step {reached}; a new machine resumes from the version of step {durable}")
+        self._timeline.say(f"kill -9 after step {reached}; a new machine resumes from the version of step {durable}")
         line = self._line("resume", f"{self._run.run_id}:step-{durable}", machine=self._new)
         with self._new.running(line, self._environ()) as second:
             self._new.wait_for(f"step {reached} again", self._new.saved(reached), second, self._patience)
-        self._say(f"step {reached} is reached again")
+        self._timeline.say(f"step {reached} is reached again")
         return self._compare(self._new.output_dir / target.name, target, durable)
 
     def clean_up(self) -> None:
@@ -112,7 +99,7 @@ class Drill:
             with open_store(self._connection, self._run) as store:
                 store.forget(store.check(self._run))
         except StoreError as error:
-            self._say(f"please delete the runs {self._run} and ckptsync-{self._run.run_id} yourself: {error}")
+            self._timeline.say(f"please delete the runs {self._run} and ckptsync-{self._run.run_id} yourself: {error}")
 
     def _line(self, verb: str, *words: str, machine: Machine) -> list[str]:
         own = redirect(self._command, machine.output_dir)
@@ -124,20 +111,12 @@ class Drill:
 
     def _compare(self, resumed: Path, killed: Path, durable: int) -> bool:
         results = comparison.compare(resumed, killed)
-        for line in told(results):
-            click.echo(line)
-        equal = all(each.equal for each in results)
+        equal = show_comparison(results)
         if not equal:
             click.echo("The usual causes, the likeliest first:")
             for cause in comparison.causes(results, resumed=durable):
                 click.echo(f"  - {cause}")
-        self._say("verdict: a killed training of yours goes on bit by bit" if equal else "verdict: it does not go on bit by bit")
+        self._timeline.say(
+            "verdict: a killed training of yours goes on bit by bit" if equal else "verdict: it does not go on bit by bit"
+        )
         return equal
-
-    def _say(self, text: str) -> None:
-        click.echo(f"{time.monotonic() - self._started:7.1f} s  {text}")
-
-
-def told(results: list[comparison.Equality]) -> list[str]:
-    """One line for each part that was compared."""
-    return [f"          {each.part:<13} {'identical' if each.equal else 'DIFFERENT'}   {each.detail}" for each in results]
