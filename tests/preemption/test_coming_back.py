@@ -105,7 +105,7 @@ def test_kill_9_of_ckptsync_alone_lets_the_training_go_on_and_the_same_line_foll
     code = job.run()
 
     assert code == 0, job.said
-    assert f"the training still runs (pid {trainer})" in job.said
+    assert f"the training is still running (pid {trainer})" in job.said
     assert job.starts == [0]
     assert Counter(job.steps) == Counter(range(1, 41))
     assert job.versions()[0]["step"] == 40
@@ -121,7 +121,7 @@ def test_a_training_that_was_found_running_is_preempted_like_any_other(job: Job)
         os.kill(pid, signal.SIGKILL)
     process.wait(30)
     again = job.start()
-    wait_for(lambda: "still runs" in job.said, what="the second start")
+    wait_for(lambda: "still running" in job.said, what="the second start")
     refused = job.tool("resume", "job", "--output-dir", job.output_dir, "--", "true")
 
     again.send_signal(signal.SIGTERM)
@@ -231,7 +231,7 @@ def test_the_replay_window_is_told_at_the_resume(job: Job, tmp_path: Path) -> No
 
     assert job.run() == 0
 
-    assert "steps 5 to 10 will be logged again: the run had come to step 10" in job.said
+    assert "steps 5 to 10 will be logged again: the run had reached step 10" in job.said
 
 
 @pytest.mark.parametrize("option", ["--max-restarts", "--grace", "--notice", "--retry-for"])

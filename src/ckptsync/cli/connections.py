@@ -15,26 +15,26 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def connected(*, local: bool) -> Iterator[Connection]:
-    """The store to talk to for as long as the block lasts: the embedded server with --local, else what the environment names."""
+    """The connection to the store while the block runs: the embedded server with --local, else from the environment."""
     if not local:
         yield config.connection()
         return
     from ckptsync.server.local import local_server
 
     with local_server() as server:
-        # The entity of another server means nothing to this one.
+        # An entity of another server does not exist on this one.
         os.environ.pop("WANDB_ENTITY", None)
         yield Connection(server.url, server.api_key)
 
 
 @contextlib.contextmanager
 def connected_if_online(*, local: bool) -> Iterator[Connection | None]:
-    """The same; None, said once, where WANDB_MODE or WANDB_DISABLED keeps everything here. Then no key is needed."""
+    """The same, but None with a warning if WANDB_MODE or WANDB_DISABLED turns uploads off. No key is needed then."""
     mode = config.upload_mode()
     if mode == "online":
         with connected(local=local) as connection:
             yield connection
         return
-    what = "nothing is uploaded" if mode == "disabled" else "checkpoints wait in .ckptsync/spool for a start that is online"
-    log.warning("W&B is %s by WANDB_MODE or WANDB_DISABLED: %s", mode, what)
+    what = "nothing is uploaded" if mode == "disabled" else "checkpoints are queued in .ckptsync/spool until ckptsync runs online"
+    log.warning("W&B is %s (WANDB_MODE or WANDB_DISABLED): %s", mode, what)
     yield None

@@ -1,4 +1,4 @@
-"""`list`: the versions that the store keeps of a run."""
+"""`list`: shows the versions of a run in the store."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ckptsync.sizes import size_of
 from ckptsync.upload.retention import newest_first
 
 
-@click.command("list", epilog="Example: ckptsync list 4kx81b2q --json", short_help="The versions of a run's checkpoints.")
+@click.command("list", epilog="Example: ckptsync list 4kx81b2q --json", short_help="List the checkpoint versions of a run.")
 @click.argument("run_text", metavar="RUN")
 @options.as_json
 @options.common
 def list_command(run_text: str, as_json: bool, project: str | None, entity: str | None, local: bool) -> None:
-    """List the versions that the store keeps of RUN, the newest save first, with the final model.
+    """List the versions of RUN in the store, newest first, including the final model.
 
-    JSON keys: name, version, aliases, step, bytes, files, saved_at (ISO 8601, UTC), state, resumable (null where another
+    JSON keys: name, version, aliases, step, bytes, files, saved_at (ISO 8601, UTC), state, resumable (null if another
     program uploaded it), kind (checkpoint or model), expires_at (null without a TTL), metrics.
     """
     with versions.found(run_text, project=project, entity=entity, local=local, empty=as_json) as found:
@@ -52,7 +52,7 @@ def _row(version: Version) -> dict[str, Any]:
 
 
 def _metrics(version: Version) -> dict[str, float]:
-    """What the Trainer had logged by then."""
+    """What the Trainer had last logged when it saved."""
     return {
         key: value
         for key, value in version.metadata.items()
@@ -78,7 +78,7 @@ def _print_table(versions: list[Version]) -> None:
 
 
 def _loss(version: Version) -> str:
-    """The evaluation's loss where there is one, else the training's."""
+    """The evaluation loss if there is one, else the training loss."""
     metrics = _metrics(version)
     value = metrics.get("eval_loss", metrics.get("loss"))
     return "" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""How a line looks in the journal: with its priority, and without the time and the program's name, which the journal adds."""
+"""Log lines on stderr: with a time on a terminal, with a syslog priority in the systemd journal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TextIO
 import click
 
 RELOADING = "ckptsync.reloading"
-"""Set in a context's meta while its command line is parsed again: the log stays as it is."""
+"""Set in a context's meta while its command line is parsed again: logging is not set up anew."""
 
 
 def is_journal(stream: TextIO) -> bool:
-    """Whether what is written there goes to the journal: systemd names the device and inode of that stream (systemd.exec(5))."""
+    """Whether a stream goes to the journal: JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -23,7 +23,7 @@ def is_journal(stream: TextIO) -> bool:
 
 
 class JournalFormatter(logging.Formatter):
-    """Puts the priority of syslog before each line, in the form that sd-daemon(3) gives it."""
+    """Prefixes each line with its syslog priority, as sd-daemon(3) specifies."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging."""

@@ -1,4 +1,4 @@
-"""The options that every command has, and what they come to: a run, a connection, a log."""
+"""Options that commands share, and the run that they select."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def common(function: Command) -> Command:
     """Add --project, --entity, --local, --config, -v and -q."""
     for option in reversed(
         [
-            click.option("--project", envvar="CKPTSYNC_PROJECT", help="W&B project; else WANDB_PROJECT, else huggingface."),
-            click.option("--entity", envvar="CKPTSYNC_ENTITY", help="W&B entity; else WANDB_ENTITY, else your default one."),
-            click.option("--local", is_flag=True, envvar="CKPTSYNC_LOCAL", help="Use the embedded server: no account needed."),
+            click.option("--project", envvar="CKPTSYNC_PROJECT", help="W&B project [default: WANDB_PROJECT, else huggingface]."),
+            click.option(
+                "--entity", envvar="CKPTSYNC_ENTITY", help="W&B entity [default: WANDB_ENTITY, else your default entity]."
+            ),
+            click.option("--local", is_flag=True, envvar="CKPTSYNC_LOCAL", help="Use the embedded server; no account needed."),
             click.option(
                 "--config",
                 "config_file",
@@ -35,7 +37,14 @@ def common(function: Command) -> Command:
                 callback=settings_file.load,
                 help="Settings file [default: ~/.config/ckptsync/config.toml].",
             ),
-            click.option("-v", "--verbose", count=True, expose_value=False, callback=log_output.set_up, help="Log more."),
+            click.option(
+                "-v",
+                "--verbose",
+                count=True,
+                expose_value=False,
+                callback=log_output.set_up,
+                help="Log debug messages; -vv: also those of other packages.",
+            ),
             click.option(
                 "-q", "--quiet", is_flag=True, expose_value=False, callback=log_output.quieten, help="Log warnings only."
             ),
@@ -53,10 +62,13 @@ def preemptible(function: Command) -> Command:
         default="auto",
         show_default=True,
         envvar="CKPTSYNC_NOTICE",
-        help="Whose word to follow that this machine is about to be taken away.",
+        help="Source of preemption notices.",
     )
     grace = click.option(
-        "--grace", type=Duration(), envvar="CKPTSYNC_GRACE", help="Time between that word and the end, where it is not the usual."
+        "--grace",
+        type=Duration(),
+        envvar="CKPTSYNC_GRACE",
+        help="Time from a notice to the end of the machine [default: that of the source].",
     )
     return notice(grace(function))
 
@@ -66,16 +78,17 @@ def restartable(function: Command) -> Command:
     restarts = click.option(
         "--max-restarts",
         type=click.IntRange(min=0),
+        metavar="N",
         default=0,
         show_default=True,
         envvar="CKPTSYNC_MAX_RESTARTS",
-        help="Start the training again after so many failures; never after 3 in a row without a new checkpoint.",
+        help="Restart a failed training up to this many times; stop after 3 failures in a row without a new checkpoint.",
     )
     patience = click.option(
         "--retry-for",
         type=Duration(),
         envvar="CKPTSYNC_RETRY_FOR",
-        help="Wait so long for a store that is away [default: 20s; 15m to `run` where no valid checkpoint is here].",
+        help="Give up on an unreachable store after this long [default: 20s; 15m for `run` without a valid local checkpoint].",
     )
     return restarts(patience(function))
 
@@ -83,11 +96,15 @@ def restartable(function: Command) -> Command:
 def retained(function: Command) -> Command:
     """Add --keep-last, --keep-best and --keep-every."""
     last = click.option(
-        "--keep-last", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_LAST", help="Keep the newest so many versions."
+        "--keep-last", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_LAST", help="Keep the newest N versions.", metavar="N"
     )
     best = click.option("--keep-best", is_flag=True, envvar="CKPTSYNC_KEEP_BEST", help="Keep the Trainer's best checkpoint.")
     every = click.option(
-        "--keep-every", type=click.IntRange(min=1), envvar="CKPTSYNC_KEEP_EVERY", help="Keep those of every so many steps."
+        "--keep-every",
+        type=click.IntRange(min=1),
+        envvar="CKPTSYNC_KEEP_EVERY",
+        help="Keep the versions at multiples of STEPS.",
+        metavar="STEPS",
     )
     return last(best(every(function)))
 
@@ -98,13 +115,13 @@ def max_upload_rate(function: Command) -> Command:
         "--max-upload-rate",
         type=Rate(),
         envvar="CKPTSYNC_MAX_UPLOAD_RATE",
-        help="Bytes a second that uploads may take: 20M. Lifted once the machine is about to go; 0 is no limit.",
+        help="Limit uploads to this many bytes per second, for example 20M; 0: no limit. Ignored after a preemption notice.",
     )(function)
 
 
 def as_json(function: Command) -> Command:
     """Add --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, with keys that stay.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON with stable keys.")(function)
 
 
 def run_of(output_dir: Path, *, run_id: str | None, project: str | None, entity: str | None, local: bool) -> Run:

@@ -19,8 +19,8 @@ from ckptsync.store.retrying import INTERACTIVE, retry
 )
 @click.argument("run_text", metavar="RUN[:ALIAS]")
 @click.argument("target", metavar="REGISTRY/COLLECTION")
-@click.option("--model", is_flag=True, help="The final model (model-<run_id>) rather than a checkpoint.")
-@click.option("--alias", "aliases", multiple=True, help="An alias for it there, such as production; may be given again.")
+@click.option("--model", is_flag=True, help="Link the final model (model-<run_id>) instead of a checkpoint.")
+@click.option("--alias", "aliases", multiple=True, help="Alias in the registry, for example production; repeatable.")
 @options.as_json
 @options.common
 def promote_command(
@@ -33,9 +33,9 @@ def promote_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Link a version of RUN into REGISTRY/COLLECTION, with ORGANIZATION/ before it where you are in several.
+    """Link a version of RUN to REGISTRY/COLLECTION (ORGANIZATION/REGISTRY/COLLECTION if you are in several).
 
-    The version itself stays where it is, and `prune` never deletes it while it is linked. JSON keys: name, version, target,
+    The version itself is not moved, and `prune` never deletes a linked version. JSON keys: name, version, target,
     linked_as, aliases.
     """
     parts = target.split("/")
@@ -43,7 +43,7 @@ def promote_command(
         raise UsageError(f"{target!r} is not REGISTRY/COLLECTION", hint="For example: model/llama-chat")
     for alias in aliases:
         if not alias or "/" in alias or ":" in alias:
-            raise UsageError(f"{alias!r} cannot be an alias", hint="Leave out / and :.")
+            raise UsageError(f"{alias!r} cannot be an alias", hint="An alias contains no / and no :.")
     with versions.found(run_text, project=project, entity=entity, local=local) as found:
         version = download.select(found.versions, found.run, found.alias, model=model)[0]
         linked = retry(lambda: found.store.link(version, target, aliases), what="the link to the registry", patience=INTERACTIVE)
@@ -51,4 +51,4 @@ def promote_command(
         report = {"name": version.name, "version": version.version, "target": target}
         click.echo(json.dumps(report | {"linked_as": linked, "aliases": list(aliases)}, indent=1))
     else:
-        click.echo(f"{version} is now {linked}" + (f" ({', '.join(aliases)})" if aliases else ""))
+        click.echo(f"linked {version} as {linked}" + (f" ({', '.join(aliases)})" if aliases else ""))

@@ -23,13 +23,15 @@ from ckptsync.upload.retention import Choice, Retention
 @click.command(
     "prune",
     epilog="Example: ckptsync prune 4kx81b2q --keep-last 3 --keep-best --keep-every 1000 --dry-run",
-    short_help="Delete versions that nothing asks to keep.",
+    short_help="Delete versions that no retention rule keeps.",
 )
 @click.argument("run_text", metavar="RUN")
 @options.retained
-@click.option("--ttl", type=Duration(), envvar="CKPTSYNC_TTL", help="Don't delete now: have the store do it after so long.")
-@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
-@click.option("--yes", is_flag=True, envvar="CKPTSYNC_YES", help="Do it without asking.")
+@click.option(
+    "--ttl", type=Duration(), envvar="CKPTSYNC_TTL", help="Don't delete now: let the store delete them after this long."
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan but delete nothing.")
+@click.option("--yes", is_flag=True, envvar="CKPTSYNC_YES", help="Delete without asking.")
 @options.as_json
 @options.common
 def prune_command(
@@ -45,15 +47,15 @@ def prune_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Show which versions of RUN would go and why each other one stays, then delete after a yes.
+    """Show which versions of RUN to delete and why the others are kept, then delete after confirmation.
 
-    Whatever is asked, these stay: the newest two that are verified, what `latest` names, every alias of yours, what is
-    linked to a registry, the final model, and what ckptsync didn't upload. JSON keys: run, policy, freed_bytes, and versions with
+    Always kept: the newest two verified versions, the one that `latest` names, every version with an alias of yours or a
+    link to a registry, the final model, and what ckptsync didn't upload. JSON keys: run, policy, freed_bytes, and versions with
     name, version, step, bytes, kept, reasons, deleted, expires_at.
     """
     policy = Retention(keep_last, keep_best, keep_every)
     if not policy:
-        raise UsageError("what is to be kept?", hint="Give --keep-last N, --keep-best or --keep-every STEPS.")
+        raise UsageError("no retention rule given", hint="Give --keep-last N, --keep-best or --keep-every STEPS.")
     with versions.found(run_text, project=project, entity=entity, local=local) as found:
         now = time.time()
         choices = retry(lambda: retention.plan(found.store, found.versions, policy, now), what="the plan", patience=INTERACTIVE)
@@ -71,17 +73,19 @@ def prune_command(
         click.echo(json.dumps(_report(str(found.run), policy, choices, gone, at), indent=1))
     elif agreed:
         what = "will be deleted by the store" if ttl else "deleted"
-        spared = f"; {len(going) - len(gone)} stayed, wanted by somebody since" if len(gone) < len(going) else ""
+        spared = (
+            f"; {len(going) - len(gone)} kept, because they were aliased or linked meanwhile" if len(gone) < len(going) else ""
+        )
         click.echo(f"{len(gone)} versions {what}, {size_of(_bytes(gone))}{spared}")
     elif going:
-        click.echo("nothing was deleted", err=True)
+        click.echo("nothing deleted", err=True)
 
 
 def _agreed(going: list[Choice], *, yes: bool, ask: bool) -> bool:
     if yes:
         return True
     if not (ask and sys.stdin.isatty()):
-        raise UsageError("versions are deleted only after a yes", hint="Add --yes, or --dry-run to see the plan alone.")
+        raise UsageError("versions are deleted only after confirmation", hint="Add --yes, or --dry-run to see only the plan.")
     return click.confirm(f"Delete these {len(going)} versions?", err=True)
 
 
@@ -97,10 +101,10 @@ def _show_plan(choices: list[Choice], ttl: float | None) -> None:
         )
         for each in choices
     ]
-    tables.show(("VERSION", "STEP", "SIZE", "PLAN", "BECAUSE"), rows, right=("STEP", "SIZE"))
+    tables.show(("VERSION", "STEP", "SIZE", "PLAN", "REASONS"), rows, right=("STEP", "SIZE"))
     going = [each.version for each in choices if not each.kept]
     freed = size_of(_bytes(going))
-    click.echo(f"{len(choices) - len(going)} stay, {len(going)} go: {freed}, less what they share with others")
+    click.echo(f"{len(choices) - len(going)} to keep, {len(going)} to delete: {freed}, less files shared with kept versions")
 
 
 def _bytes(versions: Sequence[Version]) -> int:

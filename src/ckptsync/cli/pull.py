@@ -15,19 +15,19 @@ from ckptsync.store.retrying import INTERACTIVE
 @click.command(
     "pull",
     epilog="Example: ckptsync pull 4kx81b2q:best models/best",
-    short_help="Bring one version here, every byte verified.",
+    short_help="Download one version and verify every byte.",
 )
 @click.argument("run_text", metavar="RUN[:ALIAS]")
 @click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
-@click.option("--model", is_flag=True, help="The final model (model-<run_id>) rather than a checkpoint.")
+@click.option("--model", is_flag=True, help="Download the final model (model-<run_id>) instead of a checkpoint.")
 @options.as_json
 @options.common
 def pull_command(
     run_text: str, destination: Path, model: bool, as_json: bool, project: str | None, entity: str | None, local: bool
 ) -> None:
-    """Download a version of RUN into the folder DEST, which is new or empty, and prove every byte.
+    """Download a version of RUN into DEST, a new or empty folder, and verify every byte.
 
-    Without ALIAS it is the newest that holds. An interrupted pull goes on where it broke. from_pretrained(DEST) loads it.
+    ALIAS defaults to the newest valid version. An interrupted pull continues where it stopped. from_pretrained(DEST) loads it.
     JSON keys: path, name, version, step, bytes, files.
     """
     download.require_free(destination)

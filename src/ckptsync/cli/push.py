@@ -21,17 +21,17 @@ from ckptsync.upload.spool import Spool
 from ckptsync.upload.stop import Stop
 
 GIVE_UP_AFTER = 60.0
-"""Seconds that a push waits for a store that is away."""
+"""Seconds to retry an unreachable store."""
 
 
 @click.command(
     "push",
     epilog="Example: ckptsync push runs/llama/checkpoint-500 --run-id 4kx81b2q",
-    short_help="Upload one checkpoint, or try the parked ones again.",
+    short_help="Upload one checkpoint, or retry the parked ones.",
 )
 @click.argument("directory", metavar="CHECKPOINT_DIR", type=click.Path(path_type=Path))
-@click.option("--parked", is_flag=True, help="DIR is an output folder: try again what a permanent error had stopped there.")
-@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
+@click.option("--parked", is_flag=True, help="Retry all parked uploads; the argument is an output folder.")
+@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id [default: WANDB_RUN_ID, else run.json].")
 @options.max_upload_rate
 @options.as_json
 @options.common
@@ -45,9 +45,9 @@ def push_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Upload the checkpoint in CHECKPOINT_DIR (…/checkpoint-N) as a version of its run, if it is whole.
+    """Upload CHECKPOINT_DIR (…/checkpoint-N) as a version of its run, if it is complete.
 
-    Pushed twice it is one version. With --parked the folder is an output_dir, and what was parked there goes out.
+    Pushing it again makes no second version. With --parked, give an output folder: its parked uploads are retried.
     JSON: a list of {checkpoint, step, artifact, version, bytes, files, seconds}.
     """
     folder = directory.expanduser().absolute()
@@ -74,20 +74,20 @@ def push_command(
             watched.raise_outcome()
             receipts = [each for each in watched.spool.receipts() if each.snapshot in names]
             _require_durable(names - {each.snapshot for each in receipts}, watched.spool)
-    _tell(receipts, as_json=as_json)
+    _show(receipts, as_json=as_json)
 
 
 def _require_checkpoint(folder: Path) -> Path:
     if not folder.is_dir() or step_of(folder.name) is None:
-        raise UsageError(f"{folder} is not a checkpoint-N folder", hint="Give one, or an output_dir with --parked.")
+        raise UsageError(f"{folder} is not a checkpoint-N folder", hint="Give one, or an output folder with --parked.")
     return folder
 
 
 def _pin(spool: Spool, folder: Path) -> str:
-    """Put the checkpoint into the queue unless it is there or durable, and return its snapshot's name."""
+    """Queue the checkpoint unless it is queued or durable already. Returns its snapshot's name."""
     verdict = layouts.inspect(folder, world_size=record.read(folder.parent).world_size)
     if not verdict.complete:
-        raise IntegrityError(f"{folder} is not whole: {verdict.problems[0]}", hint="See `ckptsync verify`.")
+        raise IntegrityError(f"{folder} is incomplete: {verdict.problems[0]}", hint="List all problems with `ckptsync verify`.")
     checkpoint = Checkpoint(folder, step_of(folder.name) or 0, verdict)
     name = f"{checkpoint.name}.{checkpoint.fingerprint}"
     if not spool.knows(name):
@@ -96,22 +96,22 @@ def _pin(spool: Spool, folder: Path) -> str:
 
 
 def _require_durable(missing: set[str], spool: Spool) -> None:
-    """Raise what kept some of them from becoming durable."""
+    """Raise the reason why one of them is not durable."""
     for pinned, reason in spool.parked():
         if pinned.name in missing:
-            raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
+            raise PermanentStoreError(f"{pinned.checkpoint} was not uploaded: parked: {reason}")
     for name in sorted(missing):
-        raise SnapshotChangedError(f"{name.partition('.')[0]} was rewritten while it was uploaded", hint="Push it again.")
+        raise SnapshotChangedError(f"{name.partition('.')[0]} was modified during the upload", hint="Push it again.")
 
 
-def _tell(receipts: list[Receipt], *, as_json: bool) -> None:
+def _show(receipts: list[Receipt], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_report(each) for each in receipts], indent=1))
         return
     for each in receipts:
-        click.echo(f"{each.snapshot.partition('.')[0]} is durable: {each.artifact}:{each.version}")
+        click.echo(f"uploaded {each.snapshot.partition('.')[0]} as {each.artifact}:{each.version}")
     if not receipts:
-        click.echo("nothing was parked", err=True)
+        click.echo("no parked uploads", err=True)
 
 
 def _report(receipt: Receipt) -> dict[str, Any]:

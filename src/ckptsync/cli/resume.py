@@ -27,19 +27,21 @@ from ckptsync.store import artifact
     "resume",
     cls=Reloadable,
     epilog="Example: ckptsync resume 4kx81b2q --output-dir runs/llama -- python train.py --output_dir runs/llama",
-    short_help="Pull the newest valid checkpoint and restart the training.",
+    short_help="Restart a training from the newest valid checkpoint of its run.",
 )
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path),
     envvar="CKPTSYNC_OUTPUT_DIR",
-    help="The Trainer's output_dir, made where it is missing [default: this folder, if a training ran in it].",
+    help="The Trainer's output_dir, created if missing [default: the current folder, if a training ran in it].",
 )
-@click.option("--download-only", is_flag=True, help="Place the checkpoint, print its path, and start nothing.")
-@click.option("--yes", is_flag=True, envvar="CKPTSYNC_YES", help="Run a command that only the version's metadata names.")
-@click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Hand the checkpoint to Trainer.train().")
-@click.option("--extend", is_flag=True, help="Go on although the training reached its last step.")
-@click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@click.option("--download-only", is_flag=True, help="Place the checkpoint and print its path, but don't start the training.")
+@click.option("--yes", is_flag=True, envvar="CKPTSYNC_YES", help="Run a command from a version's metadata without asking.")
+@click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Pass the checkpoint to Trainer.train().")
+@click.option("--extend", is_flag=True, help="Resume although the training has reached its last step.")
+@click.option(
+    "--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that restarts from scratch."
+)
 @watched
 @options.restartable
 @options.preemptible
@@ -64,10 +66,10 @@ def resume_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Pull the newest valid checkpoint of RUN, verify it, and restart the training with resume="must".
+    """Download and verify the newest valid checkpoint of RUN, and restart the training from it as the same W&B run.
 
-    The command is the one after --, else the one that run.json recorded, else the version's own, which runs only after a yes.
-    {checkpoint} in it becomes the path; without it a hook hands the checkpoint to Trainer.train().
+    COMMAND defaults to the one in run.json, else the one in the version's metadata, which runs only after confirmation.
+    {checkpoint} in COMMAND is replaced by the path; without it a hook passes the checkpoint to Trainer.train().
     """
     manager = notify.claim()
     output_dir = resume.require_output_dir(_output_dir(output_dir), create=True)
@@ -79,7 +81,7 @@ def resume_command(
     )
     if find_running(output_dir):
         raise LockedError(
-            f"a training is running in {output_dir}", hint="Stop it first, or follow it with `ckptsync watch` or `ckptsync run`."
+            f"a training is running in {output_dir}", hint="Stop it, or use `ckptsync watch` or `ckptsync run` to watch it."
         )
     with connections.connected_if_online(local=local) as connection:
         job = ResumableJob(
@@ -111,11 +113,11 @@ def _output_dir(given: Path | None) -> Path:
         return given
     if record.path_of(Path()).exists():
         return Path()
-    raise UsageError("which output folder?", hint="Give --output-dir, the Trainer's output_dir; it is made where it is missing.")
+    raise UsageError("no output folder given", hint="Give the Trainer's output_dir as --output-dir; it is created if missing.")
 
 
 def _command(given: tuple[str, ...], output_dir: Path, placed: Placed | None, *, yes: bool) -> tuple[list[str], Path | None]:
-    """The training's command and the folder to start it in; what only the network told needs a yes."""
+    """The training's command and working directory. A command from the store needs the user's confirmation."""
     if given:
         return list(given), None
     known = record.read(output_dir)
@@ -125,12 +127,12 @@ def _command(given: tuple[str, ...], output_dir: Path, placed: Placed | None, *,
     remote = artifact.recorded_command(version) if version else None
     if version is None or remote is None:
         raise UsageError(
-            "no command to start the training with", hint="Give it after --: ckptsync resume RUN -- python train.py …"
+            "no command to start the training with", hint="Add it after --: ckptsync resume RUN -- python train.py …"
         )
     click.echo(f"{version.name}:{version.version} was saved by this command:\n  {shlex.join(remote)}", err=True)
     if not yes and not (sys.stdin.isatty() and click.confirm("Run it here?", err=True)):
         raise UsageError(
-            "a command that came with a version runs only after a yes", hint="Add --yes, or give the command after --."
+            "a command from a version's metadata runs only after confirmation", hint="Add --yes, or give the command after --."
         )
     return remote, _folder(version.ours.get("cwd"))
 

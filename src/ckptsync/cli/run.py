@@ -22,15 +22,17 @@ from ckptsync.service import notify
     "run",
     cls=Reloadable,
     epilog="Example: ckptsync run --run-id llama-7 --output-dir runs/llama -- python train.py --output_dir runs/llama",
-    short_help="Start a training, or resume it where there is something to resume.",
+    short_help="Start a training, or resume it from its newest valid checkpoint.",
 )
-@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The W&B run id; else WANDB_RUN_ID, else run.json, else a new one.")
+@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The W&B run id [default: WANDB_RUN_ID, else run.json, else a new one].")
 @click.option(
     "--output-dir", type=click.Path(path_type=Path), envvar="CKPTSYNC_OUTPUT_DIR", required=True, help="The Trainer's output_dir."
 )
-@click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Hand the checkpoint to Trainer.train().")
-@click.option("--extend", is_flag=True, help="Go on although the training reached its last step.")
-@click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Pass the checkpoint to Trainer.train().")
+@click.option("--extend", is_flag=True, help="Resume although the training has reached its last step.")
+@click.option(
+    "--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that restarts from scratch."
+)
 @watched
 @options.restartable
 @options.preemptible
@@ -52,10 +54,10 @@ def run_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Run COMMAND as one W&B run, however often the machine is taken away: start the same line again and it goes on.
+    """Run COMMAND as one W&B run. After a preemption or a crash, run the same line again to continue.
 
-    Resumes the newest valid checkpoint, here or in the store; starts fresh when there is none. A finished training is not
-    started again. OUTPUT_DIR, run id and COMMAND may stand in the settings file: output-dir, run-id, command = ["python", …].
+    Resumes from the newest valid checkpoint, local or in the store; starts from scratch if there is none. A finished training
+    is not started again. The settings file can give output-dir, run-id and command = ["python", …].
     """
     manager = notify.claim()
     output_dir = resume.require_output_dir(output_dir, create=True)

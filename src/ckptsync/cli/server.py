@@ -1,4 +1,4 @@
-"""`server`: the embedded W&B-compatible server in the foreground."""
+"""`server`: runs the embedded W&B-compatible server in the foreground."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from ckptsync.errors import ConfigurationError
 
 
 @click.command(
-    "server", epilog="Example: ckptsync server --data-dir /srv/ckptsync", short_help="The embedded W&B-compatible server."
+    "server", epilog="Example: ckptsync server --data-dir /srv/ckptsync", short_help="Run the embedded W&B-compatible server."
 )
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
     envvar="CKPTSYNC_DATA_DIR",
-    help="Where everything is kept [default: ~/.local/share/ckptsync/server].",
+    help="Folder for the database, files and key [default: ~/.local/share/ckptsync/server].",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, envvar="CKPTSYNC_HOST", help="The address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, envvar="CKPTSYNC_HOST", help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8787, show_default=True, envvar="CKPTSYNC_PORT", help="0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8787,
+    show_default=True,
+    envvar="CKPTSYNC_PORT",
+    help="Port to listen on; 0: any free port.",
 )
 @options.common
 def server_command(data_dir: Path | None, host: str, port: int, project: str | None, entity: str | None, local: bool) -> None:
-    """Serve W&B's API for runs and artifacts to the unmodified wandb client, from SQLite and files.
+    """Serve W&B's API for runs and artifacts to the unmodified wandb client; data is kept in SQLite and plain files.
 
-    Listens on loopback unless told otherwise. The API key is made at the first start, in the file api-key of the data folder.
+    Listens on loopback by default. The first start generates an API key in the file api-key of the data folder.
     """
     del project, entity, local
     for module in ("starlette", "uvicorn", "graphql"):
@@ -38,5 +43,5 @@ def server_command(data_dir: Path | None, host: str, port: int, project: str | N
     from ckptsync.server.local import default_data_dir
 
     folder = data_dir or default_data_dir()
-    click.echo(f"the API key is in {folder / 'api-key'}; point a client here with WANDB_BASE_URL and WANDB_API_KEY", err=True)
+    click.echo(f"the API key is in {folder / 'api-key'}; set WANDB_BASE_URL and WANDB_API_KEY to use this server", err=True)
     serve(folder, host=host, port=port)

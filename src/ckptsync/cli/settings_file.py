@@ -13,13 +13,13 @@ _SETTINGS = "ckptsync.settings"
 
 
 def path_of(context: click.Context) -> tuple[Path, bool]:
-    """Where the settings of a command come from, and whether a file has to be there since somebody named it."""
+    """The settings file of a command, and whether it must exist because the user named it."""
     named: Path | None = context.meta[_SETTINGS]
     return named or config.default_file(), named is not None
 
 
 def load(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
-    """Put the settings file below the flags and CKPTSYNC_* variables, which is click's own order."""
+    """Make the settings file the source of defaults, which click ranks below flags and CKPTSYNC_* variables."""
     context.meta[_SETTINGS] = value
     path, named = path_of(context)
     settings = config.load_file(path, required=named)
@@ -28,7 +28,7 @@ def load(context: click.Context, _parameter: click.Parameter, value: Path | None
 
 
 def _warn_of_unknown(context: click.Context, path: Path, settings: Mapping[str, object]) -> None:
-    """Name the settings that no command has: most likely a slip of the pen, and without a word it would have no effect."""
+    """Warn of settings that no command has: probably a typo, which would otherwise be ignored silently."""
     unknown = set(settings) - _names(context.command)
     group = context.parent.command if context.parent else None
     if not unknown or not isinstance(group, click.Group) or context.parent is None:
@@ -37,7 +37,7 @@ def _warn_of_unknown(context: click.Context, path: Path, settings: Mapping[str, 
         command = group.get_command(context.parent, name)
         unknown -= _names(command) if command else set()
     for name in sorted(unknown):
-        click.echo(f"ckptsync: {path}: no command has a setting {name.replace('_', '-')!r}; it is ignored", err=True)
+        click.echo(f"ckptsync: {path}: ignoring unknown setting {name.replace('_', '-')!r}", err=True)
 
 
 def _names(command: click.Command) -> set[str]:

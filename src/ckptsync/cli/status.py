@@ -18,30 +18,32 @@ from ckptsync.sizes import size_of
 from ckptsync.upload.spool import Spool
 
 DAY_FROM = 1.0
-"""Seconds between the first and the last save from which a growth per day is told."""
+"""Seconds between the first and the last save below which no growth per day is shown."""
 
 
 @click.command(
-    "status", epilog="Example: ckptsync status runs/llama --max-age 30m", short_help="The last durable step and what is at risk."
+    "status",
+    epilog="Example: ckptsync status runs/llama --max-age 30m",
+    short_help="Show the last durable step and the work at risk.",
 )
 @click.argument("output_dirs", metavar="[OUTPUT_DIR]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--max-age",
     type=Duration(),
     envvar="CKPTSYNC_MAX_AGE",
-    help="Exit 1 when work is at risk for longer than this: 90 (seconds), 30m, 12h.",
+    help="Exit 1 if work has been at risk for longer than this: 90 (seconds), 30m, 12h.",
 )
 @options.as_json
 @options.common
 def status_command(
     output_dirs: tuple[Path, ...], max_age: float | None, as_json: bool, project: str | None, entity: str | None, local: bool
 ) -> None:
-    """Tell the last durable step, its age, and what waits, for each OUTPUT_DIR (default: this folder).
+    """Show the last durable step, its age and the upload queue of each OUTPUT_DIR (default: the current folder).
 
     JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, last_durable_version,
-    newest_local_step, finished, at_risk_seconds, at_risk_steps (saved here, not durable), upload_bytes_per_second,
+    newest_local_step, finished, at_risk_seconds, at_risk_steps (saved locally, not durable), upload_bytes_per_second,
     pending, parked, torn, copied (counts), the names in pending_names, parked_reasons, torn_names; stored_bytes (in the
-    store, from here), spool_bytes (waiting), keep (the policy), and growth_bytes_per_day of training where there is none.
+    store, from this folder), spool_bytes (queued), keep (the policy), growth_bytes_per_day (of training, without a policy).
     """
     del project, entity, local
     folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
@@ -89,7 +91,7 @@ def _report(output_dir: Path) -> dict[str, Any]:
 
 
 def _storage(spool: Spool, known: record.Record) -> dict[str, Any]:
-    """What the receipts say of the storage in use: each version counts in full, though files that don't change are kept once."""
+    """The storage in use by the receipts. Each version counts in full, although the store keeps unchanged files once."""
     gone = set(spool.pruned())
     receipts = sorted(spool.receipts(), key=lambda each: each.saved_at)
     stored = {f"{each.artifact}:{each.version}": each.bytes for each in receipts}
@@ -104,7 +106,7 @@ def _storage(spool: Spool, known: record.Record) -> dict[str, Any]:
 
 
 def _rate(spool: Spool) -> int | None:
-    """How fast the last upload was, hashing and commit included; None before the first one."""
+    """The rate of the last upload, including hashing and commit; None before the first."""
     measured = [each for each in spool.receipts() if each.seconds > 0]
     last = max(measured, key=lambda each: each.committed_at, default=None)
     return round(last.bytes / last.seconds) if last else None
@@ -116,7 +118,7 @@ def _finished(checkpoint: Checkpoint) -> bool:
 
 
 def _age_of_training(output_dir: Path) -> int | None:
-    """Seconds since the first trace of a training, where nothing of it is durable yet."""
+    """Seconds since run.json changed, the first trace of a training without a durable checkpoint."""
     path = record.path_of(output_dir)
     return round(time.time() - path.stat().st_mtime) if path.exists() else None
 
@@ -129,20 +131,18 @@ def _words(report: dict[str, Any]) -> str:
         saved = f"saved at {report['last_durable_at']}, {report['last_durable_version']}"
         lines.append(f"  durable   step {report['last_durable_step']}, {saved}")
     at_risk = (
-        "none: the training is finished"
-        if report["finished"]
-        else f"what was computed in the last {tables.age(report['at_risk_seconds'])}"
+        "nothing: the training is finished" if report["finished"] else f"the last {tables.age(report['at_risk_seconds'])} of work"
     )
     if report["at_risk_steps"] and not report["finished"]:
-        at_risk += f", {report['at_risk_steps']} steps of it saved here and not durable yet"
+        at_risk += f", {report['at_risk_steps']} steps of it saved locally"
     lines.append(f"  at risk   {at_risk}")
     lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
-    lines.append(f"  waiting   {report['pending']}, parked {report['parked']}, torn {report['torn']}")
+    lines.append(f"  queued    {report['pending']}, parked {report['parked']}, torn {report['torn']}")
     if report["upload_bytes_per_second"]:
-        lines.append(f"  uploads   {report['upload_bytes_per_second'] / 1e6:.3g} MB/s, the last one")
-    lines.append(f"  watcher   {report['watcher'] or 'none: start `ckptsync watch`'}")
+        lines.append(f"  uploads   {report['upload_bytes_per_second'] / 1e6:.3g} MB/s (last upload)")
+    lines.append(f"  watcher   {report['watcher'] or 'none; start one with `ckptsync watch`'}")
     if report["copied"]:
-        lines.append(f"  copied    {report['copied']} of these: the file system allows neither reflinks nor hard links here")
+        lines.append(f"  copied    {report['copied']} of these, because this file system has neither reflinks nor hard links")
     lines.append(f"  storage   {_stored(report)}")
     lines += [f"  parked    {name}: {reason}" for name, reason in report["parked_reasons"].items()]
     return "\n".join(lines)
@@ -151,8 +151,8 @@ def _words(report: dict[str, Any]) -> str:
 def _stored(report: dict[str, Any]) -> str:
     stored = f"{size_of(report['stored_bytes'])} in the store"
     if report["keep"]:
-        return f"{stored}, kept are {report['keep']}"
+        return f"{stored}, retention: {report['keep']}"
     growth = report["growth_bytes_per_day"]
     if growth is None:
         return stored
-    return f"{stored}, growing by {size_of(growth)} a day of training; --keep-last or `ckptsync prune` bounds it"
+    return f"{stored}, growing by {size_of(growth)} per day of training; limit it with --keep-last or `ckptsync prune`"

@@ -13,15 +13,20 @@ from ckptsync.checkpoint import Verdict
 from ckptsync.cli import options, progress
 from ckptsync.errors import IntegrityError, UsageError
 from ckptsync.restore import download, sources
+from ckptsync.sizes import size_of
 from ckptsync.store.retrying import INTERACTIVE, retry
 
 
 @click.command(
-    "verify", epilog="Example: ckptsync verify runs/llama/checkpoint-500", short_help="Is a checkpoint whole, and if not, why."
+    "verify",
+    epilog="Example: ckptsync verify runs/llama/checkpoint-500",
+    short_help="Check that a checkpoint is complete and resumable.",
 )
 @click.argument("subject", metavar="DIR|RUN[:ALIAS]")
-@click.option("--remote", is_flag=True, help="RUN[:ALIAS] is a version in the store: read every byte of it, keep none.")
-@click.option("--world-size", type=click.IntRange(min=1), envvar="CKPTSYNC_WORLD_SIZE", help="Training processes.")
+@click.option("--remote", is_flag=True, help="Check a version in the store: read every byte, keep none.")
+@click.option(
+    "--world-size", type=click.IntRange(min=1), metavar="N", envvar="CKPTSYNC_WORLD_SIZE", help="Number of training processes."
+)
 @options.as_json
 @options.common
 def verify_command(
@@ -33,7 +38,7 @@ def verify_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Tell whether DIR is a whole checkpoint that a training can resume from; exit 5 with the reasons when not.
+    """Check that DIR is a complete checkpoint that a training can resume from. If it is incomplete, print why and exit 5.
 
     JSON keys: path, complete, resumable, layout, step, world_size, files, bytes, problems (file, reason), notes. With --remote:
     name, version, complete, step, files, bytes, problems.
@@ -66,8 +71,8 @@ def _verify_version(run_text: str, *, as_json: bool, project: str | None, entity
     for problem in problems:
         click.echo(str(problem))
     if problems:
-        raise IntegrityError(f"{version} does not hold: {problems[0]}", hint="Resume from another version: `ckptsync list`.")
-    click.echo(f"{version}: all {version.bytes} bytes of {version.files} files have the digests of the manifest")
+        raise IntegrityError(f"{version} is corrupt: {problems[0]}", hint="Choose another version from `ckptsync list`.")
+    click.echo(f"{version}: verified {version.files} files, {size_of(version.bytes)}, against the manifest")
 
 
 def _verify_folder(directory: Path, world_size: int | None, *, as_json: bool) -> None:
@@ -85,10 +90,10 @@ def _verify_folder(directory: Path, world_size: int | None, *, as_json: bool) ->
     if not verdict.complete:
         if as_json:
             raise click.exceptions.Exit(IntegrityError.exit_code)
-        raise IntegrityError(f"{directory} is not whole: {verdict.problems[0]}", hint="Resume from another checkpoint.")
+        raise IntegrityError(f"{directory} is incomplete: {verdict.problems[0]}", hint="Resume from another checkpoint.")
     if not as_json:
         resumable = "resumable" if verdict.resumable else "not resumable"
-        click.echo(f"{directory}: whole, {resumable}, layout {verdict.layout}, {len(verdict.files)} files")
+        click.echo(f"{directory}: complete, {resumable}, layout {verdict.layout}, {len(verdict.files)} files")
 
 
 def _verdict_report(path: Path, verdict: Verdict) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the commands about a run in the store begin with: log in, find its versions, say what is missing."""
+"""The run that a user named, and its versions in the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ckptsync.store.wandb_store import WandbStore
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The run that a user named, its versions as far as there are any, and the store to ask for more."""
+    """A run, its versions, the alias that the user gave, and the open store."""
 
     run: Run
     alias: str | None
@@ -28,17 +28,18 @@ class Found:
 
 @contextlib.contextmanager
 def found(run_text: str, *, project: str | None, entity: str | None, local: bool, empty: bool = False) -> Iterator[Found]:
-    """Find a run's versions. Raises NotFoundError for an unknown run, and unless `empty` for one without a version."""
+    """Find a run's versions. Raises NotFoundError for an unknown run and, unless `empty`, for one without versions."""
     with connections.connected(local=local) as connection:
         run, alias = config.parse_run(run_text, project=project, entity=entity)
         with open_store(connection, run) as store:
             run = retry(lambda: store.check(run), what="the log-in", patience=INTERACTIVE)
             known = retry(lambda: sources.find_versions(store, run), what="the list of versions", patience=INTERACTIVE)
             if not known:
-                # Tell a run without checkpoints from one that isn't there.
+                # Distinguish a run without checkpoints from one that doesn't exist.
                 retry(lambda: store.run_state(run), what="the look-up of the run", patience=INTERACTIVE)
                 if not empty:
                     raise NotFoundError(
-                        f"run {run} has no checkpoint yet", hint="`ckptsync watch` uploads them as they are saved."
+                        f"run {run} has no checkpoint yet",
+                        hint="Upload its checkpoints with `ckptsync watch` or `ckptsync push`.",
                     )
             yield Found(run, alias, known, store)

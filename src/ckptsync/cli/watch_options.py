@@ -1,4 +1,4 @@
-"""The options that say how an output folder is followed, and how they are read again while it is."""
+"""The options that say how an output folder is watched, and how they are reloaded on SIGHUP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ARGUMENTS = "ckptsync.arguments"
 
 
 def watched(function: options.Command) -> options.Command:
-    """Add the options that arrive as the one argument `following`."""
+    """Add the options of WatchSettings, which arrive as one argument, `following`."""
 
     @functools.wraps(function)
     def gathered(**given: Any) -> Any:
@@ -32,10 +32,13 @@ def watched(function: options.Command) -> options.Command:
                 "--backlog",
                 type=click.Choice(["newest", "all"]),
                 envvar="CKPTSYNC_BACKLOG",
-                help="When behind: the newest next, dropping what it supersedes, or all in order [default: newest].",
+                help="If uploads fall behind: upload the newest next and drop older ones, or all in order [default: newest].",
             ),
             click.option(
-                "--spool-limit", type=Size(), envvar="CKPTSYNC_SPOOL_LIMIT", help="Let the oldest go when more waits: 200G."
+                "--spool-limit",
+                type=Size(),
+                envvar="CKPTSYNC_SPOOL_LIMIT",
+                help="Drop the oldest queued checkpoints beyond this size, for example 200G.",
             ),
             click.option(
                 "--quiet-period",
@@ -43,7 +46,7 @@ def watched(function: options.Command) -> options.Command:
                 default="3s",
                 show_default=True,
                 envvar="CKPTSYNC_QUIET_PERIOD",
-                help="How long nothing may change before a save counts as over.",
+                help="How long a checkpoint must be unchanged before it counts as saved.",
             ),
             click.option(
                 "--stall-timeout",
@@ -51,7 +54,7 @@ def watched(function: options.Command) -> options.Command:
                 default="5m",
                 show_default=True,
                 envvar="CKPTSYNC_STALL_TIMEOUT",
-                help="How long an upload may make no progress before it is ended and tried again.",
+                help="Kill and retry an upload that makes no progress for this long.",
             ),
             options.retained,
             click.option(
@@ -60,19 +63,19 @@ def watched(function: options.Command) -> options.Command:
                 default="run-id",
                 show_default=True,
                 envvar="CKPTSYNC_NAME_BY",
-                help="Call the artifact checkpoint-<run_id> or checkpoint-<run_name> (WANDB_NAME).",
+                help="Name the artifact checkpoint-<run_id> or checkpoint-<run_name> (WANDB_NAME).",
             ),
             click.option(
                 "--record-command/--no-record-command",
                 default=True,
                 envvar="CKPTSYNC_RECORD_COMMAND",
-                help="Keep the training's command in each version's metadata, for a resume elsewhere.",
+                help="Record the training's command in each version's metadata, for `resume` on another machine.",
             ),
             click.option(
                 "--nice/--no-nice",
                 default=True,
                 envvar="CKPTSYNC_NICE",
-                help="Let uploads take only the processor and disk time that the training leaves.",
+                help="Run uploads at low CPU and disk priority.",
             ),
             options.max_upload_rate,
         ]
@@ -82,7 +85,7 @@ def watched(function: options.Command) -> options.Command:
 
 
 class Reloadable(click.Command):
-    """A command whose settings can be read again while it runs."""
+    """A command whose settings can be reloaded while it runs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See click."""
@@ -91,7 +94,7 @@ class Reloadable(click.Command):
 
 
 def reload(apply: Callable[[WatchSettings, Mapping[str, Any]], Policy]) -> Reread:
-    """How the Reloadable command at hand takes its settings anew: `apply` makes the policy of them and of its other options."""
+    """A function that reloads the current command's settings. `apply` makes the policy from them and the other options."""
     context = click.get_current_context()
 
     def again(watch: Watch) -> Watch:
@@ -107,7 +110,7 @@ def _taken_from(values: dict[str, Any]) -> WatchSettings:
 
 
 def _parsed_again(context: click.Context) -> dict[str, Any]:
-    """The same command line over the settings file as it is by now. Raises ConfigurationError for what cannot be."""
+    """The command line parsed over the settings file as it is now. Raises ConfigurationError for an invalid setting."""
     arguments = list(context.meta[_ARGUMENTS])
     context.meta[log_output.RELOADING] = True
     try:

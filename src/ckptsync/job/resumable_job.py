@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHORTLY, AT_LENGTH = 20.0, 900.0
-"""Seconds to wait for a store that is away: where a checkpoint is here to go on from, and where the store alone may have one.
+"""Seconds to retry an unreachable store: with a valid local checkpoint, and when only the store may have one.
 
-To start fresh instead would be a second beginning of the same run. On a spot machine the network may come up after us.
+Starting from scratch instead would restart the run at step 0. On a spot machine the network may come up later than ckptsync.
 """
 
 
 class Terminal(Protocol):
-    """Where a person follows a job."""
+    """Where a job shows progress and messages to the user."""
 
     def progress(self, what: str) -> AbstractContextManager[Progress]:
         """Show a transfer's progress while the block runs."""
@@ -53,7 +53,7 @@ class Terminal(Protocol):
 
 
 def patience(seconds: float | None, usual: float) -> Patience:
-    """How long to retry an unreachable store: as the user said, else as usual."""
+    """How long to retry an unreachable store, in seconds: what the user set, else `usual`."""
     return Patience(first=0.5, longest=15.0, give_up_after=usual if seconds is None else seconds)
 
 
@@ -105,7 +105,7 @@ class ResumableJob:
         return supervisor.Supervisor(watched, begin, terms).run()
 
     def pull(self, alias: str | None = None) -> Placed:
-        """The newest valid checkpoint of a run that must exist, in its place. Where W&B is off, the newest that is here."""
+        """Place the newest valid checkpoint of a run that must exist. If W&B is disabled or offline, the newest local one."""
         if self._connection is None:
             return Resume(None, self.run, self._output_dir, progress=lambda *_: None).place(alias)
         with open_store(self._connection, self.run) as store:
@@ -115,7 +115,7 @@ class ResumableJob:
             return self._place(store, alias)
 
     def finished(self, placed: Placed) -> bool:
-        """Whether nothing is left to train; then that is told."""
+        """Whether the training has reached its last step and may not go further; reported to the user if so."""
         if placed.state.finished and not self._extend:
             self._terminal.say(_finished_text(placed))
             return True
@@ -125,15 +125,15 @@ class ResumableJob:
         left = find_running(self._output_dir)
         if left:
             whole, _ = sources.local_checkpoints(self._output_dir)
-            log.warning("the training still runs (pid %d): following it, no other one is started", left.members()[0])
+            log.warning("the training is still running (pid %d): watching it instead of starting another", left.members()[0])
             return supervisor.Start(lambda: left, max((each.step for each in whole), default=0))
         placed = self._find()
         return None if placed and self.finished(placed) else self._begin(placed)
 
     def _find(self) -> Placed | None:
-        """The newest valid checkpoint in its place, None where the run has none yet.
+        """Place the newest valid checkpoint; None if the run has none yet.
 
-        A store that is away is waited for. But where a valid checkpoint is here, not for long: the training goes on from that.
+        If the store stays unreachable, the newest valid local checkpoint is used.
         """
         if self._connection is None:
             return self._find_here()
@@ -143,13 +143,13 @@ class ResumableJob:
                 self._exists = _exists(store, self.run, self._patience)
                 return self._place(store, None)
         except NotFoundError as error:
-            log.info("starting fresh: %s", error)
+            log.info("starting from scratch: %s", error)
             return None
         except TransientStoreError as error:
             placed = self._find_here()
             if placed is None:
                 raise
-            log.warning("%s; going on from %s, which is here; whether the store has a newer one is not known", error, placed.path)
+            log.warning("%s; resuming from the local %s; the store may have a newer checkpoint", error, placed.path)
             return placed
 
     def _find_here(self) -> Placed | None:
@@ -219,20 +219,20 @@ def _exists(store: Store, run: Run, patience: Patience) -> bool:
 
 
 def _warn_of_replay(store: WandbStore, run: Run, placed: Placed) -> None:
-    """Say which steps the run has logged already and will log again."""
+    """Warn of steps that the run has logged already and will log again."""
     with contextlib.suppress(StoreError, NotFoundError):
         logged = store.logged_step(run)
         if logged is not None and logged > placed.step:
-            log.warning("steps %d to %d will be logged again: the run had come to step %d", placed.step + 1, logged, logged)
+            log.warning("steps %d to %d will be logged again: the run had reached step %d", placed.step + 1, logged, logged)
 
 
 def _warn_of_differences(placed: Placed) -> None:
     for difference in verification.differences(placed.source.version) if placed.source.version else []:
-        log.warning("%s: a resumed training may not go on bit by bit", difference)
+        log.warning("%s: the resumed training may not be identical bit for bit", difference)
 
 
 def _finished_text(placed: Placed) -> str:
     return (
         f"the training is finished: {placed.path} is at step {placed.state.global_step} of {placed.state.max_steps}."
-        " To train longer, raise the steps in the command and add --extend."
+        " To train longer, raise the number of steps in the command and add --extend."
     )

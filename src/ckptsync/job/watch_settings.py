@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
-    """How to follow: durations in seconds, the limit in bytes."""
+    """How to watch and upload: durations in seconds, sizes in bytes, the rate in bytes per second."""
 
     backlog: str | None
     spool_limit: int | None
@@ -34,7 +34,7 @@ class WatchSettings:
     max_upload_rate: int | None
 
     def policy(self, *, retry_for: float | None = None, once: bool = False) -> Policy:
-        """The same for the uploader. `retry_for` is None for a store that is waited for without end."""
+        """The uploader's policy. With `retry_for` None it never gives up on an unreachable store."""
         return Policy(
             keep_all=self.backlog == "all" or (once and self.backlog is None),
             limit=self.spool_limit,
@@ -48,20 +48,22 @@ class WatchSettings:
         )
 
     def stem(self, run: Run, output_dir: Path) -> str:
-        """What the artifact is named after. Raises UsageError where nobody knows the run's name."""
+        """What the artifact is named after. Raises UsageError if the run's name is needed but unknown."""
         if self.name_by == "run-id":
             return run.run_id
         name = os.environ.get("WANDB_NAME") or record.read(output_dir).text("run_name")
         if not name:
-            raise UsageError("--name-by run-name needs the run's name", hint="Set WANDB_NAME, as for the training.")
+            raise UsageError("--name-by run-name needs the run's name", hint="Set WANDB_NAME to the name that the training uses.")
         return name
 
     def note(self, output_dir: Path) -> None:
-        """Write down what has to hold for every upload of this folder, whoever starts it, and say what is asked for oddly."""
+        """Record in run.json what applies to every upload from this folder, and warn of a WANDB_LOG_MODEL that conflicts."""
         keep = Retention(self.keep_last, self.keep_best, self.keep_every)
         record.update(output_dir, record_command=None if self.record_command else False, keep=str(keep) if keep else None)
         wanted = config.log_model()
         if wanted == "false":
-            log.warning("WANDB_LOG_MODEL=false: the training asks for no upload, but this command was told to upload, and does")
+            log.warning("ignoring WANDB_LOG_MODEL=false: this command uploads checkpoints")
         elif wanted == "end":
-            log.warning("WANDB_LOG_MODEL=end: only the final model is uploaded; what is lost with this machine can't be resumed")
+            log.warning(
+                "WANDB_LOG_MODEL=end: only the final model is uploaded; a training lost with this machine cannot be resumed"
+            )

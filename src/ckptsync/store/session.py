@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def open_store(connection: Connection, run: Run) -> Iterator[WandbStore]:
-    """W&B in this process, with the client's own files in a folder that goes away with the block."""
+    """Open W&B in this process while the block runs, with the client's own files in a temporary folder."""
     from ckptsync.store.wandb_store import WandbStore
 
     with _environment_kept(), tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
@@ -31,7 +31,7 @@ def open_store(connection: Connection, run: Run) -> Iterator[WandbStore]:
 
 @contextlib.contextmanager
 def _environment_kept() -> Iterator[None]:
-    """What the client sets in this process is none of the training's, which is started with this environment later."""
+    """Undo what the client sets: the training is started with this environment later."""
     before = dict(os.environ)
     try:
         yield
