@@ -144,7 +144,7 @@ def test_without_any_command_it_says_how_to_give_one(tool: Tool, server: ServerP
     done = tool("resume", "no-command", "--output-dir", new)
 
     assert done.returncode == 2
-    assert "no command to start the training with. Give it after --" in done.stderr
+    assert "no command to start the training with. Add it after --" in done.stderr
 
 
 @pytest.mark.slow

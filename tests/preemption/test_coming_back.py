@@ -56,7 +56,7 @@ def test_a_failure_is_followed_by_a_restart_from_the_newest_checkpoint_that_wait
     assert process.wait(60) == 0, job.said
     assert job.starts == [0, 4]
     assert "restart 1 of 2 from step 4 in 1 s" in job.said
-    assert "going on from" in job.said
+    assert "resuming from the local" in job.said
     assert durable < 12 == job.versions()[0]["step"]
 
 
@@ -167,7 +167,7 @@ def test_a_store_that_is_away_does_not_keep_a_training_from_going_on_from_what_i
 
     assert process.wait(60) == 0, job.said
     assert job.starts == [0, 4]
-    assert "whether the store has a newer one is not known" in job.said
+    assert "the store may have a newer checkpoint" in job.said
 
 
 def test_a_network_that_comes_up_late_is_waited_for_where_only_the_store_may_have_a_checkpoint(

@@ -169,4 +169,4 @@ def test_a_setting_that_no_command_has_is_named_and_one_of_another_command_is_no
     done = ckptsync(folder, home, "status", ".", "--config", "typo.toml")
 
     assert done.returncode == 0
-    assert done.stderr == "ckptsync: typo.toml: no command has a setting 'quite-period'; it is ignored\n"
+    assert done.stderr == "ckptsync: typo.toml: ignoring unknown setting 'quite-period'\n"
