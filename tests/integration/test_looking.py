@@ -155,7 +155,7 @@ def test_verify_of_a_whole_checkpoint(nobody: Tool, tmp_path: Path) -> None:
     assert report["bytes"] == sum(path.stat().st_size for path in made.iterdir())
     assert (report["problems"], report["notes"]) == ([], [])
     assert words.returncode == 0
-    assert "whole, resumable, layout plain" in words.stdout
+    assert "complete, resumable, layout plain" in words.stdout
 
 
 def test_verify_tells_every_reason_and_exits_with_5(nobody: Tool, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_verify_tells_every_reason_and_exits_with_5(nobody: Tool, tmp_path: Path
     report = nobody("verify", made, "--json")
 
     assert (words.returncode, report.returncode) == (5, 5)
-    assert "is not whole" in refusal(words)
+    assert "is incomplete" in refusal(words)
     assert "scheduler.pt: missing" in words.stdout
     assert "optimizer.pt" in words.stdout
     found = json.loads(report.stdout)
@@ -181,7 +181,7 @@ def test_verify_of_weights_alone_says_that_nothing_resumes_from_them(nobody: Too
 
     assert done.returncode == 0
     assert "note: not exactly resumable" in done.stdout
-    assert "whole, not resumable, layout weights-only" in done.stdout
+    assert "complete, not resumable, layout weights-only" in done.stdout
 
 
 def test_verify_knows_how_many_ranks_there_have_to_be(nobody: Tool, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_command_that_only_a_version_names_is_shown_and_runs_only_after_a_yes(
 
     assert refused.returncode == 2
     assert str(marker) in refused.stderr
-    assert "runs only after a yes. Add --yes" in refused.stderr
+    assert "runs only after confirmation. Add --yes" in refused.stderr
     assert not ran_unasked
     assert "resuming from local checkpoint-4" in accepted.stderr
     assert accepted.returncode == 0, accepted.stderr
@@ -144,7 +144,7 @@ def test_without_any_command_it_says_how_to_give_one(tool: Tool, server: ServerP
     done = tool("resume", "no-command", "--output-dir", new)
 
     assert done.returncode == 2
-    assert "no command to start the training with. Give it after --" in done.stderr
+    assert "no command to start the training with. Add it after --" in done.stderr
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_a_failure_is_followed_by_a_restart_from_the_newest_checkpoint_that_wait
     assert process.wait(60) == 0, job.said
     assert job.starts == [0, 4]
     assert "restart 1 of 2 from step 4 in 1 s" in job.said
-    assert "going on from" in job.said
+    assert "resuming from the local" in job.said
     assert durable < 12 == job.versions()[0]["step"]
 
 
@@ -105,7 +105,7 @@ def test_kill_9_of_ckptsync_alone_lets_the_training_go_on_and_the_same_line_foll
     code = job.run()
 
     assert code == 0, job.said
-    assert f"the training still runs (pid {trainer})" in job.said
+    assert f"the training is still running (pid {trainer})" in job.said
     assert job.starts == [0]
     assert Counter(job.steps) == Counter(range(1, 41))
     assert job.versions()[0]["step"] == 40
@@ -121,7 +121,7 @@ def test_a_training_that_was_found_running_is_preempted_like_any_other(job: Job)
         os.kill(pid, signal.SIGKILL)
     process.wait(30)
     again = job.start()
-    wait_for(lambda: "still runs" in job.said, what="the second start")
+    wait_for(lambda: "still running" in job.said, what="the second start")
     refused = job.tool("resume", "job", "--output-dir", job.output_dir, "--", "true")
 
     again.send_signal(signal.SIGTERM)
@@ -167,7 +167,7 @@ def test_a_store_that_is_away_does_not_keep_a_training_from_going_on_from_what_i
 
     assert process.wait(60) == 0, job.said
     assert job.starts == [0, 4]
-    assert "whether the store has a newer one is not known" in job.said
+    assert "the store may have a newer checkpoint" in job.said
 
 
 def test_a_network_that_comes_up_late_is_waited_for_where_only_the_store_may_have_a_checkpoint(
@@ -231,7 +231,7 @@ def test_the_replay_window_is_told_at_the_resume(job: Job, tmp_path: Path) -> No
 
     assert job.run() == 0
 
-    assert "steps 5 to 10 will be logged again: the run had come to step 10" in job.said
+    assert "steps 5 to 10 will be logged again: the run had reached step 10" in job.said
 
 
 @pytest.mark.parametrize("option", ["--max-restarts", "--grace", "--notice", "--retry-for"])

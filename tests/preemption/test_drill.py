@@ -72,7 +72,7 @@ def test_a_training_is_killed_and_resumed_and_nothing_of_the_users_is_touched(jo
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("          ")] == ["identical"] * 3 + [
         "state"
     ] + ["identical"]
-    assert "goes on bit by bit" in done.stdout
+    assert "resumes bit for bit" in done.stdout
     assert not own.exists()
     assert _runs(job.tool, project) == []
 

@@ -113,7 +113,7 @@ def test_a_torn_checkpoint_is_told_with_its_reason(folder: Path, home: Path) -> 
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines() == [
-        "ckptsync: out/checkpoint-6 is not whole: optimizer.pt: missing, but other training state is present."
+        "ckptsync: out/checkpoint-6 is incomplete: optimizer.pt: missing, but other training state is present."
         " Resume from another checkpoint."
     ]
 
@@ -122,7 +122,7 @@ def test_a_whole_checkpoint_is_told_too(folder: Path, home: Path) -> None:
     done = ckptsync(folder, home, "verify", "out/checkpoint-5")
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert "whole, resumable, layout plain, 7 files" in done.stdout
+    assert "complete, resumable, layout plain, 7 files" in done.stdout
 
 
 def test_a_second_watcher_is_refused_before_the_store_is_asked(folder: Path, home: Path) -> None:
@@ -169,4 +169,4 @@ def test_a_setting_that_no_command_has_is_named_and_one_of_another_command_is_no
     done = ckptsync(folder, home, "status", ".", "--config", "typo.toml")
 
     assert done.returncode == 0
-    assert done.stderr == "ckptsync: typo.toml: no command has a setting 'quite-period'; it is ignored\n"
+    assert done.stderr == "ckptsync: typo.toml: ignoring unknown setting 'quite-period'\n"

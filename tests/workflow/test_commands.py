@@ -131,7 +131,7 @@ def test_prune_shows_why_each_version_stays_and_deletes_the_others(tool: Tool, s
         20: ["linked"],
         10: ["alias mine"],
     }
-    for reason in ("alias mine", "linked", "every 40 steps", "newest verified", "3 go"):
+    for reason in ("alias mine", "linked", "every 40 steps", "newest verified", "3 to delete"):
         assert reason in plan.stdout
     assert steps(tool, "long") == [80, 70, 40, 20, 10]
     assert done["freed_bytes"] == sum(row["bytes"] for row in done["versions"] if row["deleted"])
@@ -262,9 +262,9 @@ def test_push_parked_tries_again_what_a_permanent_error_had_stopped(tool: Tool, 
 
     assert stopped.returncode == 1
     assert done.returncode == 0, done.stderr
-    assert "checkpoint-4 is durable" in done.stdout
+    assert "uploaded checkpoint-4 as" in done.stdout
     assert nothing.returncode == 0
-    assert "nothing was parked" in nothing.stderr
+    assert "no parked uploads" in nothing.stderr
 
 
 def test_push_parked_that_leaves_one_behind_says_which_and_fails(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_push_parked_that_leaves_one_behind_says_which_and_fails(tool: Tool, ser
     done = tool("push", "--parked", out)
 
     assert done.returncode == 1
-    assert "checkpoint-4 is not durable, it is parked" in refusal(done)
+    assert "checkpoint-4 was not uploaded: parked" in refusal(done)
     assert steps(tool, "behind") == [8]
 
 
@@ -323,7 +323,7 @@ def test_status_tells_the_growth_where_nothing_bounds_it(tool: Tool, server: Ser
     status, words = tool.json("status", out), tool("status", out)
 
     assert status["growth_bytes_per_day"] == round(status["stored_bytes"] / 3600 * 86400)
-    assert "a day of training" in words.stdout
+    assert "per day of training" in words.stdout
     assert "--keep-last" in words.stdout
 
 
@@ -360,7 +360,7 @@ def test_offline_checkpoints_wait_and_go_out_when_a_start_is_online(tool: Tool, 
     online = tool.watch_once(out, "offline")
 
     assert offline.returncode == 0, offline.stderr
-    assert offline.stderr.count("wait in .ckptsync/spool") == 1
+    assert offline.stderr.count("queued in .ckptsync/spool") == 1
     assert [name.partition(".")[0] for name in waiting] == ["checkpoint-8"]
     assert online.returncode == 0, online.stderr
     make_run(server, "offline")
@@ -385,7 +385,7 @@ def test_a_training_that_asks_for_no_upload_is_uploaded_as_told_with_a_warning(t
     done = tool("watch", tmp_path / "out", "--run-id", "false", "--once", "--quiet-period", "0.1", WANDB_LOG_MODEL="false")
 
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the training asks for no upload") == 1
+    assert done.stderr.count("ignoring WANDB_LOG_MODEL=false") == 1
     assert "uploaded checkpoint-4" in done.stderr
 
 
@@ -433,7 +433,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(tool: Tool, server: ServerP
     states = {each["check"]: each["state"] for each in findings}
     assert "error" not in states.values()
     assert {"credentials", "server", "entity", "project", "permissions", "clock", "links", "file events", "disk"} <= states.keys()
-    assert "made and removed again" in next(each["message"] for each in findings if each["check"] == "permissions")
+    assert "uploaded and deleted" in next(each["message"] for each in findings if each["check"] == "permissions")
     assert words.returncode == 0
     assert "permissions" not in words.stdout
     left = """query Left { project(name: "tests", entityName: "local") { runs { edges { node { name } } }
@@ -459,7 +459,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(tool: Tool, server: ServerProc
     assert "links" in nobody.stdout
     assert "refuses the key" in wrong_key.stdout
     assert "Check the network" in away.stdout
-    assert "the first run makes it" in empty.stdout
+    assert "the first run creates it" in empty.stdout
     assert forbidden.returncode == 1
     assert "permission denied" in forbidden.stdout
 

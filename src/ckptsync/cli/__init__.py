@@ -1,4 +1,4 @@
-"""The command line: one file per group of commands, each imported only when one of its commands is asked for."""
+"""The command line: one module per command, imported when that command is used."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import sys
 import click
 
 from ckptsync import __version__
-from ckptsync.cli import journal
+from ckptsync.cli import log_output
 from ckptsync.errors import CkptsyncError
 
 COMMANDS = {
-    "run": ("resuming", "Start a training, or resume it where there is something to resume."),
-    "watch": ("watching", "Follow an output folder and upload each checkpoint."),
-    "resume": ("resuming", "Pull the newest valid checkpoint and restart the training."),
-    "list": ("versions", "The versions of a run's checkpoints."),
-    "pull": ("transferring", "Bring one version here, every byte verified."),
-    "push": ("transferring", "Upload one checkpoint, or try the parked ones again."),
-    "status": ("looking", "The last durable step and what is at risk."),
-    "verify": ("looking", "Is a checkpoint whole, and if not, why."),
-    "prune": ("keeping", "Delete versions that nothing asks to keep."),
-    "promote": ("keeping", "Link a version to the registry."),
-    "doctor": ("examining", "What will go wrong, before it does."),
-    "install-units": ("units", "Write systemd units that keep a training safe."),
-    "uninstall-units": ("units", "Take away what install-units wrote."),
-    "server": ("serving", "The embedded W&B-compatible server."),
-    "drill": ("drill", "Rehearse with your own command: kill it, resume it, compare."),
-    "demo": ("demo", "Kill a training, resume it, compare: no account needed."),
+    "run": ("run", "Start a training, or resume it from its newest valid checkpoint."),
+    "watch": ("watch", "Watch an output folder and upload each new checkpoint."),
+    "resume": ("resume", "Restart a training from the newest valid checkpoint of its run."),
+    "list": ("list", "List the checkpoint versions of a run."),
+    "pull": ("pull", "Download one version and verify every byte."),
+    "push": ("push", "Upload one checkpoint, or retry the parked ones."),
+    "status": ("status", "Show the last durable step and the work at risk."),
+    "verify": ("verify", "Check that a checkpoint is complete and resumable."),
+    "prune": ("prune", "Delete versions that no retention rule keeps."),
+    "promote": ("promote", "Link a version to the registry."),
+    "doctor": ("doctor", "Check credentials, server and machine for problems."),
+    "install-units": ("units", "Write systemd units that upload and resume a training."),
+    "uninstall-units": ("units", "Remove what install-units wrote."),
+    "server": ("server", "Run the embedded W&B-compatible server."),
+    "drill": ("drill", "Kill and resume your own training, and compare the results."),
+    "demo": ("demo", "Kill and resume a tiny training, and compare; no account needed."),
 }
-"""Command → the module of this package that holds it, and what `--help` says of it without importing that."""
+"""Command → its module in this package, and its line in `ckptsync --help`, which imports no command."""
 
 INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and imports one when it is used: `--help` of one never pays for another."""
+    """A group that imports a command only when it is used, so that `--help` of one command is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the README, not of the alphabet."""
+        """In the order of the README, not alphabetical."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, or None, upon which click suggests a similar one."""
+        """The command of that name. None makes click suggest a similar name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"ckptsync.cli.{COMMANDS[cmd_name][0]}")
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, none of them imported."""
+        """Write the list of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
@@ -59,42 +59,43 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ckptsync")
 def cli() -> None:
-    """Keep every checkpoint of a Hugging Face Trainer as a verified W&B artifact, and resume from it.
+    """Upload every checkpoint of a Hugging Face Trainer as a verified W&B artifact, and resume trainings from it.
 
-    RUN is RUN_ID or ENTITY/PROJECT/RUN_ID, with :ALIAS (best, step-500, v3) where one version is meant.
+    RUN is RUN_ID or ENTITY/PROJECT/RUN_ID; add :ALIAS (best, step-500, v3) to select one version.
 
-    Settings come from flags, then CKPTSYNC_* variables, then ~/.config/ckptsync/config.toml, then WANDB_*.
+    Settings are read from flags, CKPTSYNC_* variables, ~/.config/ckptsync/config.toml and WANDB_*, in this order of
+    precedence.
     """
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit with its code. A user sees one line for an error, never a traceback unless -v asks for it."""
+    """Run a command and exit with its code. An error is reported in one line, with a traceback only if -v is given."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         code = cli.main(words, prog_name="ckptsync", standalone_mode=False)
     except CkptsyncError as error:
-        code = _tell(f"{str(error).rstrip('.')}. {error.hint}", error.exit_code)
+        code = _report(f"{str(error).rstrip('.')}. {error.hint}", error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 2
     except click.ClickException as error:
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ckptsync"
-        code = _tell(f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2)
+        code = _report(f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        code = _tell("interrupted", INTERRUPTED)
+        code = _report("interrupted", INTERRUPTED)
     except BrokenPipeError:
         code = 1
     except Exception as error:
-        code = _tell(f"unexpected {type(error).__name__}: {error}. {CkptsyncError.hint}", 1)
+        code = _report(f"unexpected {type(error).__name__}: {error}. {CkptsyncError.hint}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _tell(text: str, code: int) -> int:
-    """The one line on stderr; with -v the traceback comes first."""
+def _report(text: str, code: int) -> int:
+    """Print the error as one line on stderr, after the traceback if -v is given."""
     if logging.getLogger().isEnabledFor(logging.DEBUG) and sys.exc_info()[0]:
         import traceback
 
         traceback.print_exc()
     line = " ".join(text.split())
-    click.echo(f"<3>{line}" if journal.reads(sys.stderr) else f"ckptsync: {line}", err=True)
+    click.echo(f"<3>{line}" if log_output.is_journal(sys.stderr) else f"ckptsync: {line}", err=True)
     return code

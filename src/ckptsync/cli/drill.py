@@ -1,36 +1,34 @@
-"""`drill`: the user's own training, killed and brought back in folders and a run of the drill's own, and compared bit by bit."""
+"""`drill`: kills and resumes the user's own training, in separate folders and a separate run, and compares it bit for bit."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from ckptsync import config
 from ckptsync.checkpoint import Run, step_of
-from ckptsync.cli import options
-from ckptsync.cli.quantities import Duration
+from ckptsync.cli import connections, options
+from ckptsync.cli.parameter_types import Duration
+from ckptsync.cli.timeline import Timeline, rehearsal_folder, show_comparison
 from ckptsync.config import Connection
 from ckptsync.errors import CkptsyncError, IntegrityError, StoreError
 from ckptsync.rehearsal import comparison
 from ckptsync.rehearsal.machine import Machine, ckptsync
 from ckptsync.rehearsal.redirect import redirect
+from ckptsync.store.session import open_store
 
 
 @click.command(
     "drill",
     epilog="Example: ckptsync drill -- python train.py --output_dir runs/llama --save_steps 10",
-    short_help="Rehearse with your own command: kill it, resume it, compare.",
+    short_help="Kill and resume your own training, and compare the results.",
 )
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep folders and logs in this new folder.")
-@click.option("--patience", type=Duration(), default="1h", show_default=True, help="How long each of the two parts may take.")
-@click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Hand the checkpoint to Trainer.train().")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep checkpoints and logs in this new folder.")
+@click.option("--patience", type=Duration(), default="1h", show_default=True, help="Time limit for each of the two trainings.")
+@click.option("--hook/--no-hook", default=True, envvar="CKPTSYNC_HOOK", help="Pass the checkpoint to Trainer.train().")
 @options.common
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def drill_command(
@@ -42,14 +40,14 @@ def drill_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Run COMMAND until two checkpoints are durable, kill it with SIGKILL, resume it from the first one in an empty folder, run
+    """Run COMMAND until two checkpoints are durable, kill it with SIGKILL, resume from the first one in an empty folder, train
     to the same step, and compare weights, optimizer, scheduler, random state and losses.
 
-    Your output folder and your run are not touched: --output_dir (or {output_dir}) in COMMAND is replaced, the run is one
-    of the drill's own, and both are deleted in the end. Exits with 5 where anything differs. Choose --save_steps small.
+    Your output folder and run are not touched: the drill replaces --output_dir (or {output_dir}) in COMMAND, uses a run of
+    its own, and deletes both at the end. Exits 5 if anything differs. Choose a small --save_steps.
     """
     redirect(command, Path("/"))
-    with options.connected(local=local) as connection, _folder(keep) as folder:
+    with connections.connected(local=local) as connection, rehearsal_folder(keep, "drill") as folder:
         run = config.make_run(f"drill-{secrets.token_hex(4)}", project=project, entity=entity)
         drill = Drill(run, connection, folder, list(command), patience=patience, hook=hook)
         try:
@@ -58,21 +56,11 @@ def drill_command(
             if keep is None:
                 drill.clean_up()
     if not equal:
-        raise IntegrityError("the resumed training is not the one that was killed", hint="See the usual causes above.")
-
-
-@contextlib.contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    if keep:
-        keep.mkdir(parents=True)
-        yield keep.absolute()
-    else:
-        with tempfile.TemporaryDirectory(prefix="ckptsync-drill-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        raise IntegrityError("the resumed training differs from the killed one", hint="See the usual causes above.")
 
 
 class Drill:
-    """The two parts of the rehearsal, told while they happen."""
+    """The rehearsal on two simulated machines, with a timeline of what happens."""
 
     def __init__(
         self, run: Run, connection: Connection, folder: Path, command: list[str], *, patience: float, hook: bool
@@ -85,11 +73,11 @@ class Drill:
         self._options += ["--entity", run.entity] if run.entity else []
         self._lost = Machine(folder / "lost-machine", folder / "first.log")
         self._new = Machine(folder / "new-machine", folder / "second.log")
-        self._started = time.monotonic()
+        self._timeline = Timeline()
 
     def rehearse(self) -> bool:
-        """Play it; True when nothing differs."""
-        self._say(f"run {self._run.run_id}: your command, with an output folder of the drill's own")
+        """Run both trainings. True if nothing differs."""
+        self._timeline.say(f"started your command as run {self._run.run_id} in a separate output folder")
         with self._lost.running(self._line("run", "--run-id", self._run.run_id, machine=self._lost), self._environ()) as first:
             enough = lambda: len(self._lost.receipts()) >= 2  # noqa: E731
             self._lost.wait_for("a second durable checkpoint", enough, first, self._patience)
@@ -97,21 +85,23 @@ class Drill:
         reached = step_of(target.name) or 0
         durable = max((each.step for each in self._lost.receipts() if each.step < reached), default=None)
         if durable is None:
-            raise CkptsyncError("no durable checkpoint lies before the last one", hint="Save more often: --save_steps.")
-        self._say(f"kill -9 after step {reached}; a new machine resumes from the version of step {durable}")
+            raise CkptsyncError("no checkpoint before the last one is durable", hint="Save more often: lower --save_steps.")
+        self._timeline.say(f"killed with SIGKILL after step {reached}; resuming from step {durable} in an empty folder")
         line = self._line("resume", f"{self._run.run_id}:step-{durable}", machine=self._new)
         with self._new.running(line, self._environ()) as second:
             self._new.wait_for(f"step {reached} again", self._new.saved(reached), second, self._patience)
-        self._say(f"step {reached} is reached again")
+        self._timeline.say(f"the resumed training reached step {reached}")
         return self._compare(self._new.output_dir / target.name, target, durable)
 
     def clean_up(self) -> None:
-        """Delete the drill's run and its versions. What can't be deleted is named."""
+        """Delete the drill's run and its versions, or name what could not be deleted."""
         try:
-            with options.opened_store(self._connection, self._run) as store:
+            with open_store(self._connection, self._run) as store:
                 store.forget(store.check(self._run))
         except StoreError as error:
-            self._say(f"please delete the runs {self._run} and ckptsync-{self._run.run_id} yourself: {error}")
+            self._timeline.say(
+                f"could not delete the runs {self._run} and ckptsync-{self._run.run_id}; delete them by hand: {error}"
+            )
 
     def _line(self, verb: str, *words: str, machine: Machine) -> list[str]:
         own = redirect(self._command, machine.output_dir)
@@ -123,20 +113,12 @@ class Drill:
 
     def _compare(self, resumed: Path, killed: Path, durable: int) -> bool:
         results = comparison.compare(resumed, killed)
-        for line in told(results):
-            click.echo(line)
-        equal = all(each.equal for each in results)
+        equal = show_comparison(results)
         if not equal:
             click.echo("The usual causes, the likeliest first:")
             for cause in comparison.causes(results, resumed=durable):
                 click.echo(f"  - {cause}")
-        self._say("verdict: a killed training of yours goes on bit by bit" if equal else "verdict: it does not go on bit by bit")
+        self._timeline.say(
+            "identical: your training resumes bit for bit" if equal else "DIFFERENT: your training does not resume bit for bit"
+        )
         return equal
-
-    def _say(self, text: str) -> None:
-        click.echo(f"{time.monotonic() - self._started:7.1f} s  {text}")
-
-
-def told(results: list[comparison.Equality]) -> list[str]:
-    """One line for each part that was compared."""
-    return [f"          {each.part:<13} {'identical' if each.equal else 'DIFFERENT'}   {each.detail}" for each in results]

@@ -1,4 +1,4 @@
-"""How a long transfer is shown: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of a transfer: a bar on a terminal, a log line at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -8,18 +8,34 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
+import click
+
+from ckptsync.sizes import size_of
 from ckptsync.store.contract import Progress
 
 log = logging.getLogger(__name__)
 
 LINE_INTERVAL = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two log lines without a terminal."""
+
+
+class Terminal:
+    """The user's terminal, on stderr."""
+
+    def progress(self, what: str) -> AbstractContextManager[Progress]:
+        """See `shown`."""
+        return shown(what)
+
+    def say(self, text: str) -> None:
+        """Print a line, whatever the log level."""
+        click.echo(text, err=True)
 
 
 @contextlib.contextmanager
 def shown(what: str) -> Iterator[Progress]:
-    """A progress callback whose calls become visible as bytes, MB/s and time left while the block lasts."""
+    """A progress callback that shows bytes, MB/s and time left while the block runs."""
     if sys.stderr.isatty():
         with _bar(what) as progress:
             yield progress
@@ -40,19 +56,19 @@ def _bar(what: str) -> Iterator[Progress]:
 
 
 class _Lines:
-    """Logs how far it is, at most once an interval."""
+    """Logs the progress at most once per interval."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._started = self._told = time.monotonic()
+        self._started = self._logged = time.monotonic()
         self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         with self._lock:
-            if now - self._told < LINE_INTERVAL:
+            if now - self._logged < LINE_INTERVAL:
                 return
-            self._told = now
+            self._logged = now
         rate = done / (now - self._started)
         left = (total - done) / rate if rate else 0.0
-        log.info("%s: %d of %d bytes, %.1f MB/s, %.0f s left", self._what, done, total, rate / 1e6, left)
+        log.info("%s: %s of %s, %s/s, %.0f s left", self._what, size_of(done), size_of(total), size_of(rate), left)

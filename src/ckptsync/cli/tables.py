@@ -1,4 +1,4 @@
-"""How tables and times look: headings in bold on a terminal, plain columns elsewhere. rich is imported here only."""
+"""Tables and times for people: bold headings on a terminal, plain columns elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = "") -> None:
-    """Print a table. `right` are the headings whose column holds numbers. The last column may be long, and isn't cut."""
+    """Print a table. The columns in `right` are right-aligned; the last column is never truncated."""
     from rich.console import Console
     from rich.table import Table
 
@@ -23,25 +23,18 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
     console.print(table)
 
 
-def size(count: float) -> str:
-    """Bytes as a person reads them."""
-    from rich.filesize import decimal
-
-    return decimal(round(count))
-
-
 def iso(moment: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
 
 
 def ago(moment: float, now: float | None = None) -> str:
-    """How long ago that was, in the largest unit that tells enough: 40 s, 12 min, 5.2 h, 3.1 d."""
+    """The time since then, in a readable unit: 40 s, 12 min, 5.2 h, 3.1 d."""
     return age((time.time() if now is None else now) - moment)
 
 
 def age(seconds: float | None) -> str:
-    """A duration, likewise."""
+    """A duration in a readable unit."""
     seconds = max(0.0, seconds or 0.0)
     for unit, length, limit in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
         if seconds < limit:

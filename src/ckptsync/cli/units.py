@@ -1,4 +1,4 @@
-"""`install-units` and `uninstall-units`: ckptsync under systemd."""
+"""`install-units` and `uninstall-units`: run ckptsync under systemd."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from ckptsync.service.units import Instance, Owner, Place
     "install-units",
     epilog="Example: ckptsync install-units llama --output-dir /srv/llama --run-id llama-7 --project llama"
     " -- python train.py --output_dir /srv/llama",
-    short_help="Write systemd units that keep a training safe.",
+    short_help="Write systemd units that upload and resume a training.",
 )
-@click.option("--user", is_flag=True, help="For your own service manager, not the system's: no root needed.")
+@click.option("--user", is_flag=True, help="Install for your user's service manager instead of the system's; no root needed.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="The Trainer's output_dir.")
 @click.option("--run-id", required=True, help="The training's W&B run id.")
-@click.option("--owner", help="Whom to run as [default: the owner of the output folder, else who called sudo].")
+@click.option("--owner", help="User to run as [default: the owner of the output folder, else the user who called sudo].")
 @click.option(
     "--working-directory",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Where COMMAND is started [default: this folder].",
+    help="Working directory of COMMAND [default: the current folder].",
 )
-@click.option("--before", metavar="UNIT", help="The training's own unit, so that its last checkpoint is flushed at shutdown.")
-@click.option("--dry-run", is_flag=True, help="Print, write nothing.")
-@click.option("--force", is_flag=True, help="Write over what is there.")
+@click.option(
+    "--before", metavar="UNIT", help="The training's unit: at shutdown it stops first, and its last checkpoint is uploaded."
+)
+@click.option("--dry-run", is_flag=True, help="Print the files but write nothing.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 @options.common
 @click.argument("name")
 @click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
@@ -55,21 +57,24 @@ def install_units_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Write the unit NAME, its settings file and a drop-in, show them, and say what to run next.
+    """Write and print the unit NAME, its settings file and a drop-in, and the commands to run next.
 
-    Without COMMAND it is ckptsync-watch@NAME, which follows a training that something else starts. With COMMAND it is
-    ckptsync-resume@NAME, which starts the training and goes on with it after every loss of the machine.
+    Without COMMAND, the unit is ckptsync-watch@NAME, which watches a training that something else starts. With COMMAND, it is
+    ckptsync-resume@NAME, which starts the training and resumes it whenever the machine boots.
     """
     if local:
-        raise UsageError("a unit needs a server that is always there", hint="Point WANDB_BASE_URL to it in NAME.env.")
+        raise UsageError(
+            "--local starts a server only while a command runs; a unit needs a permanent one",
+            hint="Set WANDB_BASE_URL in NAME.env.",
+        )
     run = config.make_run(run_id, project=project, entity=entity)
     place = _place(user=user)
     output_dir = output_dir.expanduser().absolute()
     who = _owner(owner, output_dir, user=user)
     if not secret_detection.recordable(command):
         raise UsageError(
-            "an argument of the command looks like a secret, and the settings file is no place for one",
-            hint=f"Let the program read it from a variable, and set that in {place.settings / name}.env, of mode 0600.",
+            "an argument of the command looks like a secret, which must not be in the settings file",
+            hint=f"Pass it in an environment variable, set in {place.settings / name}.env with mode 0600.",
         )
     words = [_found(command[0]), *command[1:]] if command else []
     names = {"output-dir": str(output_dir), "run-id": run.run_id, "project": run.project, "entity": run.entity}
@@ -91,21 +96,21 @@ def install_units_command(
         click.echo(f"# {file.path}\n{file.text}")
     if not dry_run:
         _write(instance, place, files, who, force=force)
-    click.echo("Not written: --dry-run." if dry_run else "Written.")
+    click.echo("Not written (--dry-run)." if dry_run else "Written.")
     click.echo(f"Run next:\n{_next(instance, place)}")
 
 
 @click.command(
     "uninstall-units",
     epilog="Example: ckptsync uninstall-units llama",
-    short_help="Take away what install-units wrote.",
+    short_help="Remove what install-units wrote.",
 )
-@click.option("--user", is_flag=True, help="From your own service manager, not the system's.")
-@click.option("--force", is_flag=True, help="Also while the manager would still start it.")
+@click.option("--user", is_flag=True, help="Remove from your user's service manager instead of the system's.")
+@click.option("--force", is_flag=True, help="Remove even if the unit is still enabled.")
 @options.common
 @click.argument("name")
 def uninstall_units_command(name: str, user: bool, force: bool, project: str | None, entity: str | None, local: bool) -> None:
-    """Take away exactly what install-units wrote for NAME. A file that was changed since stays, and so do all checkpoints."""
+    """Remove exactly the files that install-units wrote for NAME. Files changed since and all checkpoints are kept."""
     del project, entity, local
     place = _place(user=user)
     systemctl = _systemctl(place)
@@ -119,7 +124,7 @@ def uninstall_units_command(name: str, user: bool, force: bool, project: str | N
     for path in gone:
         click.echo(f"removed {path}")
     for path in kept:
-        click.echo(f"left, changed since or needed by another: {path}")
+        click.echo(f"kept {path}: changed since, or used by another unit")
     click.echo(f"Run next:\n  {systemctl} daemon-reload")
 
 
@@ -135,7 +140,7 @@ def _systemctl(place: Place) -> str:
 
 
 def _owner(given: str | None, output_dir: Path, *, user: bool) -> Owner:
-    """Whom the unit runs as. A hard link needs the file's owner, so that is who owns the output folder."""
+    """The user to run as: the owner of the output folder, because only the owner of a file may hard-link it."""
     try:
         if user:
             entry = pwd.getpwuid(os.getuid())
@@ -146,26 +151,26 @@ def _owner(given: str | None, output_dir: Path, *, user: bool) -> Owner:
         else:
             entry = pwd.getpwuid(int(os.environ.get("SUDO_UID", os.getuid())))
     except KeyError as error:
-        raise UsageError(f"there is no such user here: {error}", hint="Give --owner.") from error
+        raise UsageError(f"no such user: {error}", hint="Give an existing user as --owner.") from error
     return Owner(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
 def _program() -> list[str]:
-    """How to call this very installation: the script beside the interpreter, so that no folder is searched for modules."""
+    """The command of this installation: the script beside the interpreter, which searches no working directory for modules."""
     script = Path(sys.executable).with_name("ckptsync")
     return [str(script)] if script.exists() else [sys.executable, "-m", "ckptsync"]
 
 
 def _needed() -> list[Path]:
-    """What a process of this installation has to read: itself, the interpreter, the standard library, the packages."""
+    """What the unit's user must be able to read: the script, the interpreter, the standard library and the packages."""
     return [Path(_program()[0]), Path(sys.executable), Path(os.__file__), Path(ckptsync.__file__), Path(click.__file__)]
 
 
 def _found(program: str) -> str:
-    """Where a program is: the unit's PATH is not that of this shell."""
+    """The absolute path of a program: a unit's PATH differs from this shell's."""
     path = shutil.which(program)
     if path is None:
-        raise UsageError(f"{program}: there is no such program", hint="Give the training's command as you would start it here.")
+        raise UsageError(f"no such program: {program}", hint="Give the training's command as you would run it in this shell.")
     return str(Path(path).absolute())
 
 
@@ -181,7 +186,7 @@ def _write(instance: Instance, place: Place, files: list[units.File], owner: Own
 
 
 def _no_right(error: PermissionError) -> UsageError:
-    return UsageError(f"{error.filename}: {error.strerror}", hint="Call it as root, or with --user for your own units.")
+    return UsageError(f"{error.filename}: {error.strerror}", hint="Run it as root, or with --user for your own units.")
 
 
 def _next(instance: Instance, place: Place) -> str:
@@ -189,6 +194,6 @@ def _next(instance: Instance, place: Place) -> str:
     key = place.settings / "credentials" / "wandb"
     unit = instance.unit.removesuffix(".service")
     lines = [] if key.exists() else [f"install -D -m 600 /dev/stdin {shlex.quote(str(key))}   # paste the W&B key, then Ctrl-D"]
-    lines += ["loginctl enable-linger   # so that it runs while you are logged out"] if place.user else []
+    lines += ["loginctl enable-linger   # keeps it running while you are logged out"] if place.user else []
     lines += [f"{systemctl} daemon-reload", f"{systemctl} enable --now {unit}", f"{systemctl} status {unit}"]
     return "\n".join(f"  {line}" for line in [*lines, f"{journalctl} -fu {unit}"])

@@ -1,83 +1,45 @@
-"""`list`: the versions that the store keeps of a run."""
+"""The run that a user named, and its versions in the store."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import click
-
-from ckptsync.checkpoint import Version
-from ckptsync.cli import asking, options, tables
+from ckptsync import config
+from ckptsync.checkpoint import Run, Version
+from ckptsync.cli import connections
+from ckptsync.errors import NotFoundError
 from ckptsync.restore import sources
-from ckptsync.upload.retention import newest_first
+from ckptsync.store.retrying import INTERACTIVE, retry
+from ckptsync.store.session import open_store
+from ckptsync.store.wandb_store import WandbStore
 
 
-@click.command("list", epilog="Example: ckptsync list 4kx81b2q --json", short_help="The versions of a run's checkpoints.")
-@click.argument("run_text", metavar="RUN")
-@options.as_json
-@options.common
-def list_command(run_text: str, as_json: bool, project: str | None, entity: str | None, local: bool) -> None:
-    """List the versions that the store keeps of RUN, the newest save first, with the final model.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A run, its versions, the alias that the user gave, and the open store."""
 
-    JSON keys: name, version, aliases, step, bytes, files, saved_at (ISO 8601, UTC), state, resumable (null where another
-    program uploaded it), kind (checkpoint or model), expires_at (null without a TTL), metrics.
-    """
-    with asking.asked(run_text, project=project, entity=entity, local=local, empty=as_json) as asked:
-        found = newest_first(asked.versions)
-        if asked.alias and found:
-            found = [sources.pick(found, asked.alias, asked.run)]
-    if as_json:
-        click.echo(json.dumps([_row(each) for each in found], indent=1))
-    else:
-        _print_table(found)
+    run: Run
+    alias: str | None
+    versions: list[Version]
+    store: WandbStore
 
 
-def _row(version: Version) -> dict[str, Any]:
-    return {
-        "name": version.name,
-        "version": version.version,
-        "aliases": list(version.aliases),
-        "step": version.step,
-        "bytes": version.bytes,
-        "files": version.files,
-        "saved_at": tables.iso(version.saved_at),
-        "state": "COMMITTED",
-        "resumable": version.ours.get("resumable"),
-        "kind": "model" if version.is_model else "checkpoint",
-        "expires_at": tables.iso(version.expires_at) if version.expires_at else None,
-        "metrics": _metrics(version),
-    }
-
-
-def _metrics(version: Version) -> dict[str, float]:
-    """What the Trainer had logged by then."""
-    return {
-        key: value
-        for key, value in version.metadata.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("global_step", "epoch")
-    }
-
-
-def _print_table(versions: list[Version]) -> None:
-    rows = [
-        (
-            str(each),
-            "" if each.step is None else str(each.step),
-            tables.ago(each.saved_at) + " ago",
-            tables.size(each.bytes),
-            _loss(each),
-            ", ".join([*each.aliases, *([f"expires {tables.iso(each.expires_at)}"] if each.expires_at else [])]),
-        )
-        for each in versions
-    ]
-    tables.show(("VERSION", "STEP", "SAVED", "SIZE", "LOSS", "ALIASES"), rows, right=("STEP", "SIZE", "LOSS"))
-    total = sum(each.bytes for each in versions)
-    click.echo(f"{len(versions)} versions, {tables.size(total)}")
-
-
-def _loss(version: Version) -> str:
-    """The evaluation's loss where there is one, else the training's."""
-    metrics = _metrics(version)
-    value = metrics.get("eval_loss", metrics.get("loss"))
-    return "" if value is None else f"{value:.4g}"
+@contextlib.contextmanager
+def found(run_text: str, *, project: str | None, entity: str | None, local: bool, empty: bool = False) -> Iterator[Found]:
+    """Find a run's versions. Raises NotFoundError for an unknown run and, unless `empty`, for one without versions."""
+    with connections.connected(local=local) as connection:
+        run, alias = config.parse_run(run_text, project=project, entity=entity)
+        with open_store(connection, run) as store:
+            run = retry(lambda: store.check(run), what="the log-in", patience=INTERACTIVE)
+            known = retry(lambda: sources.find_versions(store, run), what="the list of versions", patience=INTERACTIVE)
+            if not known:
+                # Distinguish a run without checkpoints from one that doesn't exist.
+                retry(lambda: store.run_state(run), what="the look-up of the run", patience=INTERACTIVE)
+                if not empty:
+                    raise NotFoundError(
+                        f"run {run} has no checkpoint yet",
+                        hint="Upload its checkpoints with `ckptsync watch` or `ckptsync push`.",
+                    )
+            yield Found(run, alias, known, store)

@@ -190,7 +190,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(tmp_path: Path) -> None:
     written = _ckptsync(tmp_path, *words)
 
     assert shown.returncode == written.returncode == 0, shown.stderr + written.stderr
-    assert shown.stdout.replace("Not written: --dry-run.", "Written.") == written.stdout
+    assert shown.stdout.replace("Not written (--dry-run).", "Written.") == written.stdout
     for path in _files(tmp_path / ".config"):
         if path.suffix != ".json":
             assert f"# {path}\n{path.read_text()}" in shown.stdout

@@ -1,4 +1,4 @@
-"""`doctor`: what will go wrong, before it does."""
+"""`doctor`: checks credentials, server and machine, and reports problems with advice."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ import click
 
 from ckptsync import config, record
 from ckptsync.checkpoint import Run
-from ckptsync.cli import options
+from ckptsync.cli import connections, options
 from ckptsync.errors import CkptsyncError
 from ckptsync.rehearsal import health_check
 from ckptsync.rehearsal.health_check import ERROR, OK, WARNING, Finding
 from ckptsync.restore import resume
 from ckptsync.store import server_info
 from ckptsync.store.server_info import ServerInfo
+from ckptsync.store.session import open_store
 from ckptsync.store.wandb_store import WandbStore
 
 SKEW_MUCH = 60.0
-"""Seconds by which clocks may differ: signed addresses are good for minutes, and ages in `status` are told by this clock."""
+"""The largest clock difference in seconds: signed URLs are valid for minutes, and `status` computes ages by this clock."""
 
 MARKS = {OK: "ok     ", WARNING: "warning", ERROR: "error  "}
 
 
-@click.command("doctor", epilog="Example: ckptsync doctor runs/llama", short_help="What will go wrong, before it does.")
+@click.command(
+    "doctor", epilog="Example: ckptsync doctor runs/llama", short_help="Check credentials, server and machine for problems."
+)
 @click.argument("output_dir", metavar="[OUTPUT_DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Don't upload and delete the tiny artifact that proves the permissions.")
+@click.option("--dry-run", is_flag=True, help="Skip the permission check, which uploads and deletes a tiny artifact.")
 @options.as_json
 @options.common
 def doctor_command(
     output_dir: Path | None, dry_run: bool, as_json: bool, project: str | None, entity: str | None, local: bool
 ) -> None:
-    """Check credentials, server, permissions, disk, links, file events, libraries, notices and clocks.
+    """Check credentials, server, permissions, disk, links, file events, libraries, preemption notices and clocks.
 
-    OUTPUT_DIR is the Trainer's (default: this folder). Exits with 0 when nothing is an error, else with the code of the first
-    one. JSON: a list of {check, state (ok, warning, error), message, advice}.
+    OUTPUT_DIR is the Trainer's output_dir (default: the current folder). Exits 0 without errors, else with the code of the
+    first error. JSON: a list of {check, state (ok, warning, error), message, advice}.
     """
     folder = resume.require_output_dir(output_dir or Path(), create=False)
     known = record.read(folder)
@@ -61,20 +64,20 @@ def doctor_command(
 
 
 def _store(run: Run, failed: list[CkptsyncError], *, local: bool, rehearse: bool) -> Iterator[Finding]:
-    """Credentials, server, project, permissions and clock, up to the first that fails."""
+    """Credentials, server, project, permissions and clock; stops at the first failure."""
     mode = config.upload_mode()
     if mode != "online":
-        yield Finding("credentials", WARNING, f"W&B is {mode} by WANDB_MODE or WANDB_DISABLED", "Unset it to upload.")
+        yield Finding("credentials", WARNING, f"W&B is {mode} (WANDB_MODE or WANDB_DISABLED)", "Unset it to upload.")
         return
     try:
-        with options.connected(local=local) as connection:
+        with connections.connected(local=local) as connection:
             about = server_info.ask(connection, run)
             yield Finding("credentials", OK, f"the key belongs to {about.user}")
-            yield Finding("server", OK, f"{connection.base_url} answers in {1000 * about.seconds:.0f} ms, {about.server}")
+            yield Finding("server", OK, f"{connection.base_url} ({about.server}) responds in {1000 * about.seconds:.0f} ms")
             yield _entity(about)
             yield _project(run, about)
             if rehearse and about.project_exists:
-                with options.opened_store(connection, run) as store:
+                with open_store(connection, run) as store:
                     yield _permissions(store, failed)
             yield _clock(about)
     except CkptsyncError as error:
@@ -85,17 +88,17 @@ def _store(run: Run, failed: list[CkptsyncError], *, local: bool, rehearse: bool
 
 def _entity(about: ServerInfo) -> Finding:
     if about.entity in about.entities:
-        return Finding("entity", OK, f"{about.entity} is yours")
+        return Finding("entity", OK, f"you belong to {about.entity}")
     return Finding(
-        "entity", WARNING, f"{about.entity} is none of {', '.join(about.entities)}", "Check --entity and WANDB_ENTITY."
+        "entity", WARNING, f"{about.entity} is not one of yours: {', '.join(about.entities)}", "Check --entity and WANDB_ENTITY."
     )
 
 
 def _project(run: Run, about: ServerInfo) -> Finding:
     if about.project_exists:
         return Finding("project", OK, f"{about.entity}/{run.project} exists")
-    advice = "Check --project and WANDB_PROJECT, if you expected one."
-    return Finding("project", WARNING, f"{about.entity}/{run.project} is not there; the first run makes it", advice)
+    advice = "If it should exist, check --project and WANDB_PROJECT."
+    return Finding("project", WARNING, f"{about.entity}/{run.project} does not exist; the first run creates it", advice)
 
 
 def _permissions(store: WandbStore, failed: list[CkptsyncError]) -> Finding:
@@ -103,16 +106,19 @@ def _permissions(store: WandbStore, failed: list[CkptsyncError]) -> Finding:
         store.rehearse()
     except CkptsyncError as error:
         failed.append(error)
-        return Finding("permissions", ERROR, str(error), "Ask for a key that may write to this project.")
-    return Finding("permissions", OK, "may upload and delete: a tiny artifact was made and removed again")
+        return Finding("permissions", ERROR, str(error), "Use a key with write access to this project.")
+    return Finding("permissions", OK, "uploaded and deleted a tiny artifact")
 
 
 def _clock(about: ServerInfo) -> Finding:
     if about.skew is None:
-        return Finding("clock", OK, "the server doesn't tell its time")
+        return Finding("clock", OK, "unknown: the server doesn't report its time")
     if abs(about.skew) > SKEW_MUCH:
         ahead = "behind" if about.skew > 0 else "ahead of"
         return Finding(
-            "clock", WARNING, f"this machine is {abs(about.skew):.0f} s {ahead} the server", "Turn on NTP (timedatectl)."
+            "clock",
+            WARNING,
+            f"this machine is {abs(about.skew):.0f} s {ahead} the server",
+            "Enable NTP: timedatectl set-ntp true.",
         )
-    return Finding("clock", OK, f"within {max(1, abs(round(about.skew)))} s of the server's")
+    return Finding("clock", OK, f"within {max(1, abs(round(about.skew)))} s of the server")

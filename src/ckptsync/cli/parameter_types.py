@@ -1,4 +1,4 @@
-"""Quantities on the command line: sizes and durations, as a person writes them."""
+"""Types of option values: sizes, rates and durations with units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Size(click.ParamType[int]):
 
 
 class Rate(Size):
-    """Bytes a second: a size, with or without `/s`."""
+    """Bytes per second: a size, with or without `/s`."""
 
     name = "rate"
 

@@ -1,4 +1,4 @@
-"""`watch`: follow an output folder and upload what is saved in it."""
+"""`watch`: watches an output folder and uploads each new checkpoint."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from ckptsync import config, processes
-from ckptsync.cli import options
-from ckptsync.cli.following import Following, Rereadable, followed, reread
-from ckptsync.cli.quantities import Duration
+from ckptsync.cli import connections, options
+from ckptsync.cli.parameter_types import Duration
+from ckptsync.cli.watch_options import Reloadable, reload, watched
 from ckptsync.errors import PreemptedError
 from ckptsync.job import preemption
 from ckptsync.job.sidecar import Sidecar
+from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.restore import resume
 from ckptsync.service import notify
 from ckptsync.upload import daemon
@@ -23,25 +24,29 @@ from ckptsync.upload.stop import Stop
 
 @click.command(
     "watch",
-    cls=Rereadable,
+    cls=Reloadable,
     epilog="Example: ckptsync watch runs/llama --run-id 4kx81b2q --project llama",
-    short_help="Follow an output folder and upload each checkpoint.",
+    short_help="Watch an output folder and upload each new checkpoint.",
 )
 @click.argument(
     "output_dir", metavar="[OUTPUT_DIR]", required=False, type=click.Path(path_type=Path), envvar="CKPTSYNC_OUTPUT_DIR"
 )
-@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
-@click.option("--once", is_flag=True, help="Upload what is there, then exit.")
-@click.option("--pid", type=int, help="Watch until this process ends, then upload the rest and exit.")
-@followed
+@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id [default: WANDB_RUN_ID, else run.json].")
+@click.option("--once", is_flag=True, help="Upload the checkpoints that exist, then exit.")
+@click.option("--pid", type=int, help="Exit when this process has ended and everything is uploaded.")
+@watched
 @click.option(
     "--retry-for",
     type=Duration(),
     envvar="CKPTSYNC_RETRY_FOR",
-    help="Give up on a store that is away for so long [default: never; 60s with --once].",
+    help="Give up on an unreachable store after this long [default: never; 60s with --once].",
 )
-@click.option("--world-size", type=click.IntRange(min=1), envvar="CKPTSYNC_WORLD_SIZE", help="Training processes.")
-@click.option("--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that starts over.")
+@click.option(
+    "--world-size", type=click.IntRange(min=1), metavar="N", envvar="CKPTSYNC_WORLD_SIZE", help="Number of training processes."
+)
+@click.option(
+    "--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that restarts from scratch."
+)
 @options.preemptible
 @options.common
 def watch_command(
@@ -49,7 +54,7 @@ def watch_command(
     run_id: str | None,
     once: bool,
     pid: int | None,
-    following: Following,
+    following: WatchSettings,
     retry_for: float | None,
     world_size: int | None,
     allow_restart: bool,
@@ -59,24 +64,24 @@ def watch_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Follow the Trainer's OUTPUT_DIR and upload each new checkpoint as a version of checkpoint-<run_id>.
+    """Watch the Trainer's OUTPUT_DIR and upload each new checkpoint as a version of checkpoint-<run_id>.
 
-    Runs beside the training and changes nothing in it. SIGTERM finishes the upload in hand; a second one quits. SIGHUP reads
-    the settings file again: backlog, spool-limit, quiet-period, stall-timeout, max-upload-rate, keep-* and retry-for change
-    under way.
+    Runs beside the training and does not affect it. SIGTERM finishes the current upload and exits; a second SIGTERM exits at
+    once. SIGHUP reloads backlog, spool-limit, quiet-period, stall-timeout, max-upload-rate, keep-* and retry-for from the
+    settings file.
     """
     manager = notify.claim()
     if output_dir is None:
-        raise click.UsageError("which output folder? Give OUTPUT_DIR, or output-dir in the settings file")
+        raise click.UsageError("no output folder given: add OUTPUT_DIR, or output-dir in the settings file")
     output_dir = resume.require_output_dir(output_dir, create=False)
     run = options.run_of(output_dir, run_id=run_id, project=project, entity=entity, local=local)
     if retry_for is None and once:
         retry_for = 60.0
-    with options.connected_if_online(local=local) as connection:
+    with connections.connected_if_online(local=local) as connection:
         if config.upload_mode() == "disabled":
             return
         stop = Stop()
-        watched = daemon.Daemon(
+        watcher = daemon.Daemon(
             daemon.Watch(
                 output_dir=output_dir,
                 run=run,
@@ -89,17 +94,17 @@ def watch_command(
             ),
             stop,
             manager=manager,
-            reread=reread(lambda again, values: again.policy(retry_for=values["retry_for"])),
+            reread=reload(lambda again, values: again.policy(retry_for=values["retry_for"])),
         )
-        with stop.on_signals(signal.SIGTERM, signal.SIGINT), watched.held():
+        with stop.on_signals(signal.SIGTERM, signal.SIGINT), watcher.held():
             following.note(output_dir)
-            watched.check_store()
+            watcher.check_store()
             if once:
-                watched.once()
+                watcher.once()
             else:
                 gone = processes.ended(pid) if pid else lambda: False
-                with Sidecar(watched, preemption.sources(notice), grace).listening() as sidecar:
-                    watched.follow(ended=lambda: gone() or sidecar.ended())
-                    watched.raise_outcome()
+                with Sidecar(watcher, preemption.sources(notice), grace).listening() as sidecar:
+                    watcher.follow(ended=lambda: gone() or sidecar.ended())
+                    watcher.raise_outcome()
                     if sidecar.preempted():
                         raise click.exceptions.Exit(PreemptedError.exit_code)

@@ -1,4 +1,4 @@
-"""`pull` and `push`: one version down, one checkpoint up."""
+"""`push`: uploads one checkpoint, or the parked ones."""
 
 from __future__ import annotations
 
@@ -11,58 +11,27 @@ import click
 
 from ckptsync import layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
-from ckptsync.cli import asking, options, progress
+from ckptsync.cli import connections, options
 from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChangedError, UsageError
-from ckptsync.restore import download, resume
-from ckptsync.store.retrying import INTERACTIVE, Patience, retry
+from ckptsync.restore import resume
+from ckptsync.store.retrying import Patience, retry
 from ckptsync.upload import daemon
 from ckptsync.upload.policy import Policy
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.stop import Stop
 
 GIVE_UP_AFTER = 60.0
-"""Seconds that a push waits for a store that is away."""
-
-
-@click.command(
-    "pull",
-    epilog="Example: ckptsync pull 4kx81b2q:best models/best",
-    short_help="Bring one version here, every byte verified.",
-)
-@click.argument("run_text", metavar="RUN[:ALIAS]")
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
-@click.option("--model", is_flag=True, help="The final model (model-<run_id>) rather than a checkpoint.")
-@options.as_json
-@options.common
-def pull_command(
-    run_text: str, destination: Path, model: bool, as_json: bool, project: str | None, entity: str | None, local: bool
-) -> None:
-    """Download a version of RUN into the folder DEST, which is new or empty, and prove every byte.
-
-    Without ALIAS it is the newest that holds. An interrupted pull goes on where it broke. from_pretrained(DEST) loads it.
-    JSON keys: path, name, version, step, bytes, files.
-    """
-    download.require_free(destination)
-    with asking.asked(run_text, project=project, entity=entity, local=local) as asked:
-        wanted = download.select(asked.versions, asked.run, asked.alias, model=model)
-        with progress.shown(f"{wanted[0]}") as shown:
-            pulled = download.pull(asked.store, wanted, destination, progress=shown, patience=INTERACTIVE)
-    version = pulled.version
-    if as_json:
-        report = {"path": str(pulled.path), "name": version.name, "version": version.version, "step": pulled.step}
-        click.echo(json.dumps(report | {"bytes": version.bytes, "files": version.files}, indent=1))
-    else:
-        click.echo(str(pulled.path))
+"""Seconds to retry an unreachable store."""
 
 
 @click.command(
     "push",
     epilog="Example: ckptsync push runs/llama/checkpoint-500 --run-id 4kx81b2q",
-    short_help="Upload one checkpoint, or try the parked ones again.",
+    short_help="Upload one checkpoint, or retry the parked ones.",
 )
 @click.argument("directory", metavar="CHECKPOINT_DIR", type=click.Path(path_type=Path))
-@click.option("--parked", is_flag=True, help="DIR is an output folder: try again what a permanent error had stopped there.")
-@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id; else WANDB_RUN_ID, else run.json.")
+@click.option("--parked", is_flag=True, help="Retry all parked uploads; the argument is an output folder.")
+@click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id [default: WANDB_RUN_ID, else run.json].")
 @options.max_upload_rate
 @options.as_json
 @options.common
@@ -76,9 +45,9 @@ def push_command(
     entity: str | None,
     local: bool,
 ) -> None:
-    """Upload the checkpoint in CHECKPOINT_DIR (…/checkpoint-N) as a version of its run, if it is whole.
+    """Upload CHECKPOINT_DIR (…/checkpoint-N) as a version of its run, if it is complete.
 
-    Pushed twice it is one version. With --parked the folder is an output_dir, and what was parked there goes out.
+    Pushing it again makes no second version. With --parked, give an output folder: its parked uploads are retried.
     JSON: a list of {checkpoint, step, artifact, version, bytes, files, seconds}.
     """
     folder = directory.expanduser().absolute()
@@ -89,7 +58,7 @@ def push_command(
     if theirs not in (None, run.run_id):
         raise UsageError(f"{output_dir} belongs to run {theirs}, not {run.run_id}", hint="Leave out --run-id.")
     patience = Patience(first=0.5, longest=15.0, give_up_after=GIVE_UP_AFTER)
-    with options.connected(local=local) as connection:
+    with connections.connected(local=local) as connection:
         watch = daemon.Watch(
             output_dir=output_dir,
             run=run,
@@ -105,20 +74,20 @@ def push_command(
             watched.raise_outcome()
             receipts = [each for each in watched.spool.receipts() if each.snapshot in names]
             _require_durable(names - {each.snapshot for each in receipts}, watched.spool)
-    _tell(receipts, as_json=as_json)
+    _show(receipts, as_json=as_json)
 
 
 def _require_checkpoint(folder: Path) -> Path:
     if not folder.is_dir() or step_of(folder.name) is None:
-        raise UsageError(f"{folder} is not a checkpoint-N folder", hint="Give one, or an output_dir with --parked.")
+        raise UsageError(f"{folder} is not a checkpoint-N folder", hint="Give one, or an output folder with --parked.")
     return folder
 
 
 def _pin(spool: Spool, folder: Path) -> str:
-    """Put the checkpoint into the queue unless it is there or durable, and return its snapshot's name."""
+    """Queue the checkpoint unless it is queued or durable already. Returns its snapshot's name."""
     verdict = layouts.inspect(folder, world_size=record.read(folder.parent).world_size)
     if not verdict.complete:
-        raise IntegrityError(f"{folder} is not whole: {verdict.problems[0]}", hint="See `ckptsync verify`.")
+        raise IntegrityError(f"{folder} is incomplete: {verdict.problems[0]}", hint="List all problems with `ckptsync verify`.")
     checkpoint = Checkpoint(folder, step_of(folder.name) or 0, verdict)
     name = f"{checkpoint.name}.{checkpoint.fingerprint}"
     if not spool.knows(name):
@@ -127,22 +96,22 @@ def _pin(spool: Spool, folder: Path) -> str:
 
 
 def _require_durable(missing: set[str], spool: Spool) -> None:
-    """Raise what kept some of them from becoming durable."""
+    """Raise the reason why one of them is not durable."""
     for pinned, reason in spool.parked():
         if pinned.name in missing:
-            raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
+            raise PermanentStoreError(f"{pinned.checkpoint} was not uploaded: parked: {reason}")
     for name in sorted(missing):
-        raise SnapshotChangedError(f"{name.partition('.')[0]} was rewritten while it was uploaded", hint="Push it again.")
+        raise SnapshotChangedError(f"{name.partition('.')[0]} was modified during the upload", hint="Push it again.")
 
 
-def _tell(receipts: list[Receipt], *, as_json: bool) -> None:
+def _show(receipts: list[Receipt], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_report(each) for each in receipts], indent=1))
         return
     for each in receipts:
-        click.echo(f"{each.snapshot.partition('.')[0]} is durable: {each.artifact}:{each.version}")
+        click.echo(f"uploaded {each.snapshot.partition('.')[0]} as {each.artifact}:{each.version}")
     if not receipts:
-        click.echo("nothing was parked", err=True)
+        click.echo("no parked uploads", err=True)
 
 
 def _report(receipt: Receipt) -> dict[str, Any]:

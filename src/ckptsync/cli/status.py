@@ -1,0 +1,158 @@
+"""`status`: the last durable step, and what is at risk. Reads only this machine, no network."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckptsync import locks, record
+from ckptsync.checkpoint import Checkpoint, step_of
+from ckptsync.cli import options, tables
+from ckptsync.cli.parameter_types import Duration
+from ckptsync.restore import resume, sources
+from ckptsync.sizes import size_of
+from ckptsync.upload.spool import Spool
+
+DAY_FROM = 1.0
+"""Seconds between the first and the last save below which no growth per day is shown."""
+
+
+@click.command(
+    "status",
+    epilog="Example: ckptsync status runs/llama --max-age 30m",
+    short_help="Show the last durable step and the work at risk.",
+)
+@click.argument("output_dirs", metavar="[OUTPUT_DIR]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--max-age",
+    type=Duration(),
+    envvar="CKPTSYNC_MAX_AGE",
+    help="Exit 1 if work has been at risk for longer than this: 90 (seconds), 30m, 12h.",
+)
+@options.as_json
+@options.common
+def status_command(
+    output_dirs: tuple[Path, ...], max_age: float | None, as_json: bool, project: str | None, entity: str | None, local: bool
+) -> None:
+    """Show the last durable step, its age and the upload queue of each OUTPUT_DIR (default: the current folder).
+
+    JSON keys: output_dir, run, project, entity, watcher, last_durable_step, last_durable_at, last_durable_version,
+    newest_local_step, finished, at_risk_seconds, at_risk_steps (saved locally, not durable), upload_bytes_per_second,
+    pending, parked, torn, copied (counts), the names in pending_names, parked_reasons, torn_names; stored_bytes (in the
+    store, from this folder), spool_bytes (queued), keep (the policy), growth_bytes_per_day (of training, without a policy).
+    """
+    del project, entity, local
+    folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
+    reports = [_report(each) for each in folders]
+    if as_json:
+        click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
+    else:
+        click.echo("\n\n".join(_words(each) for each in reports))
+    if max_age is not None and any((each["at_risk_seconds"] or 0) > max_age for each in reports):
+        raise click.exceptions.Exit(1)
+
+
+def _report(output_dir: Path) -> dict[str, Any]:
+    spool = Spool(output_dir)
+    known = record.read(output_dir)
+    newest = spool.newest_receipt()
+    pending, parked = spool.pending(), spool.parked()
+    whole, torn_here = sources.local_checkpoints(output_dir, known.world_size)
+    torn = [path.name for path, _ in torn_here] + [path.name for path in spool.torn()]
+    steps = [step for path in output_dir.iterdir() if (step := step_of(path.name)) is not None]
+    finished = newest is not None and any(each.step == newest.step and _finished(each) for each in whole)
+    return {
+        "output_dir": str(output_dir),
+        "run": known.text("run_id"),
+        "project": known.text("project"),
+        "entity": known.text("entity"),
+        "watcher": locks.WatcherLock(spool.lock_path).holder,
+        "last_durable_step": newest.step if newest else None,
+        "last_durable_at": tables.iso(newest.saved_at) if newest else None,
+        "last_durable_version": f"{newest.artifact}:{newest.version}" if newest else None,
+        "newest_local_step": max(steps, default=None),
+        "finished": finished,
+        "at_risk_steps": max(0, max(steps, default=0) - (newest.step if newest else 0)),
+        "upload_bytes_per_second": _rate(spool),
+        "at_risk_seconds": 0 if finished else round(time.time() - newest.saved_at) if newest else _age_of_training(output_dir),
+        "pending": len(pending),
+        "parked": len(parked),
+        "torn": len(torn),
+        "copied": sum(each.pinned_by == "copy" for each in (*pending, *(each for each, _ in parked))),
+        "pending_names": [each.name for each in pending],
+        "parked_reasons": {each.name: reason for each, reason in parked},
+        "torn_names": torn,
+        **_storage(spool, known),
+    }
+
+
+def _storage(spool: Spool, known: record.Record) -> dict[str, Any]:
+    """The storage in use by the receipts. Each version counts in full, although the store keeps unchanged files once."""
+    gone = set(spool.pruned())
+    receipts = sorted(spool.receipts(), key=lambda each: each.saved_at)
+    stored = {f"{each.artifact}:{each.version}": each.bytes for each in receipts}
+    seconds = receipts[-1].saved_at - receipts[0].saved_at if receipts else 0.0
+    policy = known.text("keep")
+    return {
+        "stored_bytes": sum(size for name, size in stored.items() if name.rpartition("/")[2] not in gone),
+        "growth_bytes_per_day": None if policy or seconds < DAY_FROM else round(sum(stored.values()) / seconds * 86400),
+        "spool_bytes": sum(each.bytes for each in spool.pending()),
+        "keep": policy,
+    }
+
+
+def _rate(spool: Spool) -> int | None:
+    """The rate of the last upload, including hashing and commit; None before the first."""
+    measured = [each for each in spool.receipts() if each.seconds > 0]
+    last = max(measured, key=lambda each: each.committed_at, default=None)
+    return round(last.bytes / last.seconds) if last else None
+
+
+def _finished(checkpoint: Checkpoint) -> bool:
+    state = checkpoint.verdict.state
+    return state is not None and state.finished
+
+
+def _age_of_training(output_dir: Path) -> int | None:
+    """Seconds since run.json changed, the first trace of a training without a durable checkpoint."""
+    path = record.path_of(output_dir)
+    return round(time.time() - path.stat().st_mtime) if path.exists() else None
+
+
+def _words(report: dict[str, Any]) -> str:
+    lines = [f"{report['output_dir']}  run {report['run'] or 'unknown'}"]
+    if report["last_durable_step"] is None:
+        lines.append("  durable   nothing yet")
+    else:
+        saved = f"saved at {report['last_durable_at']}, {report['last_durable_version']}"
+        lines.append(f"  durable   step {report['last_durable_step']}, {saved}")
+    at_risk = (
+        "nothing: the training is finished" if report["finished"] else f"the last {tables.age(report['at_risk_seconds'])} of work"
+    )
+    if report["at_risk_steps"] and not report["finished"]:
+        at_risk += f", {report['at_risk_steps']} steps of it saved locally"
+    lines.append(f"  at risk   {at_risk}")
+    lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
+    lines.append(f"  queued    {report['pending']}, parked {report['parked']}, torn {report['torn']}")
+    if report["upload_bytes_per_second"]:
+        lines.append(f"  uploads   {report['upload_bytes_per_second'] / 1e6:.3g} MB/s (last upload)")
+    lines.append(f"  watcher   {report['watcher'] or 'none; start one with `ckptsync watch`'}")
+    if report["copied"]:
+        lines.append(f"  copied    {report['copied']} of these, because this file system has neither reflinks nor hard links")
+    lines.append(f"  storage   {_stored(report)}")
+    lines += [f"  parked    {name}: {reason}" for name, reason in report["parked_reasons"].items()]
+    return "\n".join(lines)
+
+
+def _stored(report: dict[str, Any]) -> str:
+    stored = f"{size_of(report['stored_bytes'])} in the store"
+    if report["keep"]:
+        return f"{stored}, retention: {report['keep']}"
+    growth = report["growth_bytes_per_day"]
+    if growth is None:
+        return stored
+    return f"{stored}, growing by {size_of(growth)} per day of training; limit it with --keep-last or `ckptsync prune`"

@@ -1,0 +1,250 @@
+"""A training that starts from the newest valid checkpoint, the first time and at every restart."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ckptsync import processes, record, secret_detection
+from ckptsync.checkpoint import Run
+from ckptsync.config import Connection
+from ckptsync.errors import IntegrityError, NotFoundError, StoreError, TransientStoreError
+from ckptsync.job import supervisor
+from ckptsync.job.launch import environment, fill
+from ckptsync.job.training import StartedTraining, find_running
+from ckptsync.job.watch_settings import WatchSettings
+from ckptsync.restore import sources, verification
+from ckptsync.restore.resume import Placed, Resume
+from ckptsync.service import notify
+from ckptsync.store.contract import Progress, Store
+from ckptsync.store.retrying import Patience, retry
+from ckptsync.store.session import open_store
+from ckptsync.upload import daemon
+from ckptsync.upload.daemon import Reread
+from ckptsync.upload.spool import Spool
+from ckptsync.upload.stop import Stop
+
+if TYPE_CHECKING:
+    from ckptsync.store.wandb_store import WandbStore
+
+log = logging.getLogger(__name__)
+
+SHORTLY, AT_LENGTH = 20.0, 900.0
+"""Seconds to retry an unreachable store: with a valid local checkpoint, and when only the store may have one.
+
+Starting from scratch instead would restart the run at step 0. On a spot machine the network may come up later than ckptsync.
+"""
+
+
+class Terminal(Protocol):
+    """Where a job shows progress and messages to the user."""
+
+    def progress(self, what: str) -> AbstractContextManager[Progress]:
+        """Show a transfer's progress while the block runs."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+
+
+def patience(seconds: float | None, usual: float) -> Patience:
+    """How long to retry an unreachable store, in seconds: what the user set, else `usual`."""
+    return Patience(first=0.5, longest=15.0, give_up_after=usual if seconds is None else seconds)
+
+
+class ResumableJob:
+    """A training and its checkpoints: finds and places the newest valid one, starts the training from it, and supervises it."""
+
+    def __init__(
+        self,
+        run: Run,
+        connection: Connection | None,
+        output_dir: Path,
+        *,
+        following: WatchSettings,
+        patience: Patience,
+        manager: notify.Manager,
+        terminal: Terminal,
+        hook: bool,
+        extend: bool,
+        allow_restart: bool,
+    ) -> None:
+        self.run = run
+        self.following = following
+        self.command: Callable[[Placed | None], tuple[list[str], Path | None]]
+        self._connection = connection
+        self._output_dir = output_dir
+        self._patience = patience
+        self._manager = manager
+        self._terminal = terminal
+        self._hook = hook
+        self._extend = extend
+        self._allow_restart = allow_restart
+        self._exists = False
+
+    def run_to_end(self, terms: supervisor.Terms, reread: Reread, placed: Placed | None = None) -> int:
+        """Start the training, restart it within the terms, and return the exit code. The first start continues from `placed`."""
+        first = [placed] if placed else []
+        self.following.note(self._output_dir)
+        watch = daemon.Watch(
+            output_dir=self._output_dir,
+            run=self.run,
+            environment={**os.environ, **(self._connection.environment() if self._connection else {})},
+            stem=self.following.stem(self.run, self._output_dir),
+            policy=self.following.policy(),
+            quiet=self.following.quiet_period,
+            allow_restart=self._allow_restart,
+        )
+        watched = daemon.Daemon(watch, Stop(), manager=self._manager, reread=reread)
+        begin = lambda: self._begin(first.pop()) if first else self._begin_again()  # noqa: E731
+        return supervisor.Supervisor(watched, begin, terms).run()
+
+    def pull(self, alias: str | None = None) -> Placed:
+        """Place the newest valid checkpoint of a run that must exist. If W&B is disabled or offline, the newest local one."""
+        if self._connection is None:
+            return Resume(None, self.run, self._output_dir, progress=lambda *_: None).place(alias)
+        with open_store(self._connection, self.run) as store:
+            self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self._patience)
+            retry(lambda: store.run_state(self.run), what="the look-up of the run", patience=self._patience)
+            self._exists = True
+            return self._place(store, alias)
+
+    def finished(self, placed: Placed) -> bool:
+        """Whether the training has reached its last step and may not go further; reported to the user if so."""
+        if placed.state.finished and not self._extend:
+            self._terminal.say(_finished_text(placed))
+            return True
+        return False
+
+    def _begin_again(self) -> supervisor.Start | None:
+        left = find_running(self._output_dir)
+        if left:
+            whole, _ = sources.local_checkpoints(self._output_dir)
+            log.warning("the training is still running (pid %d): watching it instead of starting another", left.members()[0])
+            return supervisor.Start(lambda: left, max((each.step for each in whole), default=0))
+        placed = self._find()
+        return None if placed and self.finished(placed) else self._begin(placed)
+
+    def _find(self) -> Placed | None:
+        """Place the newest valid checkpoint; None if the run has none yet.
+
+        If the store stays unreachable, the newest valid local checkpoint is used.
+        """
+        if self._connection is None:
+            return self._find_here()
+        try:
+            with open_store(self._connection, self.run) as store:
+                self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self._patience)
+                self._exists = _exists(store, self.run, self._patience)
+                return self._place(store, None)
+        except NotFoundError as error:
+            log.info("starting from scratch: %s", error)
+            return None
+        except TransientStoreError as error:
+            placed = self._find_here()
+            if placed is None:
+                raise
+            log.warning("%s; resuming from the local %s; the store may have a newer checkpoint", error, placed.path)
+            return placed
+
+    def _find_here(self) -> Placed | None:
+        try:
+            return Resume(None, self.run, self._output_dir, progress=lambda *_: None, allow_restart=self._allow_restart).place()
+        except (NotFoundError, IntegrityError):
+            return None
+
+    def _place(self, store: WandbStore, alias: str | None) -> Placed:
+        with self._terminal.progress(f"checkpoint of {self.run.run_id}") as shown:
+
+            def moved(done: int, total: int) -> None:
+                shown(done, total)
+                self._manager.moving(done)
+
+            resuming = Resume(
+                store, self.run, self._output_dir, progress=moved, patience=self._patience, allow_restart=self._allow_restart
+            )
+            placed = resuming.place(alias)
+        _warn_of_differences(placed)
+        if self._exists:
+            _warn_of_replay(store, self.run, placed)
+        return placed
+
+    def _begin(self, placed: Placed | None) -> supervisor.Start:
+        """Write down who the training is from now on, and say how to start it."""
+        command, cwd = self.command(placed)
+        recordable = secret_detection.recordable(command)
+        if not recordable:
+            log.warning("the command is not recorded: an argument looks like a secret; give it again for the next resume")
+        checkpoint = placed.path if placed else None
+        words = fill(command, checkpoint)
+        record.update(
+            self._output_dir,
+            run_id=self.run.run_id,
+            project=self.run.project,
+            entity=self.run.entity,
+            command=command if recordable and self.following.record_command else None,
+            cwd=str(cwd or Path.cwd()),
+            resumed_step=placed.step if placed else None,
+            resumed_at=time.time() if placed else None,
+            training=None,
+            processes=None,
+        )
+        version = placed.source.version if placed else None
+        attempt = record.begin_attempt(
+            self._output_dir,
+            resumed_step=placed.step if placed else None,
+            resumed_version=str(version) if version else None,
+            after=(version.attempt if version else None) or 0,
+        )
+        if placed:
+            Spool(self._output_dir).record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))
+        environ = environment(
+            self.run,
+            self._connection,
+            self._output_dir,
+            checkpoint=checkpoint,
+            exists=self._exists,
+            attempt=attempt.id,
+            hook=self._hook,
+        )
+
+        def start() -> StartedTraining:
+            training = StartedTraining(words, environ, cwd=cwd)
+            record.update(self._output_dir, training=processes.identity(training.pid))
+            return training
+
+        return supervisor.Start(start, placed.step if placed else 0)
+
+
+def _exists(store: Store, run: Run, patience: Patience) -> bool:
+    """Whether the run is on the server."""
+    try:
+        retry(lambda: store.run_state(run), what="the look-up of the run", patience=patience)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _warn_of_replay(store: WandbStore, run: Run, placed: Placed) -> None:
+    """Warn of steps that the run has logged already and will log again."""
+    with contextlib.suppress(StoreError, NotFoundError):
+        logged = store.logged_step(run)
+        if logged is not None and logged > placed.step:
+            log.warning("steps %d to %d will be logged again: the run had reached step %d", placed.step + 1, logged, logged)
+
+
+def _warn_of_differences(placed: Placed) -> None:
+    for difference in verification.differences(placed.source.version) if placed.source.version else []:
+        log.warning("%s: the resumed training may not be identical bit for bit", difference)
+
+
+def _finished_text(placed: Placed) -> str:
+    return (
+        f"the training is finished: {placed.path} is at step {placed.state.global_step} of {placed.state.max_steps}."
+        " To train longer, raise the number of steps in the command and add --extend."
+    )
