@@ -130,22 +130,25 @@ def _words(report: dict[str, Any]) -> str:
     else:
         saved = f"saved at {report['last_durable_at']}, {report['last_durable_version']}"
         lines.append(f"  durable   step {report['last_durable_step']}, {saved}")
-    at_risk = (
-        "nothing: the training is finished" if report["finished"] else f"the last {tables.age(report['at_risk_seconds'])} of work"
-    )
-    if report["at_risk_steps"] and not report["finished"]:
-        at_risk += f", {report['at_risk_steps']} steps of it saved locally"
-    lines.append(f"  at risk   {at_risk}")
+    lines.append(f"  at risk   {_at_risk(report)}")
     lines.append(f"  local     newest step {report['newest_local_step']}" if report["newest_local_step"] else "  local     none")
-    lines.append(f"  queued    {report['pending']}, parked {report['parked']}, torn {report['torn']}")
+    lines.append(f"  queued    {report['pending']}, parked {report['parked']}, incomplete {report['torn']}")
     if report["upload_bytes_per_second"]:
-        lines.append(f"  uploads   {report['upload_bytes_per_second'] / 1e6:.3g} MB/s (last upload)")
+        lines.append(f"  uploads   {size_of(report['upload_bytes_per_second'])}/s (last upload)")
     lines.append(f"  watcher   {report['watcher'] or 'none; start one with `ckptsync watch`'}")
     if report["copied"]:
         lines.append(f"  copied    {report['copied']} of these, because this file system has neither reflinks nor hard links")
     lines.append(f"  storage   {_stored(report)}")
     lines += [f"  parked    {name}: {reason}" for name, reason in report["parked_reasons"].items()]
     return "\n".join(lines)
+
+
+def _at_risk(report: dict[str, Any]) -> str:
+    if report["finished"]:
+        return "nothing: the training is finished"
+    seconds, steps = report["at_risk_seconds"], report["at_risk_steps"]
+    work = "all work so far" if seconds is None else f"the last {tables.age(seconds)} of work"
+    return f"{work}, of which {steps} {'step is' if steps == 1 else 'steps are'} saved locally" if steps else work
 
 
 def _stored(report: dict[str, Any]) -> str:
