@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ckptsync.server.storage.content import HASHERS, Hasher
+from ckptsync.server.storage.content_store import HASHERS, Hasher
 from tests.bench.bed import BenchServer
 
 PIECE = 2**20

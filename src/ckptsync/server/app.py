@@ -20,16 +20,16 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from ckptsync.errors import ConfigurationError, LockedError
+from ckptsync.server.cleanup import sweep_content, sweep_expired
 from ckptsync.server.http.auth import OriginGuard, api_key, own_names, signing_secret
 from ckptsync.server.http.endpoints import Service
 from ckptsync.server.http.faults import Faults, Line
-from ckptsync.server.http.requestlog import RequestLog
+from ckptsync.server.http.request_log import RequestLog
 from ckptsync.server.local import USERS
-from ckptsync.server.storage.content import Content
+from ckptsync.server.storage.content_store import Content
 from ckptsync.server.storage.database import Database
-from ckptsync.server.sweeping import sweep_content, sweep_expired
 from ckptsync.server.transfers.signing import Signer
-from ckptsync.server.transfers.zerocopy import ZeroCopy
+from ckptsync.server.transfers.zero_copy import ZeroCopy
 
 log = logging.getLogger(__name__)
 

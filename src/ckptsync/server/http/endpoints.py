@@ -20,15 +20,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ckptsync import __version__
-from ckptsync.server.graphql import queries
-from ckptsync.server.http import filestream
+from ckptsync.server.graphql import execution
+from ckptsync.server.http import file_stream
 from ckptsync.server.http.auth import is_authorized
 from ckptsync.server.resolvers.accounts import find_project
+from ckptsync.server.resolvers.artifact_upload import content_size, parts_of
 from ckptsync.server.resolvers.artifacts import find_artifact
 from ckptsync.server.resolvers.context import Call, row_id_of
 from ckptsync.server.resolvers.runs import find_run
-from ckptsync.server.resolvers.saving import content_size, parts_of
-from ckptsync.server.storage.content import KEY, Content, hex_of
+from ckptsync.server.storage.content_store import KEY, Content, hex_of
 from ckptsync.server.storage.database import Database
 from ckptsync.server.transfers.bodies import Download, receive_body, refusal
 from ckptsync.server.transfers.signing import Links, Signer
@@ -104,17 +104,17 @@ class Service:
         try:
             query = json.loads(body)
         except (ValueError, RecursionError):
-            return 400, queries.dumps({"errors": [{"message": "the request is not JSON"}]})
-        scope["ckptsync.operation"] = queries.operation_name(query)
+            return 400, execution.dumps({"errors": [{"message": "the request is not JSON"}]})
+        scope["ckptsync.operation"] = execution.operation_name(query)
         scope["ckptsync.variables"] = query.get("variables") if isinstance(query, dict) else None
         try:
-            found = queries.answer(query, self.database, lambda connection: self.call(connection, base_url))
-        except queries.RejectedQueryError as error:
-            return 400, queries.dumps({"errors": [{"message": str(error)}]})
-        return 200, queries.dumps(found)
+            found = execution.answer(query, self.database, lambda connection: self.call(connection, base_url))
+        except execution.RejectedQueryError as error:
+            return 400, execution.dumps({"errors": [{"message": str(error)}]})
+        return 200, execution.dumps(found)
 
     async def file_stream(self, request: Request) -> Response:
-        body = await _limited_body(request, filestream.MAX_BODY_BYTES)
+        body = await _limited_body(request, file_stream.MAX_BODY_BYTES)
         if body is None:
             return refusal(413, "the request is too large")
         loop = asyncio.get_running_loop()
@@ -123,14 +123,14 @@ class Service:
     def _stream(self, request: Request, body: bytes) -> Response:
         where = request.path_params
         try:
-            update = filestream.parse_body(body, request.headers.get("content-encoding"))
+            update = file_stream.parse_body(body, request.headers.get("content-encoding"))
             with self.database.write() as connection:
                 call = self.call(connection, "")
                 run = find_run(call, find_project(call, where["entity"], where["project"]), where["run"])
                 if run is None:
                     return refusal(404, "no such run")
-                filestream.apply(connection, run, update, call.now)
-        except filestream.InvalidStreamError as error:
+                file_stream.apply(connection, run, update, call.now)
+        except file_stream.InvalidStreamError as error:
             return refusal(400, str(error))
         return JSONResponse({"exitcode": None, "stopped": bool(run["stop_requested"])})
 

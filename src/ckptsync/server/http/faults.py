@@ -17,7 +17,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ckptsync.server.graphql.queries import operation_name
+from ckptsync.server.graphql.execution import operation_name
 from ckptsync.server.http.auth import is_authorized
 
 PATH = "/_faults"

@@ -11,7 +11,7 @@ from graphql import GraphQLError
 from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
 from ckptsync.server.resolvers.filters import column, ordered, selected
 from ckptsync.server.resolvers.paging import page
-from ckptsync.server.storage.content import HASHERS
+from ckptsync.server.storage.content_store import HASHERS
 
 ENTITY = "local"
 ORGANIZATION = "local-org"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.collection import VERSION, named_collection
+from ckptsync.server.resolvers.collections import VERSION, named_collection
 from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
 
 ALIAS = re.compile(r"[^/:\x00-\x1f]{1,128}")

@@ -8,7 +8,7 @@ from typing import Any
 from graphql import GraphQLError
 
 from ckptsync.server.resolvers.aliases import set_alias
-from ckptsync.server.resolvers.collection import collection_by_row, find_collection, find_membership
+from ckptsync.server.resolvers.collections import collection_by_row, find_collection, find_membership
 from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
 from ckptsync.server.resolvers.filters import ordered, selected
 from ckptsync.server.resolvers.paging import page

@@ -14,7 +14,7 @@ from typing import Any
 
 from graphql import GraphQLError
 
-from ckptsync.server.storage.content import Content
+from ckptsync.server.storage.content_store import Content
 from ckptsync.server.transfers.signing import Links
 
 Row = Mapping[str, Any]

@@ -11,7 +11,7 @@ from graphql import GraphQLError
 from ckptsync.server.resolvers.accounts import ensure_project, entities_projects
 from ckptsync.server.resolvers.aliases import set_alias
 from ckptsync.server.resolvers.artifacts import artifact_by_id, find_artifact, lookup
-from ckptsync.server.resolvers.collection import (
+from ckptsync.server.resolvers.collections import (
     add_member,
     collection_by_id,
     collection_by_row,

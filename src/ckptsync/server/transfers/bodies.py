@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ckptsync.server.storage.content import BadDigestError, Content, Upload
-from ckptsync.server.transfers.directbody import BODY, DirectBody
-from ckptsync.server.transfers.zerocopy import EXTENSION
+from ckptsync.server.storage.content_store import BadDigestError, Content, Upload
+from ckptsync.server.transfers.direct_body import BODY, DirectBody
+from ckptsync.server.transfers.zero_copy import EXTENSION
 
 BLOCK = 512 * 1024
 Piece = bytes | memoryview

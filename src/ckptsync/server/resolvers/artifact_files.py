@@ -11,7 +11,7 @@ from graphql import GraphQLError
 from ckptsync.server.resolvers.artifacts import find_artifact
 from ckptsync.server.resolvers.context import Call, Row, global_id, resolves
 from ckptsync.server.resolvers.paging import matching, page
-from ckptsync.server.storage.content import key_of
+from ckptsync.server.storage.content_store import key_of
 
 
 def artifact_file(call: Call, artifact: Row, row: Row) -> Row:

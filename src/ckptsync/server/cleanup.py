@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ckptsync.server.http.endpoints import Service
 from ckptsync.server.resolvers.deletion import delete_version
-from ckptsync.server.storage.content import Content
+from ckptsync.server.storage.content_store import Content
 from ckptsync.server.storage.database import Database
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ckptsync.server.transfers.zerocopy import EXTENSION
+from ckptsync.server.transfers.zero_copy import EXTENSION
 
 MAX_VALUE = 200
 SECRET_NAME = re.compile(r"key|token|secret|password", re.IGNORECASE)

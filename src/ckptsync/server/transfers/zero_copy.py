@@ -16,7 +16,7 @@ import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
-from ckptsync.server.transfers.directbody import BODY, DirectBody
+from ckptsync.server.transfers.direct_body import BODY, DirectBody
 
 EXTENSION = "http.response.zerocopysend"
 

@@ -17,13 +17,13 @@ from graphql import GraphQLError
 
 from ckptsync.server.resolvers.accounts import ensure_project
 from ckptsync.server.resolvers.aliases import set_alias, wanted_aliases
+from ckptsync.server.resolvers.artifact_files import key_of_digest, manifest_of, storage_path, upload_headers
 from ckptsync.server.resolvers.artifacts import ALGORITHMS, artifact_by_id, checked_metadata, find_artifact
-from ckptsync.server.resolvers.collection import add_member, collection_by_row, ensure_collection
+from ckptsync.server.resolvers.collections import add_member, collection_by_row, ensure_collection
 from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
-from ckptsync.server.resolvers.files import key_of_digest, manifest_of, storage_path, upload_headers
 from ckptsync.server.resolvers.runs import find_run
 from ckptsync.server.resolvers.tags import add_tags
-from ckptsync.server.storage.content import HASHERS, key_of_parts
+from ckptsync.server.storage.content_store import HASHERS, key_of_parts
 
 MAX_NAME = 1024
 MAX_PARTS = 10_000
