@@ -26,7 +26,7 @@ def _imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
 def test_a_module_imports_only_the_errors_and_the_servers_own_packages(path: Path) -> None:
     foreign = {name for name in _imported(path) if name.partition(".")[0] not in sys.stdlib_module_names}
 

@@ -90,10 +90,11 @@ def test_the_servers_own_origin_is_fine(server: ServerProcess) -> None:
     assert server.request("POST", "/graphql", data=VIEWER, headers={"Origin": server.url})[0] == 200
 
 
-def test_key_and_folder_are_the_users_alone(server: ServerProcess) -> None:
-    def mode(path: Path) -> int:
-        return stat.S_IMODE(path.stat().st_mode)
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
+
+def test_key_and_folder_are_the_users_alone(server: ServerProcess) -> None:
     assert mode(server.data_dir) == 0o700
     assert mode(server.data_dir / "api-key") == 0o600
     assert mode(server.data_dir / "signing-secret") == 0o600
@@ -253,3 +254,15 @@ def test_a_port_in_use_ends_with_one_line_and_exit_code_3(server: ServerProcess,
 
     assert second.returncode == 3
     assert len(second.stderr.splitlines()) == 1
+
+
+def test_a_data_folder_that_is_there_keeps_its_mode_and_what_is_written_into_it_is_private(tmp_path: Path) -> None:
+    data_dir = tmp_path / "shared"
+    data_dir.mkdir()
+    data_dir.chmod(0o1777)
+
+    with ServerProcess(data_dir) as server:
+        server.graphql("{ viewer { username } }")
+
+        assert mode(data_dir) == 0o1777
+        assert {path.name for path in data_dir.rglob("*") if path.is_file() and mode(path) & 0o077} == set()

@@ -55,8 +55,9 @@ def serve(
 
     Raises LockedError when another server holds the data folder, ConfigurationError when the address cannot be used.
     """
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    data_dir.chmod(0o700)
+    # A folder that is there already keeps its mode; what is written into it is for its owner alone in any case.
+    os.umask(0o077)
+    data_dir.mkdir(parents=True, exist_ok=True)
     with _held(data_dir), listening(host, port) as listener:
         service = _service(data_dir, crash_after, link_lifetime)
         app = _application(service, host, faults=faults, log_requests=log_requests)
