@@ -68,7 +68,7 @@ class Demo:
         with local_server(folder / "server") as server:
             self._timeline.say(f"started a local W&B-compatible server on {server.url}")
             environ = self._environment(folder, server.url, server.api_key)
-            lost, new, whole = (
+            lost, new, uninterrupted = (
                 Machine(folder / name, folder / f"{log}.log")
                 for name, log in (("lost-machine", "first"), ("new-machine", "second"), ("uninterrupted", "third"))
             )
@@ -82,9 +82,9 @@ class Demo:
             self._run_to_end(new, self._command("resume", new.output_dir), environ)
             self._timeline.say(f"finished the resumed training: {new.newest().name}")
             alone = environ | {"WANDB_RUN_ID": f"{self._run_id}-whole"}
-            self._run_to_end(whole, _training(whole.output_dir), alone)
+            self._run_to_end(uninterrupted, _training(uninterrupted.output_dir), alone)
             self._timeline.say("finished the same training without interruption")
-        return self._compare(new.newest(), whole.newest(), durable)
+        return self._compare(new.newest(), uninterrupted.newest(), durable)
 
     def _environment(self, folder: Path, url: str, api_key: str) -> dict[str, str]:
         """An environment without the user's W&B account and ckptsync settings."""

@@ -130,7 +130,7 @@ def _command(given: tuple[str, ...], output_dir: Path, placed: Placed | None, *,
             "no command to start the training with", hint="Add it after --: ckptsync resume RUN -- python train.py …"
         )
     click.echo(f"{version.name}:{version.version} was saved by this command:\n  {shlex.join(remote)}", err=True)
-    if not yes and not (sys.stdin.isatty() and click.confirm("Run it here?", err=True)):
+    if not yes and not (sys.stdin.isatty() and click.confirm("Run it on this machine?", err=True)):
         raise UsageError(
             "a command from a version's metadata runs only after confirmation", hint="Add --yes, or give the command after --."
         )

@@ -88,5 +88,5 @@ def run_command(
 
 
 def _resumable_here(output_dir: Path) -> bool:
-    whole, _ = sources.local_checkpoints(output_dir, record.read(output_dir).world_size)
-    return any(each.verdict.resumable for each in whole)
+    complete, _ = sources.local_checkpoints(output_dir, record.read(output_dir).world_size)
+    return any(each.verdict.resumable for each in complete)

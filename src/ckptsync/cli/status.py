@@ -61,10 +61,10 @@ def _report(output_dir: Path) -> dict[str, Any]:
     known = record.read(output_dir)
     newest = spool.newest_receipt()
     pending, parked = spool.pending(), spool.parked()
-    whole, torn_here = sources.local_checkpoints(output_dir, known.world_size)
-    torn = [path.name for path, _ in torn_here] + [path.name for path in spool.torn()]
+    complete, incomplete = sources.local_checkpoints(output_dir, known.world_size)
+    torn = [path.name for path, _ in incomplete] + [path.name for path in spool.torn()]
     steps = [step for path in output_dir.iterdir() if (step := step_of(path.name)) is not None]
-    finished = newest is not None and any(each.step == newest.step and _finished(each) for each in whole)
+    finished = newest is not None and any(each.step == newest.step and _finished(each) for each in complete)
     return {
         "output_dir": str(output_dir),
         "run": known.text("run_id"),

@@ -124,9 +124,9 @@ class ResumableJob:
     def _begin_again(self) -> supervisor.Start | None:
         left = find_running(self._output_dir)
         if left:
-            whole, _ = sources.local_checkpoints(self._output_dir)
+            complete, _ = sources.local_checkpoints(self._output_dir)
             log.warning("the training is still running (pid %d): watching it instead of starting another", left.members()[0])
-            return supervisor.Start(lambda: left, max((each.step for each in whole), default=0))
+            return supervisor.Start(lambda: left, max((each.step for each in complete), default=0))
         placed = self._find()
         return None if placed and self.finished(placed) else self._begin(placed)
 
