@@ -37,12 +37,12 @@ def test_a_full_spool_is_told_and_the_pin_follows_when_there_is_room(followed: F
         name = followed.save(size=300_000)
         before = evidence.look(followed.output_dir)
 
-        wait_for(lambda: "not pinned" in followed.said(), what="the word that it cannot be pinned")
+        wait_for(lambda: "cannot pin" in followed.said(), what="the word that it cannot be pinned")
         subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
         followed.durable(name)
 
         said = followed.said()
-        assert said.count("not pinned") == said.count("pinning works again") == 1
+        assert said.count("cannot pin") == said.count("pinning works again") == 1
         assert evidence.look(followed.output_dir) == before
         followed.kill()
         note("ENOSPC in the spool", "told once, tried again, uploaded when there was room", followed.damage())
@@ -90,10 +90,10 @@ def test_a_folder_that_becomes_read_only_under_the_watcher_is_lived_through(foll
     with mounted(spool, "--bind", str(spool)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(spool)], check=True)
         name = followed.save()
-        wait_for(lambda: "not pinned" in followed.said(), what="the word that it cannot be pinned")
+        wait_for(lambda: "cannot pin" in followed.said(), what="the word that it cannot be pinned")
     followed.durable(name)
 
-    assert followed.said().count("not pinned") == 1
+    assert followed.said().count("cannot pin") == 1
     note("folder that becomes read-only", "told once, tried again, uploaded when it could be written to", followed.damage())
 
 
