@@ -61,7 +61,7 @@ class QuietPeriod:
         self._markers = markers
         self.quiet = quiet
         self._clock = clock
-        self._done: dict[str, tuple[int, str]] = {}
+        self._done: dict[str, tuple[int, str, int]] = {}
         self._before: Mapping[str, str] | None = None
         self._refused: dict[str, str] = {}
         self._candidates: dict[str, _Candidate] = {}
@@ -90,7 +90,8 @@ class QuietPeriod:
 
     def accept(self, folder: QuietFolder) -> None:
         """Dealt with: leave the folder alone until something in it changes."""
-        self._done[folder.name] = (self._candidates.pop(folder.name).sign, folder.fingerprint)
+        sign = self._candidates.pop(folder.name).sign
+        self._done[folder.name] = (sign, folder.fingerprint, _weights(folder.path))
 
     def refuse(self, folder: QuietFolder) -> None:
         """Not whole: look at it again when any file in it changes, even one that is written in place."""
@@ -101,7 +102,7 @@ class QuietPeriod:
     @property
     def folders(self) -> dict[str, str]:
         """What is in the output folder, as of the last scan: the fingerprint of each checkpoint folder that was decided on."""
-        return {name: found for name, (_, found) in self._done.items() if self._known is None or name in self._known}
+        return {name: found for name, (_, found, _) in self._done.items() if self._known is None or name in self._known}
 
     def remember(self, folders: Mapping[str, str]) -> None:
         """Before the first scan: what an earlier watcher's `folders` were when the newest save was pinned."""
@@ -161,7 +162,14 @@ class QuietPeriod:
         if candidate is None or candidate.fingerprint != found:
             # A save takes several scans: what was created stays so until somebody has decided on it.
             appearance = candidate.appearance if candidate else self._refused_appearance.pop(name, appearance)
+            if appearance is Appearance.CHANGED and self._saved_again(name):
+                appearance = Appearance.CREATED
             self._candidates[name] = _Candidate(sign, found, appearance, self._clock())
+
+    def _saved_again(self, name: str) -> bool:
+        """Whether the weights are other files than before: safetensors renames them into place; who touches a file doesn't."""
+        before = self._done.get(name)
+        return before is not None and before[2] != _weights(self._output_dir / name)
 
     def _quiet(self, name: str) -> QuietFolder:
         candidate = self._candidates[name]
@@ -173,6 +181,15 @@ class QuietPeriod:
             return True
         marker = durable.read_json(self._markers / name)
         return marker is not None and marker.get("print") == candidate.fingerprint
+
+
+def _weights(path: Path) -> int:
+    """What a save changes and a touch doesn't: the inodes of the safetensors files."""
+    try:
+        with os.scandir(path) as entries:
+            return hash(tuple(sorted(entry.inode() for entry in entries if entry.name.endswith(".safetensors"))))
+    except OSError:
+        return 0
 
 
 def _sign(path: Path) -> int:
