@@ -223,3 +223,12 @@ def test_a_run_without_a_sign_of_life_has_crashed(tmp_path: Path) -> None:
     assert before == "running"
     assert after == {"run": {"state": "crashed"}, "runs": {"edges": [{"node": {"name": "silent"}}]}}
     assert [status, again] == [200, "running"]
+
+
+def test_a_client_of_wandb_0_28_that_is_about_to_log_an_image_gets_an_answer(server: ServerProcess) -> None:
+    fields = "cliVersionInfo latestLocalVersionInfo { outOfDate latestVersionString versionOnThisInstanceString }"
+
+    found = server.graphql(f"query ServerInfo {{ serverInfo {{ {fields} }} }}")
+
+    assert found["data"]["serverInfo"]["cliVersionInfo"]["max_cli_version"]
+    assert found["data"]["serverInfo"]["latestLocalVersionInfo"] is None

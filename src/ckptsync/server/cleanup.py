@@ -1,4 +1,4 @@
-"""What goes away by itself: versions past their TTL, uploads that nobody finished, bytes that nothing refers to."""
+"""Deletes versions past their TTL, uploads that nobody finished, and bytes that nothing refers to."""
 
 from __future__ import annotations
 

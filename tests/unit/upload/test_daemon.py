@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -327,6 +328,41 @@ def test_a_file_system_that_fails_for_a_while_is_scanned_again(tmp_path: Path) -
         watching.join()
 
         daemon.raise_outcome()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read the file")
+def test_a_file_that_cannot_be_read_for_a_while_refuses_no_checkpoint() -> None:
+    script = """if True:
+        import os, sys
+        from pathlib import Path
+        from ckptsync.checkpoint import Run
+        from ckptsync.upload import pinner
+        from ckptsync.upload.daemon import Daemon, Watch
+        from ckptsync.upload.stop import Stop
+
+        weights = Path(sys.argv[1], "checkpoint-5", "model.safetensors")
+        os.setgroups([])
+        os.setegid(65534)
+        os.seteuid(65534)
+        with Daemon(Watch(Path(sys.argv[1]), Run("abc", "p", "me"), {}, "abc", quiet=0.0), Stop()).held() as daemon:
+            daemon.scan()
+            print(daemon.pinner.blocked, daemon.spool.waiting())
+            os.seteuid(0)
+            os.chmod(weights, 0o644)
+            os.seteuid(65534)
+            daemon.stop.event.wait(pinner.READ_RETRY_SECONDS)
+            daemon.scan()
+            print(daemon.pinner.blocked, [each.step for each in daemon.spool.pending()])
+    """
+    # pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory(prefix="ckptsync-test-") as folder:
+        output_dir = Path(folder)
+        (make_checkpoint(output_dir, 5) / "model.safetensors").chmod(0o000)
+        output_dir.chmod(0o777)
+
+        done = subprocess.run([sys.executable, "-c", script, str(output_dir)], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines() == ["True []", "False [5]"], done.stderr
 
 
 def test_a_scan_that_fails_to_the_end_is_an_error(tmp_path: Path) -> None:

@@ -1,1 +1,4 @@
-"""One GraphQL request: its text, the schema that it is checked against, and the transaction that answers it."""
+"""One GraphQL request: its text is parsed and checked against the schema, and executed inside one transaction.
+
+Takes a query with its variables and gives the answer as JSON bytes. May not know HTTP or what a resolver does.
+"""

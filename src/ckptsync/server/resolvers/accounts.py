@@ -38,10 +38,19 @@ FEATURES = (
 )
 
 
+NEWEST_CLIENT = "0.31.0"
+"""The newest wandb client that this server was tested with."""
+
+
 @resolves("Query.serverInfo")
 def server_info(_source: None, _call: Call) -> Row:
     features = [*FEATURES, *(["ARTIFACT_DIGEST_ALGORITHM"] if "xxh128" in HASHERS else [])]
-    return {"features": [{"name": name, "isEnabled": True} for name in features]}
+    return {
+        "features": [{"name": name, "isEnabled": True} for name in features],
+        # Clients before 0.29 ask before they log an image or a table. This is no W&B Server, so it has no version of one.
+        "cliVersionInfo": {"min_cli_version": None, "max_cli_version": NEWEST_CLIENT},
+        "latestLocalVersionInfo": None,
+    }
 
 
 def user() -> Row:

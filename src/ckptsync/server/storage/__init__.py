@@ -1,1 +1,4 @@
-"""What is kept: one SQLite file, and files named by the digest of their content. Knows no rule of runs or artifacts."""
+"""What is stored: one SQLite file, and files named by the digest of their content.
+
+Takes rows and bytes and gives them back after any crash. May not know a rule of runs or artifacts, or a name that a client chose.
+"""
