@@ -28,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from ckptsync import config
+from ckptsync import config, record
 from ckptsync.checkpoint import File, Run
 from ckptsync.errors import CkptsyncError
 from ckptsync.restore import download, sources
@@ -199,6 +199,8 @@ class Publisher:
         with self._progress_lines():
             placed = Resume(self.store, run, Path(job["output_dir"]), progress=self._note).place(job["alias"])
         version = placed.source.version
+        resumed_version = str(version) if version else None
+        record.begin_attempt(Path(job["output_dir"]), resumed_step=placed.step, resumed_version=resumed_version)
         return {"path": str(placed.path), "qualified": version.qualified if version else None, "run": asdict(run)}
 
     def _existing(self, job: dict[str, Any]) -> Run:

@@ -138,18 +138,17 @@ def read(output_dir: Path) -> Record:
     return Record(durable.read_json(path_of(output_dir)) or {})
 
 
-def begin_attempt(
-    output_dir: Path, *, resumed_step: int | None = None, resumed_version: str | None = None, after: int = 0
-) -> Attempt:
+def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_version: str | None = None) -> Attempt:
     """Write down that the training starts (again), and return the number that its saves carry.
 
-    `after` is the highest attempt that is known from elsewhere: of the version that it resumes from, made on another machine.
+    It is above every attempt that is known here, and above those that `note_highest_attempt` told of.
     """
     begun: list[Attempt] = []
 
     def add(values: Mapping[str, Any]) -> dict[str, Any]:
         known = Record(values).attempts
-        number = max([after, *(each.number for each in known)]) + 1
+        highest = values.get("highest_attempt")
+        number = max([highest if isinstance(highest, int) else 0, *(each.number for each in known)]) + 1
         begun.append(Attempt(number, os.urandom(4).hex(), round(time.time(), 3), resumed_step, resumed_version))
         attempts = [asdict(each) for each in (*known[-ATTEMPTS_KEPT:], *begun)]
         # The number of processes and the verdict "restarted from scratch" belong to one attempt.
@@ -157,6 +156,16 @@ def begin_attempt(
 
     change(output_dir, add)
     return begun[0]
+
+
+def note_highest_attempt(output_dir: Path, number: int) -> None:
+    """Write down that an attempt of that number is known from elsewhere: from the versions that other machines uploaded."""
+
+    def add(values: Mapping[str, Any]) -> dict[str, Any]:
+        known = values.get("highest_attempt")
+        return {"highest_attempt": max(number, known)} if isinstance(known, int) else {"highest_attempt": number}
+
+    change(output_dir, add)
 
 
 def note_restarted(output_dir: Path, attempt: int | None, save: str) -> None:

@@ -98,6 +98,9 @@ def resume_command(
         )
         placed = job.pull(alias)
         if download_only:
+            version = placed.source.version
+            name = str(version) if version else None
+            record.begin_attempt(output_dir, resumed_step=placed.step, resumed_version=name)
             click.echo(str(placed.path))
             return
         if job.finished(placed):

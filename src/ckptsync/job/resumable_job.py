@@ -199,7 +199,6 @@ class ResumableJob:
             self._output_dir,
             resumed_step=placed.step if placed else None,
             resumed_version=str(version) if version else None,
-            after=(version.attempt if version else None) or 0,
         )
         if placed:
             Spool(self._output_dir).record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))

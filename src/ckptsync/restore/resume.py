@@ -63,6 +63,9 @@ class Resume:
         """The sources to try, best first. With an alias, that version alone."""
         store = self._store
         versions = self._ask("the list of versions", lambda: find_versions(store, self.run)) if store else []
+        if numbers := [each.attempt for each in versions if each.attempt is not None]:
+            # The next attempt is above all of them, not above that of the version that it resumes from: one may go back.
+            record.note_highest_attempt(self._output_dir, max(numbers))
         if alias and alias != "latest":
             return order([], [pick(versions, alias, self.run)])
         complete, incomplete = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)

@@ -79,10 +79,17 @@ def _from_store(version: Version) -> Source:
 
 
 def _attempts_of(versions: Sequence[Version]) -> dict[str, int]:
-    """The attempt of each version. Of those that don't say, the holder of `latest` was saved last; the step orders the rest."""
-    unnumbered = (each for each in versions if each.attempt is None)
-    found = {each.qualified: UNNUMBERED + ("latest" in each.aliases) for each in unnumbered}
-    return found | {each.qualified: each.attempt for each in versions if each.attempt is not None}
+    """The attempt of each version. One that doesn't say belongs to the newest that was committed before it.
+
+    Where there is none of these, the holder of `latest` was saved last, and the step orders the rest.
+    """
+    numbered = [(each.number, each.attempt) for each in versions if each.attempt is not None]
+    found = {each.qualified: each.attempt for each in versions if each.attempt is not None}
+    for version in versions:
+        if version.attempt is None:
+            before = [attempt for number, attempt in numbered if number < version.number]
+            found[version.qualified] = max(before, default=UNNUMBERED + ("latest" in version.aliases))
+    return found
 
 
 def _is_twin(checkpoint: Checkpoint, version: Version) -> bool:
@@ -147,8 +154,11 @@ def before_restart(complete: Sequence[Checkpoint], spool: Spool) -> list[Checkpo
             return True
         if restarted is None:
             return False
+        name = f"{each.name}.{each.fingerprint}"
+        if name in restarted.saves or spool.receipt_path(name).exists():
+            return name in restarted.saves
         attempt = spool.attempt_of(each.name, each.fingerprint)
-        return f"{each.name}.{each.fingerprint}" in restarted.saves or (attempt is not None and attempt == restarted.attempt)
+        return attempt is not None and attempt == restarted.attempt
 
     return [each for each in complete if not is_of_restart(each)]
 

@@ -88,8 +88,20 @@ def position(attempt: Attempt | None, known: Iterable[Receipt | Snapshot]) -> Po
     return Position(Save(step, attempt.number, same.rows), resumed=True)
 
 
-def relation(save: Save, before: Position | None, appearance: Appearance, *, own: PrefixDigest, theirs: PrefixDigest) -> Relation:
-    """What a complete checkpoint is to the position. `own` reads the save's rows, `theirs` those of the position."""
+def relation(
+    save: Save,
+    before: Position | None,
+    appearance: Appearance,
+    *,
+    own: PrefixDigest,
+    theirs: PrefixDigest,
+    marked: bool = False,
+) -> Relation:
+    """What a complete checkpoint is to the position. `own` reads the save's rows, `theirs` those of the position.
+
+    `marked` says that the training itself named the save's attempt. Where it was only inferred, the first save after a resume has
+    to show by its rows that it continues.
+    """
     if before is None:
         return Relation.NEXT
     last = before.save
@@ -97,7 +109,8 @@ def relation(save: Save, before: Position | None, appearance: Appearance, *, own
         return Relation.NEXT if save.attempt > last.attempt else Relation.OLDER
     if save.step < last.step or (before.resumed and save.step == last.step):
         return _behind(save, last, appearance, theirs)
-    certain = save.step == last.step or (save.attempt is not None and save.attempt == last.attempt)
+    numbered = save.attempt is not None and save.attempt == last.attempt
+    certain = save.step == last.step or (numbered and (marked or not before.resumed))
     if certain or not save.rows.comparable(last.rows) or own(last.rows.count) == last.rows.digest:
         return Relation.NEXT
     return Relation.OLDER if appearance is Appearance.PRESENT else Relation.RESTARTED

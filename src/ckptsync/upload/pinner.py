@@ -145,7 +145,8 @@ class Pinner:
             return True
         if self._before is None or folder.appearance is not Appearance.PRESENT:
             return False
-        return folder.step < self._before.save.step and self._marked_attempt(folder) is None
+        last, attempt = self._before.save, self._marked_attempt(folder)
+        return folder.step < last.step and (attempt is None or last.attempt is None or attempt <= last.attempt)
 
     def _marked_attempt(self, folder: QuietFolder) -> int | None:
         value = self._spool.marker(folder.name, folder.fingerprint).get("attempt")
@@ -159,7 +160,9 @@ class Pinner:
             self._quiet_period.accept(folder)
             log.warning("skipping %s: run %s saved it, not %s", folder.name, marker["run"], self._spool.run_id)
             return False
-        appearance = Appearance.CREATED if marker else folder.appearance
+        # What was there before the first scan stays that: the marker of an old save is no news.
+        changed = folder.appearance is Appearance.CHANGED
+        appearance = Appearance.CREATED if marker and changed else folder.appearance
         if appearance is not Appearance.CREATED:
             digests = {each.state_digest for each in self._spool.receipts_of(folder.name)} - {""}
             if state and state.digest in digests:
@@ -172,7 +175,7 @@ class Pinner:
         created = appearance is Appearance.CREATED
         attempt = self._marked_attempt(folder) or (self._attempt.number if self._attempt and created else None)
         save = lineage.saved(folder.step, state, attempt)
-        found = self._relation(save, appearance, folder.path)
+        found = self._relation(save, appearance, folder.path, marked=self._marked_attempt(folder) is not None)
         if self._expectation.allow_restart and found is Relation.RESTARTED:
             found = Relation.NEXT
         if found is Relation.NEXT and not (self.restarted and self._belongs_to_restart(save)):
@@ -185,11 +188,13 @@ class Pinner:
             self._note_restart(checkpoint)
         return False
 
-    def _relation(self, save: Save, appearance: Appearance, path: Path) -> Relation:
+    def _relation(self, save: Save, appearance: Appearance, path: Path, *, marked: bool) -> Relation:
         def theirs(count: int) -> str | None:
             return layouts.rows_digest(self._before_path, count) if self._before_path else None
 
-        return lineage.relation(save, self._before, appearance, own=lambda count: layouts.rows_digest(path, count), theirs=theirs)
+        return lineage.relation(
+            save, self._before, appearance, own=lambda count: layouts.rows_digest(path, count), theirs=theirs, marked=marked
+        )
 
     def _belongs_to_restart(self, save: Save) -> bool:
         """Whether a save above the position is still one of the training that restarted from scratch, by now further on.
