@@ -39,3 +39,14 @@ def test_values_of_the_wrong_type_count_as_missing() -> None:
 def test_the_record_of_a_folder_that_has_none_is_empty(tmp_path: Path) -> None:
     assert record.read(tmp_path).values == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_is_numbered_above_everything_that_is_known_here_and_elsewhere(tmp_path: Path) -> None:
+    assert record.begin_attempt(tmp_path).number == 1
+    record.note_highest_attempt(tmp_path, 7)
+    record.note_highest_attempt(tmp_path, 3)
+
+    attempt = record.begin_attempt(tmp_path, resumed_step=10)
+
+    assert (attempt.number, attempt.resumed_step) == (8, 10)
+    assert record.read(tmp_path).attempt == attempt

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ckptsync import record
 from ckptsync.checkpoint import Run, Version
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, TransientStoreError, UsageError
 from ckptsync.restore import resume, verification
 from ckptsync.restore.resume import Resume
-from ckptsync.restore.sources import order, pick
+from ckptsync.restore.sources import before_restart, order, pick
 from ckptsync.restore.verification import check_download
 from ckptsync.store.contract import Progress
 from ckptsync.store.retrying import Patience
@@ -414,3 +415,33 @@ def test_rows_of_another_history_put_a_local_checkpoint_last(store: FolderStore,
 
     assert [each.step for each in order([local], [version])] == [45, 50]
     assert [each.step for each in order([local], [version], prefix=lambda _path, _count: "of another training")] == [50, 45]
+
+
+def test_a_version_without_an_attempt_belongs_to_the_newest_that_was_committed_before_it(store: FolderStore) -> None:
+    store.keep(20, saved_at=300.0, attempt=2)
+    store.keep(30, saved_at=200.0)
+
+    assert [each.step for each in order([], store.kept)] == [30, 20]
+
+
+def test_placing_notes_the_highest_attempt_of_all_versions_also_when_an_older_one_was_asked_for(
+    resumed: Resume, store: FolderStore, output_dir: Path
+) -> None:
+    store.keep(10, saved_at=100.0, attempt=1)
+    store.keep(20, saved_at=200.0, attempt=2)
+
+    resumed.place("step-10")
+
+    assert record.begin_attempt(output_dir).number == 3
+
+
+def test_one_restart_condemns_its_own_saves_and_no_durable_one(tmp_path: Path) -> None:
+    durable_one, refused = (checkpoint_at(make_checkpoint(tmp_path, step)) for step in (20, 25))
+    record.note_restarted(tmp_path, 1, f"{refused.name}.{refused.fingerprint}")
+    for each in (durable_one, refused):
+        of_attempt(1, each.path)
+    spool = Spool(tmp_path)
+    (tmp_path / ".ckptsync/receipts").mkdir()
+    spool.receipt_path(f"{durable_one.name}.{durable_one.fingerprint}").write_text("{}")
+
+    assert before_restart([durable_one, refused], spool) == [durable_one]

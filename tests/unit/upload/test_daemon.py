@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from ckptsync import record
-from ckptsync.checkpoint import Receipt, Run
+from ckptsync.checkpoint import Receipt, Rows, Run
 from ckptsync.errors import CkptsyncError, LockedError, RestartedError
 from ckptsync.processes import ended
+from ckptsync.trainer import marker
 from ckptsync.upload.daemon import Daemon, Watch
+from ckptsync.upload.lineage import Appearance, Position, Relation, Save, relation
 from ckptsync.upload.policy import Policy
 from ckptsync.upload.stop import Stop
 from tests.checkpoints import make_checkpoint
@@ -245,6 +247,33 @@ def test_what_another_run_left_in_the_queue_is_left_alone_and_does_not_count(tmp
         assert daemon.restarted is None
         assert pinned(daemon) == [50]
         assert len(list((tmp_path / ".ckptsync/spool").iterdir())) == 2
+
+
+def test_a_superseded_checkpoint_that_is_still_there_with_its_marker_is_no_restart(tmp_path: Path) -> None:
+    record.begin_attempt(tmp_path)
+    for step in (5, 10):
+        make_checkpoint(tmp_path, step)
+        marker.write(tmp_path, step, world_size=1, attempt=1)
+    with daemon_of(tmp_path).held() as daemon:
+        daemon.scan()
+        # As an upload that was behind leaves it: neither a pin nor a receipt.
+        daemon.spool.supersede([each for each in daemon.spool.pending() if each.step == 5], daemon.spool.pending()[-1], "behind")
+
+    found = watched_once(tmp_path)
+
+    assert found.restarted is None
+    assert pinned(found) == [10]
+
+
+def test_a_first_save_after_a_resume_has_to_continue_its_rows_where_the_training_names_no_attempt() -> None:
+    before = Position(Save(10, 2, Rows(2, 1, "ab")), resumed=True)
+    other = Save(20, 2, Rows(4, 1, "wxyz"))
+
+    def related(*, marked: bool) -> Relation:
+        return relation(other, before, Appearance.CREATED, own=lambda _: "wx", theirs=lambda _: "ab", marked=marked)
+
+    assert related(marked=False) is Relation.RESTARTED
+    assert related(marked=True) is Relation.NEXT
 
 
 def test_a_restart_that_is_allowed_is_pinned(tmp_path: Path) -> None:
