@@ -186,3 +186,17 @@ def test_an_alias_that_programs_give_is_no_users_alias(alias: str) -> None:
     version = Version("me/p/a:v0", "a", "v0", (alias,), 1, 1, "d", 0.0)
 
     assert artifact.users_aliases(version) == []
+
+
+def numbered(number: int, step: int, attempt: int, saved_at: float) -> Version:
+    return a_version(number, (step, saved_at, 64, True, None, {"attempt": attempt}), [], None, by_us=True)
+
+
+def test_a_machine_whose_clock_is_behind_loses_none_of_its_newer_versions() -> None:
+    earlier = [numbered(0, 1, 1, 9000.0), numbered(1, 2, 1, 9100.0)]
+    later = [numbered(2, 3, 2, 100.0), numbered(3, 4, 2, 200.0), numbered(4, 5, 2, 300.0)]
+
+    choices = choose([*earlier, *later], Retention(last=1), NOW)
+
+    assert [each.number for each in newest_first([*earlier, *later])] == [4, 3, 2, 1, 0]
+    assert [each.number for each in kept(choices)] == [4, 3]

@@ -13,6 +13,7 @@ from ckptsync.checkpoint import Checkpoint, Rows, Run, Version, step_of
 from ckptsync.errors import NotFoundError
 from ckptsync.store import artifact
 from ckptsync.store.contract import Store
+from ckptsync.upload import lineage
 from ckptsync.upload.spool import Spool
 
 
@@ -50,7 +51,7 @@ def order(
     final model that HF's WandbCallback logs under the same name (alias `final_model`, transformers 5.24).
     """
     there = [each for each in versions if each.ours.get("resumable", True) is not False and "final_model" not in each.aliases]
-    numbers = _attempts_of(there)
+    numbers = lineage.attempts_of(there)
     ranked = [((numbers[each.qualified], _step(each), 0, each.number), _from_store(each)) for each in there]
     top = max(there, key=lambda each: (numbers[each.qualified], _step(each), each.number), default=None)
     newest_attempt = max([*attempts.values(), *([numbers[top.qualified]] if top else [])], default=0)
@@ -66,8 +67,6 @@ def order(
 
 
 ANOTHER_HISTORY = -(2**62)
-UNNUMBERED = -(2**61)
-"""Attempts below those that were numbered: of versions that say nothing of theirs (ckptsync 0.1.0, HF's WandbCallback)."""
 
 
 def _step(version: Version) -> int:
@@ -76,20 +75,6 @@ def _step(version: Version) -> int:
 
 def _from_store(version: Version) -> Source:
     return Source(version.saved_at, _step(version), version=version)
-
-
-def _attempts_of(versions: Sequence[Version]) -> dict[str, int]:
-    """The attempt of each version. One that doesn't say belongs to the newest that was committed before it.
-
-    Where there is none of these, the holder of `latest` was saved last, and the step orders the rest.
-    """
-    numbered = [(each.number, each.attempt) for each in versions if each.attempt is not None]
-    found = {each.qualified: each.attempt for each in versions if each.attempt is not None}
-    for version in versions:
-        if version.attempt is None:
-            before = [attempt for number, attempt in numbered if number < version.number]
-            found[version.qualified] = max(before, default=UNNUMBERED + ("latest" in version.aliases))
-    return found
 
 
 def _is_twin(checkpoint: Checkpoint, version: Version) -> bool:

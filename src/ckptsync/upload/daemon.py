@@ -19,10 +19,11 @@ from ckptsync import durable, locks, record
 from ckptsync.checkpoint import Receipt, Run, Snapshot, step_of
 from ckptsync.errors import CkptsyncError, ConfigurationError, PermanentStoreError, RestartedError, TransientStoreError
 from ckptsync.service import notify
+from ckptsync.upload import lineage
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
 from ckptsync.upload.policy import Policy
 from ckptsync.upload.quiet_period import QuietPeriod
-from ckptsync.upload.spool import Spool, newest
+from ckptsync.upload.spool import Spool
 from ckptsync.upload.status_line import StatusLine
 from ckptsync.upload.stop import Stop
 from ckptsync.upload.uploader import Uploader
@@ -124,7 +125,7 @@ class Daemon:
         """Continue from where the training has to go on. To be called at every start of the training."""
         known: list[Receipt | Snapshot] = [*self.spool.receipts(), *self.spool.pending()]
         self.pinner.continue_from(known)
-        self.uploader.durable = newest(each for each in known if isinstance(each, Receipt))
+        self.uploader.durable = lineage.newest(each for each in known if isinstance(each, Receipt))
 
     def check_store(self) -> None:
         """Find out now, not in an hour, whether the key is accepted. An unreachable store is no reason not to start."""
@@ -191,11 +192,11 @@ class Daemon:
     @property
     def restarted(self) -> RestartedError | None:
         """The error of a training that restarted from scratch; None for one that goes on."""
-        return self.pinner.restarted
+        return self.pinner.continuity.restarted
 
     def forgive_restart(self) -> None:
         """Drop that verdict: what restarted did so after the training had left as asked."""
-        self.pinner.restarted = None
+        self.pinner.continuity.restarted = None
 
     def raise_outcome(self) -> None:
         """Raise what a user has to know at the end: a training that restarted from scratch, or something that is not durable."""
@@ -209,7 +210,7 @@ class Daemon:
 
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
-        if self.pinner.attempt_changed:
+        if self.pinner.continuity.attempt_changed:
             self.resumed()
         while not self.uploader.changed.empty():
             self._quiet_period.forget(self.uploader.changed.get())

@@ -9,10 +9,11 @@ decides.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from ckptsync.checkpoint import Receipt, Rows, Snapshot, TrainingState
+from ckptsync.checkpoint import Receipt, Rows, Snapshot, TrainingState, Version
 from ckptsync.record import Attempt
 
 PrefixDigest = Callable[[int], str | None]
@@ -67,7 +68,10 @@ def save_of(known: Receipt | Snapshot) -> Save:
     return saved(known.step, known.state, known.attempt)
 
 
-def newest(known: Iterable[Receipt | Snapshot]) -> Receipt | Snapshot | None:
+Known = TypeVar("Known", Receipt, Snapshot, Receipt | Snapshot)
+
+
+def newest(known: Iterable[Known]) -> Known | None:
     """The save that was pinned last; of a snapshot and its receipt the snapshot."""
     return max(known, key=lambda each: (each.sequence, isinstance(each, Snapshot)), default=None)
 
@@ -126,3 +130,21 @@ def _behind(save: Save, last: Save, appearance: Appearance, theirs: PrefixDigest
     if appearance is Appearance.CHANGED and save.rows.comparable(last.rows):
         return Relation.OLDER if theirs(save.rows.count) in (None, save.rows.digest) else Relation.RESTARTED
     return Relation.OLDER
+
+
+UNNUMBERED = -(2**61)
+"""Attempts below those that were numbered: of versions that say nothing of theirs (ckptsync 0.1.0, HF's WandbCallback)."""
+
+
+def attempts_of(versions: Sequence[Version]) -> dict[str, int]:
+    """The attempt of each version. One that doesn't say belongs to the newest that was committed before it.
+
+    Where there is none of these, the holder of `latest` was saved last, and the step orders the rest.
+    """
+    numbered = [(each.name, each.number, each.attempt) for each in versions if each.attempt is not None]
+    found = {each.qualified: each.attempt for each in versions if each.attempt is not None}
+    for version in versions:
+        if version.attempt is None:
+            before = [attempt for name, number, attempt in numbered if name == version.name and number < version.number]
+            found[version.qualified] = max(before, default=UNNUMBERED + ("latest" in version.aliases))
+    return found

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ckptsync import layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, Verdict, fingerprint
-from ckptsync.errors import CkptsyncError, RestartedError, SnapshotChangedError
+from ckptsync.errors import CkptsyncError, SnapshotChangedError
 from ckptsync.sizes import size_of
 from ckptsync.upload import lineage
-from ckptsync.upload.lineage import Appearance, Position, Relation, Save
+from ckptsync.upload.continuity import Continuity
 from ckptsync.upload.policy import Policy
 from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
 from ckptsync.upload.spool import Spool
@@ -43,24 +43,17 @@ class Expectation:
 
 
 class Pinner:
-    """Turns the checkpoints of one output folder into queued snapshots.
-
-    `restarted` is the error of a training that restarted from scratch, None for one that goes on.
-    """
+    """Turns the checkpoints of one output folder into queued snapshots."""
 
     def __init__(self, spool: Spool, quiet_period: QuietPeriod, policy: Policy, expectation: Expectation) -> None:
-        self.restarted: RestartedError | None = None
         self.policy = policy
+        self.continuity = Continuity(spool, allow_restart=expectation.allow_restart)
         self._spool = spool
         self._quiet_period = quiet_period
         self._expectation = expectation
         self._names: frozenset[str] = frozenset()
         self._seen: dict[str, str] = {}
-        self._before: Position | None = None
-        self._before_path: Path | None = None
         self._newest: str | None = None
-        self._attempt: record.Attempt | None = None
-        self._recorded: tuple[int, int] | None = None
         self._refused: OSError | None = None
         self._unreadable: dict[str, str] = {}
 
@@ -75,41 +68,12 @@ class Pinner:
         return self._refused is not None or bool(self._unreadable)
 
     def continue_from(self, known: Sequence[Receipt | Snapshot]) -> None:
-        """Take up where the training has to go on. A verdict on an earlier attempt ends with that attempt.
-
-        `known` includes queued snapshots: what one of them superseded must not be pinned after it, or `latest` would go back.
-        """
-        self._recorded = self._stamp()
-        current = record.read(self._spool.output_dir)
-        self._attempt = current.attempt
-        self._before = lineage.position(self._attempt, known)
-        self._before_path = None if self._before is None else self._spool.output_dir / f"checkpoint-{self._before.save.step}"
+        """Continue from what is durable or queued: where the training has come to, and what was there at its newest pin."""
+        self.continuity.take_up(known)
         newest = lineage.newest(known)
         name = newest.snapshot if isinstance(newest, Receipt) else newest.name if newest else None
         if name and (folders := self._spool.scanned(name)) is not None:
             self._quiet_period.remember(folders)
-        number = self._attempt.number if self._attempt else None
-        if current.restarted is None or current.restarted.attempt != number:
-            self.restarted = None
-        elif self.restarted is None and number is not None:
-            self.restarted = RestartedError(f"attempt {number} of the training started over; nothing of it is uploaded")
-
-    @property
-    def attempt_changed(self) -> bool:
-        """Whether run.json names another attempt than the one that was taken up: the training was started again."""
-        stamp = self._stamp()
-        if stamp == self._recorded:
-            return False
-        self._recorded = stamp
-        return record.read(self._spool.output_dir).attempt != self._attempt
-
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            status = record.path_of(self._spool.output_dir).stat()
-        except OSError:
-            return None
-        # Every update renames a new file into place.
-        return status.st_ino, status.st_mtime_ns
 
     def pin_quiet(self, folders: Sequence[QuietFolder], *, alive: Callable[[], None]) -> bool:
         """Validate these folders and pin what is complete, in the order of saving. True when something was pinned."""
@@ -118,8 +82,11 @@ class Pinner:
         for folder in reversed(folders):
             if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, complete[0][1])):
                 self._quiet_period.accept(folder)
-            elif (checkpoint := self._validate(folder)) and self._continues(folder, checkpoint):
-                complete.append((folder, checkpoint))
+            elif checkpoint := self._validate(folder):
+                if self.continuity.accepts(folder, checkpoint):
+                    complete.append((folder, checkpoint))
+                else:
+                    self._quiet_period.accept(folder)
             alive()
         pinned = [self._pin(folder, checkpoint, alive) for folder, checkpoint in reversed(complete)]
         if any(pinned) and self._newest:
@@ -141,75 +108,7 @@ class Pinner:
 
     def _dealt_with(self, folder: QuietFolder) -> bool:
         """Whether this very save is queued, parked or durable, or was there, and older, before the first scan."""
-        if self._spool.knows(f"{folder.name}.{folder.fingerprint}"):
-            return True
-        if self._before is None or folder.appearance is not Appearance.PRESENT:
-            return False
-        last, attempt = self._before.save, self._marked_attempt(folder)
-        return folder.step < last.step and (attempt is None or last.attempt is None or attempt <= last.attempt)
-
-    def _marked_attempt(self, folder: QuietFolder) -> int | None:
-        value = self._spool.marker(folder.name, folder.fingerprint).get("attempt")
-        return value if isinstance(value, int) else None
-
-    def _continues(self, folder: QuietFolder, checkpoint: Checkpoint) -> bool:
-        """Whether a complete checkpoint is the next save of this training. Others are left alone, with the reason logged."""
-        marker = self._spool.marker(folder.name, folder.fingerprint)
-        state = checkpoint.verdict.state
-        if marker.get("run") not in (None, self._spool.run_id):
-            self._quiet_period.accept(folder)
-            log.warning("skipping %s: run %s saved it, not %s", folder.name, marker["run"], self._spool.run_id)
-            return False
-        # What was there before the first scan stays that: the marker of an old save is no news.
-        changed = folder.appearance is Appearance.CHANGED
-        appearance = Appearance.CREATED if marker and changed else folder.appearance
-        if appearance is not Appearance.CREATED:
-            digests = {each.state_digest for each in self._spool.receipts_of(folder.name)} - {""}
-            if state and state.digest in digests:
-                self._quiet_period.accept(folder)
-                log.info("skipping %s: it is durable; other files in it changed since", folder.name)
-                return False
-            if digests:
-                # Durable once, and saved again since.
-                appearance = Appearance.CREATED
-        created = appearance is Appearance.CREATED
-        attempt = self._marked_attempt(folder) or (self._attempt.number if self._attempt and created else None)
-        save = lineage.saved(folder.step, state, attempt)
-        found = self._relation(save, appearance, folder.path, marked=self._marked_attempt(folder) is not None)
-        if self._expectation.allow_restart and found is Relation.RESTARTED:
-            found = Relation.NEXT
-        if found is Relation.NEXT and not (self.restarted and self._belongs_to_restart(save)):
-            self.restarted = None
-            return True
-        self._quiet_period.accept(folder)
-        if found is Relation.OLDER:
-            log.info("skipping %s: older than step %d, which is pinned already", folder.name, self._step_before)
-        else:
-            self._note_restart(checkpoint)
-        return False
-
-    def _relation(self, save: Save, appearance: Appearance, path: Path, *, marked: bool) -> Relation:
-        def theirs(count: int) -> str | None:
-            return layouts.rows_digest(self._before_path, count) if self._before_path else None
-
-        return lineage.relation(
-            save, self._before, appearance, own=lambda count: layouts.rows_digest(path, count), theirs=theirs, marked=marked
-        )
-
-    def _belongs_to_restart(self, save: Save) -> bool:
-        """Whether a save above the position is still one of the training that restarted from scratch, by now further on.
-
-        A new attempt ends the verdict, and so do rows that continue those of the position.
-        """
-        if self._expectation.allow_restart or self._before is None:
-            return False
-        if save.attempt is not None:
-            return True
-        return not save.rows.comparable(self._before.save.rows)
-
-    @property
-    def _step_before(self) -> int:
-        return self._before.save.step if self._before else 0
+        return self._spool.knows(f"{folder.name}.{folder.fingerprint}") or self.continuity.is_older(folder)
 
     def _wanted_beside(self, folder: QuietFolder, newest: Checkpoint) -> bool:
         """When several appeared at once: whether an older one is wanted too. The best is, since no later upload brings it."""
@@ -246,11 +145,8 @@ class Pinner:
         if not self._wanted(checkpoint):
             self._quiet_period.accept(folder)
             return False
-        attempt = self._marked_attempt(folder)
-        if attempt is None and self._attempt and folder.appearance is not Appearance.PRESENT:
-            attempt = self._attempt.number
         try:
-            pinned = self._spool.pin(checkpoint, attempt=attempt, alive=alive)
+            pinned = self._spool.pin(checkpoint, attempt=self.continuity.attempt_of(folder), alive=alive)
         except SnapshotChangedError as error:
             log.info("%s; it is scanned again", error)
             return False
@@ -272,7 +168,8 @@ class Pinner:
             log.warning("pinning works again")
             self._refused = None
         self._names = frozenset(file.path for file in checkpoint.files)
-        self._before, self._before_path, self._newest = Position(lineage.save_of(pinned)), checkpoint.path, pinned.name
+        self.continuity.advance(pinned, checkpoint.path)
+        self._newest = pinned.name
         for note in checkpoint.verdict.notes:
             log.warning("%s: %s", checkpoint.name, note)
         if pinned.pinned_by == "copy":
@@ -302,14 +199,3 @@ class Pinner:
         if self._refused is None or self._refused.errno != error.errno:
             log.error("cannot pin %s, retrying every %.0f s: %s. %s", checkpoint.name, PIN_RETRY_SECONDS, error, PIN_HINT)
         self._refused = error
-
-    def _note_restart(self, checkpoint: Checkpoint) -> None:
-        number = self._attempt.number if self._attempt else None
-        record.note_restarted(self._spool.output_dir, number, f"{checkpoint.name}.{checkpoint.fingerprint}")
-        if self.restarted is not None:
-            return
-        before = self._step_before
-        reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
-        self.restarted = RestartedError(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
-        self._spool.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
-        log.error("%s. %s", self.restarted, self.restarted.hint)

@@ -17,9 +17,10 @@ from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreE
 from ckptsync.layouts import final_model
 from ckptsync.sizes import size_of
 from ckptsync.store import artifact
+from ckptsync.upload import lineage
 from ckptsync.upload.deadline import Deadline
 from ckptsync.upload.policy import Policy
-from ckptsync.upload.spool import Spool, newest
+from ckptsync.upload.spool import Spool
 from ckptsync.upload.upload_process import UploadProcess
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Publication:
             self.progress = None
         receipt = _receipt(pinned, answer)
         self._spool.commit(pinned, receipt)
-        self.durable = newest([*filter(None, [self.durable]), receipt])
+        self.durable = lineage.newest([*filter(None, [self.durable]), receipt])
         self.rate = receipt.bytes / receipt.seconds if receipt.seconds else None
         name = receipt.artifact.rpartition("/")[2]
         log.info(

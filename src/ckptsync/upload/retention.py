@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ckptsync.checkpoint import Version
 from ckptsync.store import artifact
 from ckptsync.store.contract import Store
+from ckptsync.upload import lineage
 
 STANDING = 2
 """How many verified versions always stay: when the bytes of one prove wrong, a resume falls back to the other."""
@@ -100,8 +101,14 @@ def choose(versions: Iterable[Version], policy: Retention, now: float, *, linked
 
 
 def newest_first(versions: Iterable[Version]) -> list[Version]:
-    """By the time of the save, then by number."""
-    return sorted(versions, key=lambda each: (each.saved_at, each.number), reverse=True)
+    """In the order of saving, by (attempt, step), then by number; no clock plays a part."""
+    found = list(versions)
+    attempts = lineage.attempts_of(found)
+
+    def rank(version: Version) -> tuple[int, int, int]:
+        return attempts[version.qualified], version.step if version.step is not None else -1, version.number
+
+    return sorted(found, key=rank, reverse=True)
 
 
 def _first_of_each_step(ordered: Sequence[Version]) -> list[Version]:

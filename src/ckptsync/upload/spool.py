@@ -25,14 +25,9 @@ from ckptsync import durable
 from ckptsync.checkpoint import Checkpoint, Receipt, Rows, Snapshot
 from ckptsync.errors import CkptsyncError, IntegrityError
 from ckptsync.record import FOLDER
-from ckptsync.upload import snapshot
+from ckptsync.upload import lineage, snapshot
 
 log = logging.getLogger(__name__)
-
-
-def newest(receipts: Iterable[Receipt]) -> Receipt | None:
-    """The one of the checkpoint that was saved last."""
-    return max(receipts, key=lambda each: (each.sequence, each.committed_at), default=None)
 
 
 def _readable(directory: Path) -> bool:
@@ -143,7 +138,7 @@ class Spool:
 
     def newest_receipt(self) -> Receipt | None:
         """The receipt of the checkpoint that was saved last among the durable ones."""
-        return newest(self.receipts())
+        return lineage.newest(self.receipts())
 
     def receipt_path(self, name: str) -> Path:
         """Where the receipt of a snapshot is, or will be."""
