@@ -6,8 +6,10 @@ import http.client
 import random
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
+from tests.integration.conftest import wait_for
 from tests.server import api
 from tests.server_process import ServerProcess
 
@@ -25,7 +27,8 @@ def test_committed_versions_survive_kill_9_at_any_moment(tmp_path: Path) -> None
         threads = [threading.Thread(target=_keep_saving, args=(server, chance.random(), committed, done)) for _ in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(chance.uniform(0.3, 0.8))
+        wait_for(partial(_are_more_than, committed, len(committed) + 1), what="two more versions")
+        time.sleep(chance.uniform(0.0, 0.3))
         server.kill()
         done.set()
         for thread in threads:
@@ -37,6 +40,10 @@ def test_committed_versions_survive_kill_9_at_any_moment(tmp_path: Path) -> None
     assert len(committed) > ROUNDS
     assert committed.items() <= found.items()
     assert len({*found.values()}) == len(found)
+
+
+def _are_more_than(committed: dict[bytes, str], count: int) -> bool:
+    return len(committed) > count
 
 
 def _keep_saving(server: ServerProcess, seed: float, committed: dict[bytes, str], done: threading.Event) -> None:
