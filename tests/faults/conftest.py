@@ -92,7 +92,7 @@ class Followed:
         """Wait for the receipt of a checkpoint."""
 
         def found() -> bool:
-            return any(receipt.snapshot.startswith(f"{name}.") for receipt in self.spool.receipts())
+            return any(receipt.snapshot.startswith(f"{name}.") for receipt in self.spool.receipts)
 
         wait_for(found, seconds=seconds, what=f"the receipt of {name}\n{self.said()}")
 

@@ -97,6 +97,7 @@ def test_a_folder_that_becomes_read_only_under_the_watcher_is_lived_through(foll
     note("folder that becomes read-only", "told once, tried again, uploaded when it could be written to", followed.damage())
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_set_back_changes_neither_the_order_nor_what_is_resumed(
     tmp_path: Path, followed: Followed, note: Note
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_version_that_stays_corrupt_is_told_and_the_one_before_is_taken(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle_ends_the_download_and_the_next_try_goes_on(
     tmp_path: Path, uploaded: Followed, note: Note
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_disk_without_room_is_told_before_the_download(tmp_path: Path, uploade
         note("too little room for a download", "told before the first byte", evidence.Damage())
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on_where_it_was(tmp_path: Path, uploaded: Followed, note: Note) -> None:
     slow = evidence.hexadecimal((uploaded.output_dir / "checkpoint-20" / "model.safetensors").read_bytes())
     uploaded.server.faults([{"match": {"method": "GET", "path": slow}, "action": {"throttle": 200_000}}])

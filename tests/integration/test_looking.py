@@ -23,6 +23,7 @@ def nobody(tmp_path: Path) -> Tool:
     return Tool(tmp_path / "nobody")
 
 
+@pytest.mark.slow
 def test_list_tells_every_version_newest_first(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     make_run(server, "listed")
     for step in (4, 8):

@@ -55,7 +55,7 @@ def test_a_training_that_was_killed_goes_on_bit_by_bit_in_an_empty_folder(
     watcher = ended(
         tool.start("watch", lost, "--run-id", "main-job", "--backlog", "all", "--quiet-period", "0.5", log=tmp_path / "watch.log")
     )
-    receipts = wait_for(lambda: (found := list(Spool(lost).receipts())) and len(found) >= 2 and found, what="two receipts")
+    receipts = wait_for(lambda: (found := list(Spool(lost).receipts)) and len(found) >= 2 and found, what="two receipts")
     durable = max(receipt.step for receipt in receipts)
     kill_tree(trainer.pid)
     kill_tree(watcher.pid)
@@ -88,6 +88,7 @@ def test_a_training_that_was_killed_goes_on_bit_by_bit_in_an_empty_folder(
     assert len(run["outputs"]) == len(versions)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_only_its_list_of_outputs_is_changed_in_the_live_run(tmp_path: Path, tool: Tool, server: ServerProcess) -> None:
     output_dir = tmp_path / "out"
     done = subprocess.run(training(output_dir), env=tool.environment | {"WANDB_RUN_ID": "untouched"}, cwd=tool.home, timeout=120)
@@ -119,6 +120,7 @@ def _names(request: dict[str, object]) -> set[object]:
     return found
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_checkpoint_is_copied(
     tmp_path: Path, tool: Tool, ended: Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 ) -> None:
@@ -139,7 +141,7 @@ def test_no_byte_of_a_checkpoint_is_copied(
         )
     )
 
-    wait_for(lambda: list(Spool(output_dir).receipts()), what="the receipt")
+    wait_for(lambda: list(Spool(output_dir).receipts), what="the receipt")
     written = _written(watcher.pid)
 
     assert size > 30_000_000
@@ -157,6 +159,7 @@ def _written(pid: int) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_a_watcher_killed_in_the_middle_of_an_upload_finishes_it_at_the_next_start_once(
     tmp_path: Path, tool: Tool, server: ServerProcess, ended: Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 ) -> None:

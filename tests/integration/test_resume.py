@@ -157,6 +157,7 @@ def test_a_command_that_is_not_there_is_refused(tool: Tool, server: ServerProces
     assert "no-such-program: No such file or directory" in refusal(done)
 
 
+@pytest.mark.slow
 def test_no_secret_reaches_a_file_a_version_or_the_log(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
     publish_steps(server, tmp_path / "old", "secrets", 4)
     secret = "hf_" + "a1B2" * 8
@@ -333,6 +334,7 @@ def test_a_finished_training_is_not_started_again_unless_it_is_to_be_extended(
     assert "started with" in extended.stdout
 
 
+@pytest.mark.slow
 def test_what_hf_s_callback_uploaded_can_be_listed_and_resumed_from(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
 ) -> None:

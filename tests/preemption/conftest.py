@@ -103,7 +103,7 @@ class Job:
 
     def durable(self) -> int:
         """The newest step with a receipt; 0 when there is none."""
-        newest = self.spool.newest_receipt()
+        newest = self.spool.receipts.newest()
         return newest.step if newest else 0
 
     def wait_for_step(self, step: int) -> None:

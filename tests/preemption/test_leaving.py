@@ -62,6 +62,7 @@ def test_a_rebalance_recommendation_is_logged_and_ends_nothing(job: Job) -> None
     assert job.steps == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_launcher_that_would_die_of_the_signal_or_start_again_gets_none_until_the_ranks_are_gone(job: Job) -> None:
     job.command = [sys.executable, str(HERE / "launcher.py"), "3", *job.saver("--seconds", 0.2, "--save-seconds", 1.0)]
     process = job.start()
@@ -175,6 +176,7 @@ def test_a_training_that_another_process_signalled_counts_as_preempted(job: Job)
     assert job.starts == [0]
 
 
+@pytest.mark.slow
 def test_another_watcher_of_the_folder_does_the_uploads(job: Job) -> None:
     job.output_dir.mkdir()
     watcher = job.tool.start(
@@ -196,6 +198,7 @@ def test_another_watcher_of_the_folder_does_the_uploads(job: Job) -> None:
         watcher.wait(30)
 
 
+@pytest.mark.slow
 def test_a_watcher_beside_a_training_asks_its_ranks_to_save_and_ends_when_all_is_durable(job: Job) -> None:
     job.command = job.saver("--seconds", 0.2, "--steps", 200)
     process = job.start()
@@ -219,6 +222,7 @@ def test_a_watcher_beside_a_training_asks_its_ranks_to_save_and_ends_when_all_is
     assert "preempted" in job.versions()[0]["aliases"]
 
 
+@pytest.mark.slow
 def test_a_limit_on_uploads_is_lifted_when_the_machine_goes(job: Job) -> None:
     job.options += ["--max-upload-rate", "20K"]
     job.command = job.saver("--seconds", 0.1, "--save", 2, "--steps", 1000, "--size", 10_000_000)

@@ -57,7 +57,8 @@ def notifier(request: pytest.FixtureRequest, job: Job) -> Iterator[Notifier]:
     one.close()
 
 
-SLOW: list[tuple[str, Callable[[Path], list[str]]]] = [
+CASES: list[tuple[str, Callable[[Path], list[str]]]] = [
+    ("gce", bare),
     ("SIGUSR1", torchrun),
     ("aws", torchrun),
     ("azure", run_clm),
@@ -65,12 +66,13 @@ SLOW: list[tuple[str, Callable[[Path], list[str]]]] = [
     ("SIGUSR1", bare),
     ("SIGTERM", accelerate),
 ]
-CASES = [pytest.param("gce", bare, id="gce bare")]
-CASES += [pytest.param(*case, marks=pytest.mark.slow, id=f"{case[0]} {case[1].__name__}") for case in SLOW]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("notifier", "program"), CASES, indirect=["notifier"])
+@pytest.mark.parametrize(
+    ("notifier", "program"), CASES, indirect=["notifier"], ids=[f"{notice} {program.__name__}" for notice, program in CASES]
+)
 def test_a_preempted_training_goes_on_by_the_same_line_and_nothing_shows_of_it(
     job: Job, notifier: Notifier, program: Callable[[Path], list[str]]
 ) -> None:

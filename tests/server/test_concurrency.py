@@ -15,6 +15,7 @@ from tests.server_process import ServerProcess
 CLIENTS = 50
 
 
+@pytest.mark.slow
 def test_the_client_uploads_hundreds_of_files_at_once(server: ServerProcess, client: Client) -> None:
     told = client(
         """
@@ -32,6 +33,7 @@ tell(files=found.file_count, same=all((out / p.name).read_bytes() == p.read_byte
     assert told == {"files": 400, "same": True}
 
 
+@pytest.mark.slow
 def test_fifty_clients_save_at_once_and_nothing_is_lost(server: ServerProcess) -> None:
     start = threading.Barrier(CLIENTS)
 

@@ -106,6 +106,7 @@ def test_a_command_that_succeeds_is_not_started_again(install: Install) -> None:
     unit.wait(ActiveState="inactive", Result="success", NRestarts="0")
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_started_again_but_not_for_ever(install: Install) -> None:
     unit = install("/bin/false")
     unit.override("RestartSec=50ms", "[Unit]", "StartLimitBurst=3")
@@ -134,7 +135,7 @@ def test_it_is_ready_when_the_training_has_been_started(install: Install) -> Non
     unit.start()
 
     assert "/bin/sleep 3600" in unit.guest.sh(f"systemctl status {unit.unit}")
-    assert unit.show("StatusText")["StatusText"] == "nothing durable yet; nothing waits"
+    assert unit.show("StatusText")["StatusText"] == "nothing durable yet; queue empty"
     unit.guest.sh(f"systemctl reload {unit.unit}")
     unit.guest.wait(lambda: "settings read again" in unit.told(), what="the new settings")
 
@@ -165,6 +166,7 @@ def test_at_shutdown_come_the_last_checkpoint_then_the_flush_then_the_network(ma
         assert receipt["saved_at"] < receipt["committed_at"] < network_down
 
 
+@pytest.mark.slow
 def test_a_user_needs_no_root(guest: Guest, store: Store) -> None:
     guest.write("/etc/systemd/system/user-runtime-dir@.service", RUNTIME_FOLDER)
     guest.write(f"/etc/systemd/system/user@{UID}.service.d/test.conf", USER_MANAGER)

@@ -6,6 +6,8 @@ import json
 import re
 import time
 
+import pytest
+
 from tests.systemd.conftest import Install, Unit
 from tests.systemd.guest import FrozenThread, Guest, Store
 
@@ -26,7 +28,7 @@ def test_it_is_ready_only_when_it_really_watches(guest: Guest, install: Install)
     assert unit.show("ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
     assert f"pid {pid}" in (unit.folder / ".ckptsync" / "lock").read_text(), "the lock is held"
     assert "inotify" in guest.sh(f"ls -l /proc/{pid}/fd"), "file events are awaited"
-    assert unit.show("StatusText")["StatusText"] == "nothing durable yet; nothing waits", "the first look is done"
+    assert unit.show("StatusText")["StatusText"] == "nothing durable yet; queue empty", "the first look is done"
 
 
 def test_a_folder_that_another_one_watches_never_becomes_ready(install: Install) -> None:
@@ -50,9 +52,9 @@ def test_the_status_follows_and_the_journal_tells_the_story_of_a_checkpoint(gues
     store.faults(SLOW)
 
     unit.save(4, size=4_000_000)
-    unit.wait(StatusText=r"nothing durable yet; 1 waiting up to step 4; uploading checkpoint-4 \d+ %; \d+\.\d MB/s")
+    unit.wait(StatusText=r"nothing durable yet; 1 queued up to step 4; uploading checkpoint-4 \d+ %; \d+\.\d MB/s")
     store.faults()
-    unit.wait(StatusText=r"^step 4 durable; nothing waits; \d+\.\d MB/s$")
+    unit.wait(StatusText=r"^step 4 durable; queue empty; \d+\.\d MB/s$")
 
     story = [entry for entry in guest.journal(unit.unit) if entry.get("SYSLOG_IDENTIFIER") == "ckptsync"]
     told = [(entry["PRIORITY"], entry["MESSAGE"]) for entry in story if "checkpoint-4" in entry["MESSAGE"]]
@@ -66,6 +68,7 @@ def test_the_status_follows_and_the_journal_tells_the_story_of_a_checkpoint(gues
     assert store.key not in guest.sh(f"systemctl show {unit.unit}; cat /proc/{_main_pid(unit)}/cmdline | tr '\\0' ' '")
 
 
+@pytest.mark.slow
 def test_a_killed_one_is_restarted_and_the_upload_in_hand_goes_on_without_a_duplicate(install: Install, store: Store) -> None:
     unit = install()
     unit.override("RestartSec=100ms")
@@ -79,12 +82,13 @@ def test_a_killed_one_is_restarted_and_the_upload_in_hand_goes_on_without_a_dupl
     unit.wait(NRestarts="1", ActiveState="^active", SubState="running")
     store.faults()
 
-    unit.wait(StatusText="step 4 durable; nothing waits")
+    unit.wait(StatusText="step 4 durable; queue empty")
     assert _main_pid(unit) != before
     assert [row["step"] for row in unit.versions()] == [4]
     assert [event["event"] for event in unit.events()].count("pinned") == 1
 
 
+@pytest.mark.slow
 def test_a_frozen_loop_is_restarted_though_other_threads_live(install: Install) -> None:
     unit = install()
     unit.override("RestartSec=100ms", "WatchdogSec=2s")
@@ -100,6 +104,7 @@ def test_a_frozen_loop_is_restarted_though_other_threads_live(install: Install) 
     unit.wait(StatusText="step 4 durable")
 
 
+@pytest.mark.slow
 def test_a_stop_flushes_also_when_that_takes_longer_than_the_time_for_a_stop(install: Install, store: Store) -> None:
     unit = install()
     unit.override("TimeoutStopSec=3s")
@@ -117,6 +122,7 @@ def test_a_stop_flushes_also_when_that_takes_longer_than_the_time_for_a_stop(ins
     assert unit.durable() == [4]
 
 
+@pytest.mark.slow
 def test_a_hung_store_cannot_block_the_stop_for_ever_and_nothing_is_lost(install: Install, store: Store) -> None:
     unit = install()
     unit.override("TimeoutStopSec=3s")
@@ -134,10 +140,11 @@ def test_a_hung_store_cannot_block_the_stop_for_ever_and_nothing_is_lost(install
     assert len(unit.waiting()) == 1
     store.faults()
     unit.start()
-    unit.wait(StatusText="step 4 durable; nothing waits")
+    unit.wait(StatusText="step 4 durable; queue empty")
     assert [row["step"] for row in unit.versions()] == [4]
 
 
+@pytest.mark.slow
 def test_a_reload_takes_new_settings_and_wrong_ones_change_nothing(guest: Guest, install: Install) -> None:
     unit = install(settings='quiet-period = "1h"')
     unit.start()

@@ -50,6 +50,7 @@ def counted(run: Any, key: str) -> Counter[int]:
     return Counter(int(row["train/global_step"]) for row in run.scan_history(keys=["train/global_step", key]))
 
 
+@pytest.mark.slow
 def test_a_killed_client_leaves_no_gap_and_a_preempted_one_doubles_nothing(
     training: Training, server: LocalServer, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_sigterm_saves_and_leaves_with_75_and_the_rest_is_bit_identical(
     assert difference(tmp_path, uninterrupted) == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_makes_all_ranks_save_the_same_step(
     training: Training, uninterrupted_ranks: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_signal_to_one_rank_makes_all_ranks_save_the_same_step(
     assert difference(tmp_path, uninterrupted_ranks) == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_leaves_the_data_workers_alive_until_the_save_is_done(
     training: Training, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_signal_to_the_whole_group_leaves_the_data_workers_alive_until_the_sav
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.slow
 def test_a_handler_of_the_program_is_called_after_the_save(training: Training, tmp_path: Path) -> None:
     file = program(
         tmp_path,
@@ -137,6 +140,7 @@ def test_a_handler_of_the_program_is_called_after_the_save(training: Training, t
     assert out.splitlines() == [f"handler {signal.SIGUSR1.value} ['.ckptsync', 'checkpoint-3']"]
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_does_not_keep_a_training_from_finishing(training: Training, tmp_path: Path) -> None:
     file = program(
         tmp_path,
@@ -154,6 +158,7 @@ def test_a_signal_in_the_last_step_does_not_keep_a_training_from_finishing(train
     assert not markers(tmp_path / "out")["checkpoint-6"]["preempted"]
 
 
+@pytest.mark.slow
 def test_the_markers_are_those_of_the_files_that_are_there(training: Training, tmp_path: Path) -> None:
     training.run(*TINY, tmp_path, "--save-steps", "4", "--save-total-limit", "2", follow=tmp_path)
 
@@ -163,6 +168,7 @@ def test_the_markers_are_those_of_the_files_that_are_there(training: Training, t
     assert sorted(found) == ["checkpoint-16", "checkpoint-20"]
 
 
+@pytest.mark.slow
 def test_the_callback_works_in_the_users_own_code_and_keeps_secrets_and_the_command(training: Training, tmp_path: Path) -> None:
     (tmp_path / "out/.ckptsync").mkdir(parents=True)
     (tmp_path / "out/.ckptsync/run.json").write_text('{"version": 1, "command": ["train"], "later": {"key": 1}}')

@@ -96,6 +96,7 @@ def test_resume_from_does_the_same_without_the_hook(training: Training, uninterr
     assert difference(tmp_path, uninterrupted) == []
 
 
+@pytest.mark.slow
 def test_subclasses_are_resumed_once_and_never_another_output_folder(training: Training, short: Path, tmp_path: Path) -> None:
     checkpoint = copy_until(short, tmp_path / "out", 5)
     file = program(
@@ -139,6 +140,7 @@ def test_a_seq2seq_trainer_that_asks_for_the_last_checkpoint_gets_the_pulled_one
     assert out.split()[-1] == "5"
 
 
+@pytest.mark.slow
 def test_a_path_that_the_program_gives_itself_is_respected(training: Training, short: Path, tmp_path: Path) -> None:
     shutil.copytree(short, tmp_path / "out")
     file = program(tmp_path, "print(first_step(trainer(sys.argv[1]), resume_from_checkpoint=sys.argv[2]))")

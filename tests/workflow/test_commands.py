@@ -106,6 +106,7 @@ def steps(tool: Tool, run_id: str) -> list[int]:
     return [row["step"] for row in tool.json("list", run_id)]
 
 
+@pytest.mark.slow
 def test_prune_shows_why_each_version_stays_and_deletes_the_others(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     history(server, tmp_path, "long", range(10, 90, 10))
     tool.json("promote", "long:step-20", "model/kept")
@@ -283,6 +284,7 @@ def test_push_parked_that_leaves_one_behind_says_which_and_fails(tool: Tool, ser
     assert steps(tool, "behind") == [8]
 
 
+@pytest.mark.slow
 def test_a_policy_of_watch_lets_go_after_each_receipt_and_says_so(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_run(server, "policy")
@@ -349,6 +351,7 @@ def queries(server: ServerProcess) -> list[dict[str, Any]]:
     return [each for each in server.requests() if each["path"] == "/graphql"]
 
 
+@pytest.mark.slow
 def test_offline_checkpoints_wait_and_go_out_when_a_start_is_online(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for step in (4, 8):
@@ -389,6 +392,7 @@ def test_a_training_that_asks_for_no_upload_is_uploaded_as_told_with_a_warning(t
     assert "uploaded checkpoint-4" in done.stderr
 
 
+@pytest.mark.slow
 def test_artifacts_can_go_by_the_runs_name_and_are_found_by_its_id(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     make_run(server, "by-name-id")
     make_checkpoint(tmp_path / "out", 4, content="by-name")

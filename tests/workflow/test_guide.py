@@ -71,6 +71,7 @@ def test_best_model_the_alias_is_on_the_checkpoint_that_the_trainer_calls_its_be
     assert f"checkpoint-{best['step']}" == Path(str(state.best_checkpoint)).name
 
 
+@pytest.mark.slow
 def test_load_the_final_model_is_the_best_one_and_says_the_same(finished: Finished, tmp_path: Path) -> None:
     state = layouts.read_state(finished.output_dir / "checkpoint-12")
     best = finished.output_dir / Path(str(state.best_checkpoint)).name
@@ -91,6 +92,7 @@ def test_load_the_final_model_is_the_best_one_and_says_the_same(finished: Finish
     assert pulled == checkpoint == here
 
 
+@pytest.mark.slow
 def test_registry_the_final_model_is_promoted_with_an_alias(finished: Finished, server: ServerProcess) -> None:
     done = finished.tool.json("promote", "whole", "model/sentiment", "--model", "--alias", "staging")
     again = finished.tool("promote", "whole:best", "model/sentiment")

@@ -75,6 +75,7 @@ def alone(tmp_path: Path) -> Tool:
     return Tool(tmp_path / "home")
 
 
+@pytest.mark.slow
 def test_a_causal_model_is_shown_with_each_prediction_beside_its_label(alone: Tool, tmp_path: Path) -> None:
     tables = train(alone, "causal", str(tmp_path / "out"), "80")
 
