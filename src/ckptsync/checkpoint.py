@@ -59,7 +59,7 @@ def saved_at(files: Iterable[File]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What tells one log_history from another: how many rows, the step of the first one, and a digest over all, in order."""
+    """Identifies a log_history: how many rows, the step of the first one, and a digest over all, in order."""
 
     count: int = 0
     start: int | None = None
@@ -72,9 +72,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What trainer_state.json says. Of `log_history` it keeps the last value of each metric, and what tells two histories apart.
+    """What trainer_state.json says. Of `log_history` it keeps the last value of each metric, and what identifies it.
 
-    `rows` tells its log_history from another one, `digest` the whole file. Both are empty in what ckptsync 0.1.0 wrote.
+    `rows` identifies its log_history, `digest` the whole file. Both are empty in what ckptsync 0.1.0 wrote.
     """
 
     global_step: int

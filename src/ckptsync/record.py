@@ -141,7 +141,7 @@ def read(output_dir: Path) -> Record:
 def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_version: str | None = None) -> Attempt:
     """Write down that the training starts (again), and return the number that its saves carry.
 
-    It is above every attempt that is known here, and above those that `note_highest_attempt` told of.
+    It is above every attempt that is known here, and above those of `note_highest_attempt`.
     """
     begun: list[Attempt] = []
 

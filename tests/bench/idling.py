@@ -93,7 +93,7 @@ settling = QuietPeriod(Path(sys.argv[1]), Path(sys.argv[1]) / ".ckptsync/complet
 def look():
     global now
     now += 2.0
-    for rested in settling.look():
+    for rested in settling.scan():
         settling.accept(rested)
 for _ in range(100):
     look()

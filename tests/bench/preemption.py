@@ -38,7 +38,7 @@ def measure(server: ServerProcess, folder: Path, name: str, round_number: int) -
         words = ["run", "--run-id", run_id, "--output-dir", str(output_dir), "--notice", "gce", "--", *command]
         process = tool.start(*words, log=folder / f"{run_id}.log", **service.variables)
         try:
-            wait_for(lambda: list(Spool(output_dir).receipts()), seconds=240, what="a first durable checkpoint")
+            wait_for(lambda: list(Spool(output_dir).receipts), seconds=240, what="a first durable checkpoint")
             wait_for(lambda: not Spool(output_dir).waiting(), seconds=60, what="an empty queue")
             noticed = time.time()
             service.announce(30)
@@ -53,7 +53,7 @@ def measure(server: ServerProcess, folder: Path, name: str, round_number: int) -
 
 def _split(server: ServerProcess, output_dir: Path, noticed: float) -> tuple[int, dict[str, float]]:
     """The stages, from the times that the training, the watcher and the server recorded."""
-    receipt = Spool(output_dir).newest_receipt()
+    receipt = Spool(output_dir).receipts.newest()
     assert receipt is not None
     marker = json.loads((output_dir / f".ckptsync/complete/checkpoint-{receipt.step}").read_text())
     events = [json.loads(line) for line in (output_dir / ".ckptsync/history.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ import pytest
 from ckptsync.checkpoint import Run
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.child import PUBLISH
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.uploader import Uploader
 from tests import evidence
@@ -25,19 +25,21 @@ from tests.crash.conftest import Sweep
 from tests.crash.test_dying_while_pinning import pin
 from tests.server_process import ServerProcess
 
-QUICKLY = Policy(patience=Patience(first=0.1, longest=0.5, give_up_after=30.0))
+QUICKLY = UploadSettings(patience=Patience(first=0.1, longest=0.5, give_up_after=30.0))
 KEEPING_ALL = replace(QUICKLY, keep_all=True)
-ONCE = Policy(patience=Patience(first=0.1, longest=0.1, give_up_after=0.0))
+ONCE = UploadSettings(patience=Patience(first=0.1, longest=0.1, give_up_after=0.0))
 
 
-def upload(output_dir: Path, server: ServerProcess, *, policy: Policy = QUICKLY, command: tuple[str, ...] = PUBLISH) -> None:
+def upload(
+    output_dir: Path, server: ServerProcess, *, settings: UploadSettings = QUICKLY, command: tuple[str, ...] = PUBLISH
+) -> None:
     """What a start of the watcher does with a snapshot that waits."""
     os.chdir(Path(__file__).parents[2])
     spool = Spool(output_dir)
     spool.prepare()
     run = Run(output_dir.name, "tests", "local")
     environment = {**os.environ, **server.environment, "HOME": str(output_dir.parent)}
-    uploader = Uploader(run, spool, environment, policy, threading.Event(), stem=run.run_id, command=command)
+    uploader = Uploader(run, spool, environment, settings, threading.Event(), stem=run.run_id, command=command)
     uploader.drain()
     uploader.close()
 
@@ -57,7 +59,7 @@ def fresh(tmp_path: Path, name: str) -> Path:
 def damage(output_dir: Path, server: ServerProcess) -> evidence.Damage:
     saved = {"checkpoint-10": evidence.digests(output_dir / "checkpoint-10")}
     kept = evidence.versions(server, f"checkpoint-{output_dir.name}")
-    receipts = [receipt.version for receipt in Spool(output_dir).receipts()]
+    receipts = [receipt.version for receipt in Spool(output_dir).receipts]
     assert receipts == [each.version for each in kept]
     return evidence.damage(kept, saved, wanted=saved)
 
@@ -99,7 +101,7 @@ def test_an_upload_process_that_died_is_followed_by_another(tmp_path: Path, serv
     events = counted.with_name(f"{counted.name}.events").stat().st_size
 
     def die_and_start_again(output_dir: Path, n: int) -> None:
-        upload(output_dir, server, policy=ONCE, command=mortal(output_dir, n))
+        upload(output_dir, server, settings=ONCE, command=mortal(output_dir, n))
         upload(output_dir, server)
 
     points = {n: fresh(tmp_path, f"c{most}-{n}") for n in deaths.spread(events, most)}

@@ -74,7 +74,7 @@ def own_server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 def receipts(output_dir: Path, count: int = 1) -> list[int]:
     """The steps that are durable, once there are so many."""
-    found = wait_for(lambda: (all_ := list(Spool(output_dir).receipts())) and len(all_) >= count and all_, what="receipts")
+    found = wait_for(lambda: (all_ := list(Spool(output_dir).receipts)) and len(all_) >= count and all_, what="receipts")
     return sorted(receipt.step for receipt in found)
 
 
@@ -476,7 +476,7 @@ def test_uploads_keep_within_the_rate_that_was_asked_for(tool: Tool, server: Ser
     done = tool.watch_once(output_dir, "limited", "--max-upload-rate", "2M/s")
 
     assert done.returncode == 0, done.stderr
-    receipt = next(iter(Spool(output_dir).receipts()))
+    receipt = next(iter(Spool(output_dir).receipts))
     assert receipt.bytes > 4_000_000
     assert receipt.seconds > 1.8, "four megabytes at two of them a second"
     assert kept(server, "limited") == [(4, ["latest", "step-4"])]

@@ -78,7 +78,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.spool.supersede(dropped, chosen, "behind")
         self.let_go |= {each.name for each in dropped}
         if crash:
-            self.spool.keep(self._receipt(chosen))
+            self.spool.receipts.keep(self._receipt(chosen))
             self.start_again()
         else:
             self.spool.commit(chosen, self._receipt(chosen))
@@ -126,7 +126,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def receipts_come_from_commits_alone(self) -> None:
-        assert {each.snapshot for each in self.spool.receipts()} == self.durable
+        assert {each.snapshot for each in self.spool.receipts} == self.durable
 
     @invariant()
     def nothing_pinned_is_lost_without_an_event(self) -> None:

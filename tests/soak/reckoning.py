@@ -36,7 +36,7 @@ def reckon(output_dir: Path, ledger: Ledger, kept: list[evidence.Kept]) -> Recko
     spool = Spool(output_dir)
     events = _events(output_dir)
     named = {kind: {_name(event) for event in events if event["event"] == kind} for kind in ("pinned", "superseded", "changed")}
-    receipts = {receipt.snapshot: receipt for receipt in spool.receipts()}
+    receipts = {receipt.snapshot: receipt for receipt in spool.receipts}
     found.lost = [
         f"lost: {name}"
         for name in sorted(named["pinned"] - receipts.keys())

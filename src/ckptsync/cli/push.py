@@ -16,7 +16,7 @@ from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChanged
 from ckptsync.restore import resume
 from ckptsync.store.retrying import Patience, retry
 from ckptsync.upload import daemon
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.stop import Stop
 
@@ -64,7 +64,7 @@ def push_command(
             run=run,
             environment={**os.environ, **connection.environment()},
             stem=run.run_id,
-            policy=Policy(keep_all=True, patience=patience, max_rate=max_upload_rate or None),
+            settings=UploadSettings(keep_all=True, patience=patience, max_rate=max_upload_rate or None),
         )
         watched = daemon.Daemon(watch, Stop())
         with watched.held():
@@ -72,7 +72,7 @@ def push_command(
             retry(watched.uploader.check, what="the log-in", patience=patience)
             watched.uploader.drain()
             watched.raise_outcome()
-            receipts = [each for each in watched.spool.receipts() if each.snapshot in names]
+            receipts = [each for each in watched.spool.receipts if each.snapshot in names]
             _require_durable(names - {each.snapshot for each in receipts}, watched.spool)
     _show(receipts, as_json=as_json)
 

@@ -18,7 +18,7 @@ from ckptsync.job.resumable_job import ResumableJob
 from ckptsync.job.training import find_running
 from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.restore import resume
-from ckptsync.restore.resume import Placed
+from ckptsync.restore.placement import Placed
 from ckptsync.service import notify
 from ckptsync.store import artifact
 
@@ -106,7 +106,7 @@ def resume_command(
         if job.finished(placed):
             return
         job.command = lambda placed: _command(command, output_dir, placed, yes=yes)
-        again = reload(lambda following, _: following.policy())
+        again = reload(lambda following, _: following.upload_settings())
         terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
         raise click.exceptions.Exit(job.run_to_end(terms, again, placed))
 

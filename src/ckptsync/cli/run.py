@@ -83,7 +83,7 @@ def run_command(
             allow_restart=allow_restart,
         )
         job.command = lambda _: ([str(word) for word in command], None)
-        again = reload(lambda following, _: following.policy())
+        again = reload(lambda following, _: following.upload_settings())
         raise click.exceptions.Exit(job.run_to_end(supervisor.Terms(preemption.sources(notice), grace, max_restarts), again))
 
 

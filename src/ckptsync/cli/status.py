@@ -59,7 +59,7 @@ def status_command(
 def _report(output_dir: Path) -> dict[str, Any]:
     spool = Spool(output_dir)
     known = record.read(output_dir)
-    newest = spool.newest_receipt()
+    newest = spool.receipts.newest()
     pending, parked = spool.pending(), spool.parked()
     complete, incomplete = sources.local_checkpoints(output_dir, known.world_size)
     torn = [path.name for path, _ in incomplete] + [path.name for path in spool.torn()]
@@ -92,8 +92,8 @@ def _report(output_dir: Path) -> dict[str, Any]:
 
 def _storage(spool: Spool, known: record.Record) -> dict[str, Any]:
     """The storage in use by the receipts. Each version counts in full, although the store keeps unchanged files once."""
-    gone = set(spool.pruned())
-    receipts = sorted(spool.receipts(), key=lambda each: each.saved_at)
+    gone = set(spool.history.pruned())
+    receipts = sorted(spool.receipts, key=lambda each: each.saved_at)
     stored = {f"{each.artifact}:{each.version}": each.bytes for each in receipts}
     seconds = receipts[-1].saved_at - receipts[0].saved_at if receipts else 0.0
     policy = known.text("keep")
@@ -107,7 +107,7 @@ def _storage(spool: Spool, known: record.Record) -> dict[str, Any]:
 
 def _rate(spool: Spool) -> int | None:
     """The rate of the last upload, including hashing and commit; None before the first."""
-    measured = [each for each in spool.receipts() if each.seconds > 0]
+    measured = [each for each in spool.receipts if each.seconds > 0]
     last = max(measured, key=lambda each: each.committed_at, default=None)
     return round(last.bytes / last.seconds) if last else None
 

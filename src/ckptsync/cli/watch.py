@@ -87,14 +87,14 @@ def watch_command(
                 run=run,
                 environment={**os.environ, **(connection.environment() if connection else {})},
                 stem=following.stem(run, output_dir),
-                policy=following.policy(retry_for=retry_for, once=once),
+                settings=following.upload_settings(retry_for=retry_for, once=once),
                 quiet=following.quiet_period,
                 world_size=world_size,
                 allow_restart=allow_restart,
             ),
             stop,
             manager=manager,
-            reread=reload(lambda again, values: again.policy(retry_for=values["retry_for"])),
+            reread=reload(lambda again, values: again.upload_settings(retry_for=values["retry_for"])),
         )
         with stop.on_signals(signal.SIGTERM, signal.SIGINT), watcher.held():
             following.note(output_dir)

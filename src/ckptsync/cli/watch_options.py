@@ -14,7 +14,7 @@ from ckptsync.cli.parameter_types import Duration, Size
 from ckptsync.errors import ConfigurationError
 from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.upload.daemon import Reread, Watch
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 
 _ARGUMENTS = "ckptsync.arguments"
 
@@ -93,14 +93,14 @@ class Reloadable(click.Command):
         return super().parse_args(ctx, args)
 
 
-def reload(apply: Callable[[WatchSettings, Mapping[str, Any]], Policy]) -> Reread:
-    """A function that reloads the current command's settings. `apply` makes the policy from them and the other options."""
+def reload(apply: Callable[[WatchSettings, Mapping[str, Any]], UploadSettings]) -> Reread:
+    """A function that reloads the current command's settings. `apply` makes those of uploads from them and the options."""
     context = click.get_current_context()
 
     def again(watch: Watch) -> Watch:
         values = _parsed_again(context)
         following = _taken_from(values)
-        return replace(watch, quiet=following.quiet_period, policy=apply(following, values))
+        return replace(watch, quiet=following.quiet_period, settings=apply(following, values))
 
     return again
 

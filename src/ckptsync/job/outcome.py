@@ -37,7 +37,7 @@ class Outcome:
         """Whether the training ended because of a preemption: this process got the notice, or the training itself did."""
         if self._shutdown.notice is not None:
             return True
-        return newest is not None and self._daemon.spool.preempted(newest.name, newest.fingerprint)
+        return newest is not None and self._daemon.spool.markers.preempted(newest.name, newest.fingerprint)
 
     def exit_code(self, code: int | None) -> int:
         """The exit code of the whole job, from that of its training. Raises CkptsyncError for what a user has to act on."""
@@ -61,13 +61,13 @@ class Outcome:
     def _report_preempted(self, newest: Checkpoint | None) -> int:
         step = newest.step if newest else 0
         source = self._shutdown.notice.source if self._shutdown.notice else "the training"
-        self._daemon.spool.record("preempted", step=step, source=source)
+        self._daemon.spool.history.record("preempted", step=step, source=source)
         log.warning("preempted at step %d, everything is durable: start the same command again", step)
         return PreemptedError.exit_code
 
     def _durable(self, newest: Checkpoint | None) -> bool:
         spool = self._daemon.spool
-        known = newest is None or spool.receipt_path(f"{newest.name}.{newest.fingerprint}").exists()
+        known = newest is None or f"{newest.name}.{newest.fingerprint}" in spool.receipts
         return known and not spool.pending()
 
     def _wait_for_other_watcher(self, newest: Checkpoint | None) -> None:

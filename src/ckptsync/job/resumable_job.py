@@ -20,7 +20,8 @@ from ckptsync.job.launch import environment, fill
 from ckptsync.job.training import StartedTraining, find_running
 from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.restore import sources, verification
-from ckptsync.restore.resume import Placed, Resume
+from ckptsync.restore.placement import Placed
+from ckptsync.restore.resume import Resume
 from ckptsync.service import notify
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import Patience, retry
@@ -96,7 +97,7 @@ class ResumableJob:
             run=self.run,
             environment={**os.environ, **(self._connection.environment() if self._connection else {})},
             stem=self.following.stem(self.run, self._output_dir),
-            policy=self.following.policy(),
+            settings=self.following.upload_settings(),
             quiet=self.following.quiet_period,
             allow_restart=self._allow_restart,
         )
@@ -201,7 +202,8 @@ class ResumableJob:
             resumed_version=str(version) if version else None,
         )
         if placed:
-            Spool(self._output_dir).record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))
+            history = Spool(self._output_dir).history
+            history.record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))
         environ = environment(
             self.run,
             self._connection,

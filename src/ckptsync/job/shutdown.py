@@ -106,7 +106,7 @@ class Shutdown:
             if number == signal.SIGINT:
                 self._interrupt()
             elif not notice.final:
-                self._daemon.spool.record("hint", source=notice.source)
+                self._daemon.spool.history.record("hint", source=notice.source)
                 log.warning("%s recommends leaving this machine: it may be preempted at any time", notice.source)
             else:
                 with self._changing:
@@ -132,7 +132,7 @@ class Shutdown:
         self.restarted_before = self._daemon.restarted is not None
         self._daemon.manager.stopping()
         log.warning("preemption notice from %s: asking the training to save", notice)
-        self._daemon.spool.record("notice", source=notice.source, seconds=notice.seconds)
+        self._daemon.spool.history.record("notice", source=notice.source, seconds=notice.seconds)
         self._daemon.uploader.hurry(notice.seconds)
         if self._training:
             self._training.request_save(number)

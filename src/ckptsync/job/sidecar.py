@@ -47,7 +47,7 @@ class Sidecar:
         return self.notice is not None and not self._daemon.spool.pending()
 
     def _handle(self, notice: Notice) -> None:
-        self._daemon.spool.record("notice" if notice.final else "hint", source=notice.source, seconds=notice.seconds)
+        self._daemon.spool.history.record("notice" if notice.final else "hint", source=notice.source, seconds=notice.seconds)
         if notice.final:
             self._preempt(notice)
         else:

@@ -109,7 +109,7 @@ class Supervisor:
         log.log(logging.ERROR if decision.pause is None else logging.WARNING, "%s", decision.reason)
         if decision.pause is None:
             return True
-        self._daemon.spool.record("restart", code=code, step=reached)
+        self._daemon.spool.history.record("restart", code=code, step=reached)
         return self._shutdown.requested.wait(decision.pause)
 
     def _check_grace(self) -> None:

@@ -11,8 +11,8 @@ from ckptsync import config, record
 from ckptsync.checkpoint import Run
 from ckptsync.errors import UsageError
 from ckptsync.store.retrying import FOR_EVER, Patience
-from ckptsync.upload.policy import Policy
 from ckptsync.upload.retention import Retention
+from ckptsync.upload.settings import UploadSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ class WatchSettings:
     nice: bool
     max_upload_rate: int | None
 
-    def policy(self, *, retry_for: float | None = None, once: bool = False) -> Policy:
-        """The uploader's policy. With `retry_for` None it never gives up on an unreachable store."""
-        return Policy(
+    def upload_settings(self, *, retry_for: float | None = None, once: bool = False) -> UploadSettings:
+        """How uploads go. With `retry_for` None it never gives up on an unreachable store."""
+        return UploadSettings(
             keep_all=self.backlog == "all" or (once and self.backlog is None),
             limit=self.spool_limit,
             stall=self.stall_timeout,

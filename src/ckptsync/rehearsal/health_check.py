@@ -160,7 +160,7 @@ def _notices(output_dir: Path) -> Iterator[Finding]:
         yield Finding("notices", OK, "no metadata service answers: SIGTERM and SIGUSR1 count as notices")
     else:
         yield Finding("notices", OK, f"the metadata service of {', '.join(found)} answers")
-    newest = Spool(output_dir).newest_receipt()
+    newest = Spool(output_dir).receipts.newest()
     period = grace_period.usual(found)
     if newest is None or not newest.seconds or period is None:
         return

@@ -42,7 +42,7 @@ class Machine:
 
     def receipts(self) -> list[Receipt]:
         """The receipts of its uploads, in the order of saving."""
-        return sorted(Spool(self.output_dir).receipts(), key=lambda each: each.sequence)
+        return sorted(Spool(self.output_dir).receipts, key=lambda each: each.sequence)
 
     @contextlib.contextmanager
     def running(self, command: Sequence[str], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
@@ -100,7 +100,7 @@ class Saved:
 
     def __init__(self, output_dir: Path, step: int) -> None:
         self._path = output_dir / f"checkpoint-{step}"
-        self._marker = Spool(output_dir).complete_markers / self._path.name
+        self._marker = Spool(output_dir).markers.folder / self._path.name
         self._seen, self._since = "", 0.0
 
     def __call__(self) -> bool:

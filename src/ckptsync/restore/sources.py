@@ -101,7 +101,7 @@ def _shares_history(checkpoint: Checkpoint, top: Version, prefix: Callable[[Path
 
 
 def attempts_of(checkpoints: Iterable[Checkpoint], spool: Spool) -> dict[Path, int]:
-    """In which attempt each local checkpoint was saved, as far as its marker, its receipt or its snapshot tells."""
+    """In which attempt each local checkpoint was saved, as far as its marker, receipt or snapshot says."""
     found = ((each.path, spool.attempt_of(each.name, each.fingerprint)) for each in checkpoints)
     return {path: attempt for path, attempt in found if attempt is not None}
 
@@ -140,7 +140,7 @@ def before_restart(complete: Sequence[Checkpoint], spool: Spool) -> list[Checkpo
         if restarted is None:
             return False
         name = f"{each.name}.{each.fingerprint}"
-        if name in restarted.saves or spool.receipt_path(name).exists():
+        if name in restarted.saves or name in spool.receipts:
             return name in restarted.saves
         attempt = spool.attempt_of(each.name, each.fingerprint)
         return attempt is not None and attempt == restarted.attempt

@@ -65,8 +65,8 @@ def _version(connection: Connection) -> str:
     import requests
 
     with contextlib.suppress(requests.RequestException, ValueError, KeyError, TypeError):
-        told = _data(_post(connection, _VERSION, {}))["serverInfo"]["latestLocalVersionInfo"]
-        return f"W&B Server {told['versionOnThisInstanceString']}"
+        known = _data(_post(connection, _VERSION, {}))["serverInfo"]["latestLocalVersionInfo"]
+        return f"W&B Server {known['versionOnThisInstanceString']}"
     with contextlib.suppress(requests.RequestException, ValueError, KeyError, TypeError):
         return f"ckptsync server {requests.get(f'{connection.base_url}/healthz', timeout=TIMEOUT).json()['version']}"
     return "which doesn't tell its version"

@@ -69,7 +69,7 @@ class Child:
         job: Mapping[str, Any],
         *,
         stall: float,
-        told: Callable[[dict[str, Any]], None],
+        on_progress: Callable[[dict[str, Any]], None],
         passed: Callable[[], int] = lambda: 0,
     ) -> dict[str, Any]:
         """Have one job done. Raises what the child reports, and TransientStoreError when it died or stopped moving.
@@ -91,7 +91,7 @@ class Child:
                 return answer
             if answer["event"] == "failed":
                 raise _reported(answer)
-            told(answer)
+            on_progress(answer)
             if (moved := answer["moved"] + passed()) > furthest:
                 deadline, furthest = time.monotonic() + stall, moved
 

@@ -98,7 +98,7 @@ class Continuity:
         self._before, self._before_path = Position(lineage.save_of(pinned)), path
 
     def _marker(self, folder: QuietFolder) -> Mapping[str, Any]:
-        return self._spool.marker(folder.name, folder.fingerprint)
+        return self._spool.markers.of(folder.name, folder.fingerprint)
 
     def _appearance(self, folder: QuietFolder, checkpoint: Checkpoint, marker: Mapping[str, Any]) -> Appearance | None:
         """How the save appeared, by the folder, its marker and the receipts of its step; None where this very save is durable.
@@ -107,7 +107,7 @@ class Continuity:
         """
         if folder.appearance is Appearance.CREATED or (marker and folder.appearance is Appearance.CHANGED):
             return Appearance.CREATED
-        digests = {each.state_digest for each in self._spool.receipts_of(folder.name)} - {""}
+        digests = {each.state_digest for each in self._spool.receipts.of(folder.name)} - {""}
         state = checkpoint.verdict.state
         if state and state.digest in digests:
             return None
@@ -138,7 +138,7 @@ class Continuity:
         before = self._step
         reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
         self.restarted = RestartedError(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
-        self._spool.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
+        self._spool.history.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
         log.error("%s. %s", self.restarted, self.restarted.hint)
 
     @property

@@ -21,8 +21,8 @@ from ckptsync.errors import CkptsyncError, ConfigurationError, PermanentStoreErr
 from ckptsync.service import notify
 from ckptsync.upload import lineage
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
-from ckptsync.upload.policy import Policy
 from ckptsync.upload.quiet_period import QuietPeriod
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.status_line import StatusLine
 from ckptsync.upload.stop import Stop
@@ -53,7 +53,7 @@ class Watch:
     run: Run
     environment: Mapping[str, str]
     stem: str
-    policy: Policy = Policy()  # noqa: RUF009 - frozen
+    settings: UploadSettings = UploadSettings()  # noqa: RUF009 - frozen
     quiet: float = 3.0
     world_size: int | None = None
     allow_restart: bool = False
@@ -73,12 +73,12 @@ class Daemon:
         self.manager = manager
         self.spool = Spool(watch.output_dir, run_id=watch.run.run_id)
         self.stop = stop
-        self._quiet_period = QuietPeriod(watch.output_dir, self.spool.complete_markers, quiet=watch.quiet)
+        self._quiet_period = QuietPeriod(watch.output_dir, self.spool.markers.folder, quiet=watch.quiet)
         self.pinner = Pinner(
-            self.spool, self._quiet_period, watch.policy, Expectation(watch.world_size, allow_restart=watch.allow_restart)
+            self.spool, self._quiet_period, watch.settings, Expectation(watch.world_size, allow_restart=watch.allow_restart)
         )
         self._lock = locks.WatcherLock(self.spool.lock_path)
-        self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.policy, stop.event, stem=watch.stem)
+        self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.settings, stop.event, stem=watch.stem)
         self._reread = reread
         self.begun = True
         self._ready = False
@@ -123,13 +123,13 @@ class Daemon:
 
     def resumed(self) -> None:
         """Continue from where the training has to go on. To be called at every start of the training."""
-        known: list[Receipt | Snapshot] = [*self.spool.receipts(), *self.spool.pending()]
+        known: list[Receipt | Snapshot] = [*self.spool.receipts, *self.spool.pending()]
         self.pinner.continue_from(known)
         self.uploader.durable = lineage.newest(each for each in known if isinstance(each, Receipt))
 
     def check_store(self) -> None:
         """Find out now, not in an hour, whether the key is accepted. An unreachable store is no reason not to start."""
-        if self.watch.policy.mode != "online":
+        if self.watch.settings.mode != "online":
             return
         try:
             run = self.uploader.check()
@@ -169,7 +169,7 @@ class Daemon:
         manager hears that the service is ready once all of this is set up, that it stops, and that the loop is alive.
         """
         self.uploader.reopen()
-        hints = Hints([self.watch.output_dir, self.spool.complete_markers], self.stop.wake)
+        hints = Hints([self.watch.output_dir, self.spool.markers.folder], self.stop.wake)
         self.stop.on_second = self.uploader.kill
         uploads = threading.Thread(target=self.uploader.serve, name="uploader")
         hints.start()
@@ -214,7 +214,7 @@ class Daemon:
             self.resumed()
         while not self.uploader.changed.empty():
             self._quiet_period.forget(self.uploader.changed.get())
-        folders = self._quiet_period.look()
+        folders = self._quiet_period.scan()
         if self._quiet_period.fresh:
             self.uploader.expect()
         if self.pinner.pin_quiet(folders, alive=self.manager.alive):
@@ -302,8 +302,8 @@ class Daemon:
             log.error("settings not changed: %s. %s", error, error.hint)
         else:
             self._quiet_period.quiet = self.watch.quiet
-            self.uploader.policy = self.pinner.policy = self.watch.policy
-            log.info("settings read again: quiet period %.1f s, %s", self.watch.quiet, self.watch.policy)
+            self.uploader.settings = self.pinner.settings = self.watch.settings
+            log.info("settings read again: quiet period %.1f s, %s", self.watch.quiet, self.watch.settings)
         self.manager.ready(self._status())
 
     def _pause(self) -> float:

@@ -22,7 +22,7 @@ PrefixDigest = Callable[[int], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """What the lineage knows of a checkpoint, wherever it is: its step, its attempt, and what tells its rows."""
+    """What the lineage knows of a checkpoint, wherever it is: its step, its attempt, and the digest of its rows."""
 
     step: int
     attempt: int | None = None

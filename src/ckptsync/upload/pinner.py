@@ -16,8 +16,8 @@ from ckptsync.errors import CkptsyncError, SnapshotChangedError
 from ckptsync.sizes import size_of
 from ckptsync.upload import lineage
 from ckptsync.upload.continuity import Continuity
-from ckptsync.upload.policy import Policy
 from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class Expectation:
 class Pinner:
     """Turns the checkpoints of one output folder into queued snapshots."""
 
-    def __init__(self, spool: Spool, quiet_period: QuietPeriod, policy: Policy, expectation: Expectation) -> None:
-        self.policy = policy
+    def __init__(self, spool: Spool, quiet_period: QuietPeriod, settings: UploadSettings, expectation: Expectation) -> None:
+        self.settings = settings
         self.continuity = Continuity(spool, allow_restart=expectation.allow_restart)
         self._spool = spool
         self._quiet_period = quiet_period
@@ -114,7 +114,7 @@ class Pinner:
         """When several appeared at once: whether an older one is wanted too. The best is, since no later upload brings it."""
         state = newest.verdict.state
         best = state.best_checkpoint if state else None
-        return self.policy.keep_all or (best is not None and Path(best).name == folder.name)
+        return self.settings.keep_all or (best is not None and Path(best).name == folder.name)
 
     def _validate(self, folder: QuietFolder) -> Checkpoint | None:
         """The checkpoint if it is complete, else None, with the reason logged."""
@@ -161,7 +161,7 @@ class Pinner:
     def _wanted(self, checkpoint: Checkpoint) -> bool:
         """Whether it is to be uploaded at all, now or later."""
         state = checkpoint.verdict.state
-        return self.policy.mode != "disabled" and (not self.policy.only_model or (state is not None and state.finished))
+        return self.settings.mode != "disabled" and (not self.settings.only_model or (state is not None and state.finished))
 
     def _note_pinned(self, checkpoint: Checkpoint, pinned: Snapshot) -> None:
         if self._refused:
@@ -180,11 +180,11 @@ class Pinner:
         """Once for each new save."""
         if self._seen.get(folder.name) != folder.fingerprint:
             self._seen[folder.name] = folder.fingerprint
-            self._spool.record("seen", checkpoint=folder.name, print=folder.fingerprint, step=folder.step)
+            self._spool.history.record("seen", checkpoint=folder.name, print=folder.fingerprint, step=folder.step)
 
     def _note_incomplete(self, folder: QuietFolder, verdict: Verdict) -> None:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
-        self._spool.record("incomplete", checkpoint=folder.name, step=folder.step, reason=reasons)
+        self._spool.history.record("incomplete", checkpoint=folder.name, step=folder.step, reason=reasons)
         log.warning("skipping %s: incomplete: %s", folder.name, reasons)
 
     def _note_unreadable(self, folder: QuietFolder, verdict: Verdict) -> None:

@@ -19,7 +19,7 @@ from ckptsync.sizes import size_of
 from ckptsync.store import artifact
 from ckptsync.upload import lineage
 from ckptsync.upload.deadline import Deadline
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.upload_process import UploadProcess
 
@@ -42,7 +42,7 @@ class Publication:
 
     def __init__(self, run: Run, spool: Spool, process: UploadProcess, *, stem: str) -> None:
         self.run = run
-        self.durable = spool.newest_receipt()
+        self.durable = spool.receipts.newest()
         self.progress: Progress | None = None
         self.rate: float | None = None
         self.begun = 0.0
@@ -53,7 +53,7 @@ class Publication:
         self._warned_of_others = False
         self._warned_of_other_run = False
 
-    def publish(self, pinned: Snapshot, policy: Policy, deadline: Deadline | None) -> None:
+    def publish(self, pinned: Snapshot, settings: UploadSettings, deadline: Deadline | None) -> None:
         """Upload, write the receipt, release the pin, and prune. Raises what kept the snapshot from becoming durable."""
         if pinned.name != self._announced:
             # Not again with every attempt: a store may be unreachable for days.
@@ -61,7 +61,7 @@ class Publication:
             log.info("uploading %s (%d files, %s)", pinned.checkpoint, len(pinned.files), size_of(pinned.bytes))
         self.begun = time.monotonic()
         try:
-            if policy.only_model:
+            if settings.only_model:
                 answer = self._put_model(pinned)
             else:
                 answer = self._put(pinned, deadline)
@@ -80,11 +80,11 @@ class Publication:
         )
         if not answer["attached"]:
             log.warning("run %s is not on the server yet: %s stays with the run ckptsync-%s", self.run, name, self.run.run_id)
-        if policy.keep and deadline is None:
-            self._prune(name, policy)
+        if settings.keep and deadline is None:
+            self._prune(name, settings)
 
     def _put(self, pinned: Snapshot, deadline: Deadline | None) -> dict[str, Any]:
-        preempted = self._spool.preempted(pinned.checkpoint, pinned.fingerprint)
+        preempted = self._spool.markers.preempted(pinned.checkpoint, pinned.fingerprint)
         preempted |= deadline is not None and pinned.name not in deadline.queued
         known = record.read(self._spool.output_dir)
         self._warn_of_other_run(known)
@@ -92,7 +92,7 @@ class Publication:
         if self.durable and self.durable.sequence > pinned.sequence:
             upload = replace(upload, latest=self.durable.version)
         job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
-        answer = self._process.ask(job, told=lambda line: self._note(pinned, line))
+        answer = self._process.ask(job, on_progress=lambda line: self._note(pinned, line))
         if answer.get("others") and not self._warned_of_others:
             self._warned_of_others = True
             hint = "start the training with WANDB_LOG_MODEL=false, and it no longer waits for that"
@@ -126,23 +126,23 @@ class Publication:
         files = [asdict(file) for file in found.files]
         job = {"op": "model", "run": asdict(self.run), "folder": str(found.folder), "files": files, "upload": asdict(upload)}
         try:
-            return self._process.ask(job, told=lambda line: self._note(pinned, line))
+            return self._process.ask(job, on_progress=lambda line: self._note(pinned, line))
         except SnapshotChangedError as error:
             if found.folder == pinned.content:
                 raise
             # The pin still holds; the next attempt reads the best checkpoint's folder anew.
             raise TransientStoreError(str(error)) from error
 
-    def _prune(self, name: str, policy: Policy) -> None:
-        """Delete the versions that the policy doesn't keep. A failure is logged, and the next receipt tries again."""
-        job = {"op": "prune", "run": asdict(self.run), "name": name, "policy": asdict(policy.keep)}
+    def _prune(self, name: str, settings: UploadSettings) -> None:
+        """Delete the versions that the settings don't keep. A failure is logged, and the next receipt tries again."""
+        job = {"op": "prune", "run": asdict(self.run), "name": name, "policy": asdict(settings.keep)}
         try:
             gone = self._process.ask(job)["gone"]
         except CkptsyncError as error:
             log.warning("nothing was pruned: %s", error)
             return
         for each in gone:
-            self._spool.record("pruned", artifact=f"{name}:{each['version']}", step=each["step"])
+            self._spool.history.record("pruned", artifact=f"{name}:{each['version']}", step=each["step"])
             log.info("pruned %s:%s, step %s", name, each["version"], each["step"])
 
     def _note(self, pinned: Snapshot, line: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Tells which checkpoint folders are new, and when one has come to rest. Looks at names, sizes and times; reads no content.
+"""Finds new checkpoint folders, and waits until each has been quiet for a while. Looks at names, sizes and times, not at content.
 
-A look costs one listing of the output folder and two stats for each checkpoint in it; only folders that changed since they were
-dealt with are listed inside. The wall clock plays no part: a folder rests when its fingerprint stays the same for the quiet
+A scan costs one listing of the output folder and two stats for each checkpoint in it; only folders that changed since they were
+decided on are listed inside. The wall clock plays no part: a folder is quiet when its fingerprint stays the same for the quiet
 period.
 """
 
@@ -50,10 +50,10 @@ class _Candidate:
 
 
 class QuietPeriod:
-    """The checkpoint folders of one output folder, with the time since which each has been at rest.
+    """The checkpoint folders of one output folder, and since when each is unchanged.
 
-    `quiet` is in seconds. `markers` is the folder in which a callback inside the training says exactly when a save is over:
-    with its word no rest is needed.
+    `quiet` is in seconds. `markers` is the folder where a callback inside the training notes each finished save: a save with a
+    marker doesn't have to wait.
     """
 
     def __init__(self, output_dir: Path, markers: Path, *, quiet: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,9 +69,9 @@ class QuietPeriod:
         self._refused_appearance: dict[str, Appearance] = {}
         self.cost = 0.0
         self.fresh = False
-        """Whether the last look found a folder on its way that the look before had not."""
+        """Whether the last scan found a folder being written that the scan before had not."""
 
-    def look(self) -> list[QuietFolder]:
+    def scan(self) -> list[QuietFolder]:
         """The quiet folders that need a decision, by step. Every one has to be given to one of the methods below."""
         started = time.perf_counter()
         seen = self._names()
@@ -84,17 +84,17 @@ class QuietPeriod:
             self._consider(name, self._appearance(name))
         self._known = frozenset(seen)
         self.fresh = bool(self._candidates.keys() - before)
-        resting = [self._quiet(name) for name in self._candidates if self._rests(name)]
+        quiet = [self._quiet(name) for name in self._candidates if self._is_quiet(name)]
         self.cost = time.perf_counter() - started
-        return sorted(resting, key=lambda each: each.step)
+        return sorted(quiet, key=lambda each: each.step)
 
     def accept(self, folder: QuietFolder) -> None:
-        """Dealt with: leave the folder alone until something in it changes."""
+        """Decided: leave the folder alone until something in it changes."""
         sign = self._candidates.pop(folder.name).sign
         self._done[folder.name] = (sign, folder.fingerprint, _weights(folder.path))
 
     def refuse(self, folder: QuietFolder) -> None:
-        """Not whole: look at it again when any file in it changes, even one that is written in place."""
+        """Incomplete: offer it again when any file in it changes, even one that is written in place."""
         del self._candidates[folder.name]
         self._refused[folder.name] = folder.fingerprint
         self._refused_appearance[folder.name] = folder.appearance
@@ -109,7 +109,7 @@ class QuietPeriod:
         self._before = folders
 
     def forget(self, name: str) -> None:
-        """Look at it again as if it were new: what was accepted of it no longer holds."""
+        """Treat it as new at the next scan: it is no longer accepted."""
         self._done.pop(name, None)
 
     def postpone(self, folder: QuietFolder, seconds: float) -> None:
@@ -122,7 +122,7 @@ class QuietPeriod:
 
     @property
     def unsettled(self) -> bool:
-        """Whether some folder is still on its way, so that the next look should come soon."""
+        """Whether some folder is still being written, so that the next scan should come soon."""
         return bool(self._candidates)
 
     def _names(self) -> set[str]:
@@ -149,7 +149,7 @@ class QuietPeriod:
                 return
             files = layouts.list_files(path)
         except OSError:
-            # It vanished under the look: rotation is a normal event.
+            # It vanished during the scan: rotation is a normal event.
             self._candidates.pop(name, None)
             return
         found = fingerprint(files)
@@ -175,7 +175,7 @@ class QuietPeriod:
         candidate = self._candidates[name]
         return QuietFolder(self._output_dir, name, candidate.fingerprint, candidate.appearance)
 
-    def _rests(self, name: str) -> bool:
+    def _is_quiet(self, name: str) -> bool:
         candidate = self._candidates[name]
         if self._clock() - candidate.since >= self.quiet:
             return True

@@ -1,7 +1,7 @@
 """Pins a checkpoint's files so that rotation can't take them away: reflink, else hard link, else copy.
 
 Writes only below the folder that it is given. A hard link keeps a file that is deleted, but not one that is rewritten in place
-(torch.save and JSON keep the inode): `durable.unchanged` tells, and the upload asks it after hashing and again at its end.
+(torch.save and JSON keep the inode): the upload asks `durable.unchanged` after hashing and again at its end.
 """
 
 from __future__ import annotations

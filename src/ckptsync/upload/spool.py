@@ -2,30 +2,30 @@
 
     PINNED ──▶ UPLOADED    spool/NAME → receipts/NAME.json
        ├─────▶ SUPERSEDED  a newer one went first
-       ├─────▶ PARKED      parked/NAME, a permanent error with its reason
-       └─────▶ CHANGED     rewritten under us; the checkpoint is taken again
+       ├─────▶ PARKED      parked/NAME, a permanent error, with its reason
+       └─────▶ CHANGED     modified since; the checkpoint is pinned again
 
 There is no UPLOADING: a crash in the middle leaves PINNED, which is true. NAME is `<checkpoint>.<print>`. Being in spool/ means
-waiting. One process changes the spool, the one that holds the lock; any process may read it.
+being queued. One process changes the spool, the one that holds the lock; any process may read it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ckptsync import durable
-from ckptsync.checkpoint import Checkpoint, Receipt, Rows, Snapshot
+from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
 from ckptsync.errors import CkptsyncError, IntegrityError
 from ckptsync.record import FOLDER
-from ckptsync.upload import lineage, snapshot
+from ckptsync.upload import snapshot
+from ckptsync.upload.history import History
+from ckptsync.upload.receipts import Receipts
+from ckptsync.upload.save_markers import SaveMarkers
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ class Spool:
         self.foreign: frozenset[str] = frozenset()
         """Names of what another run left in the queue, as `prepare` found it: it stays, and nothing here counts it."""
         self.root = output_dir / FOLDER
+        self.receipts = Receipts(self.root / "receipts", run_id)
+        self.markers = SaveMarkers(self.root / "complete")
+        self.history = History(self.root / "history.jsonl", clock)
         self._clock = clock
         self._sequence: int | None = None
 
@@ -54,11 +57,6 @@ class Spool:
     def lock_path(self) -> Path:
         """What one watcher locks."""
         return self.root / "lock"
-
-    @property
-    def complete_markers(self) -> Path:
-        """Where the callback inside the training says that a checkpoint is finished."""
-        return self.root / "complete"
 
     def prepare(self) -> list[str]:
         """Make the folders, finish what a crash interrupted, and return the names that were swept."""
@@ -70,13 +68,13 @@ class Spool:
         durable.remove_tree(self.root / "wandb")
         self.foreign = frozenset(self._find_foreign())
         for directory in self._directories("spool"):
-            if self.receipt_path(directory.name).exists():
+            if directory.name in self.receipts:
                 durable.remove_tree(directory)
                 swept.append(directory.name)
             elif not _readable(directory):
                 # It would wait for ever, and keep its checkpoint from being pinned again.
                 durable.rename(directory, durable.make_folder(self.root / "torn") / f"{directory.name}-{self._clock():.0f}")
-                self.record("unreadable", name=directory.name)
+                self.history.record("unreadable", name=directory.name)
                 swept.append(directory.name)
         return swept
 
@@ -84,11 +82,11 @@ class Spool:
         """Put a checkpoint into the queue, as snapshot.pin does. Raises SnapshotChangedError when it changed meanwhile."""
         folder = self.root / "spool" / f"{checkpoint.name}.{checkpoint.fingerprint}"
         pinned = snapshot.pin(checkpoint, folder, sequence=self.next_sequence(), run_id=self.run_id, attempt=attempt, alive=alive)
-        self.record("pinned", pinned, bytes=pinned.bytes, files=len(pinned.files), by=pinned.pinned_by)
+        self.history.record("pinned", pinned, bytes=pinned.bytes, files=len(pinned.files), by=pinned.pinned_by)
         return pinned
 
     def pending(self) -> list[Snapshot]:
-        """What waits to be uploaded, in the order of saving."""
+        """The queued snapshots, in the order of saving."""
         found = []
         for directory in self._directories("spool"):
             with contextlib.suppress(IntegrityError):
@@ -97,7 +95,7 @@ class Spool:
         return sorted(found, key=lambda each: each.sequence)
 
     def waiting(self) -> list[str]:
-        """The names of what waits to be uploaded, without a look inside."""
+        """The names of the queued snapshots, without reading them."""
         return [directory.name for directory in self._directories("spool") if directory.name not in self.foreign]
 
     def parked(self) -> list[tuple[Snapshot, str]]:
@@ -115,17 +113,6 @@ class Spool:
         """What resume moved out of the way."""
         return self._directories("torn")
 
-    def receipts(self) -> Iterator[Receipt]:
-        """Every receipt of this run, in no order."""
-        return self._read_receipts("*.json")
-
-    def _read_receipts(self, pattern: str) -> Iterator[Receipt]:
-        for path in sorted((self.root / "receipts").glob(pattern)):
-            value = durable.read_json(path)
-            if value and value.pop("schema", None) == 1 and self._is_ours(value.get("run_id")):
-                with contextlib.suppress(TypeError):
-                    yield Receipt(**{**value, "rows": Rows(**value.get("rows", {}))})
-
     def _find_foreign(self) -> Iterator[str]:
         for directory in (*self._directories("spool"), *self._directories("parked")):
             with contextlib.suppress(IntegrityError):
@@ -136,27 +123,14 @@ class Spool:
         """Whether something of that run counts here. What was written before runs were noted does."""
         return self.run_id is None or run_id is None or run_id == self.run_id
 
-    def newest_receipt(self) -> Receipt | None:
-        """The receipt of the checkpoint that was saved last among the durable ones."""
-        return lineage.newest(self.receipts())
-
-    def receipt_path(self, name: str) -> Path:
-        """Where the receipt of a snapshot is, or will be."""
-        return self.root / "receipts" / f"{name}.json"
-
     def knows(self, name: str) -> bool:
         """Whether this very save of a checkpoint is queued, parked or durable already."""
-        return self.receipt_path(name).exists() or (self.root / "spool" / name).exists() or (self.root / "parked" / name).exists()
-
-    def marker(self, checkpoint: str, fingerprint: str) -> Mapping[str, Any]:
-        """What the training itself said of this very save, as trainer.marker writes it; empty where it said nothing."""
-        value = durable.read_json(self.complete_markers / checkpoint) or {}
-        return value if value.get("print") == fingerprint else {}
+        return name in self.receipts or (self.root / "spool" / name).exists() or (self.root / "parked" / name).exists()
 
     def attempt_of(self, checkpoint: str, fingerprint: str) -> int | None:
-        """In which attempt this very save was made, as far as its marker, its receipt or its snapshot tells."""
+        """In which attempt this very save was made, as far as its marker, receipt or snapshot says."""
         name = f"{checkpoint}.{fingerprint}"
-        said = self.marker(checkpoint, fingerprint).get("attempt")
+        said = self.markers.of(checkpoint, fingerprint).get("attempt")
         for value in (said, *((durable.read_json(path) or {}).get("attempt") for path in self._proofs(name))):
             if isinstance(value, int):
                 return value
@@ -175,23 +149,15 @@ class Spool:
         folders = value.get("folders")
         return folders if value.get("newest") == newest and isinstance(folders, dict) else None
 
-    def receipts_of(self, checkpoint: str) -> Iterator[Receipt]:
-        """The receipts of a checkpoint's saves, in no order."""
-        return self._read_receipts(f"{checkpoint}.*.json")
-
     def _proofs(self, name: str) -> tuple[Path, ...]:
         snapshots = (self.root / folder / name / "snapshot.json" for folder in ("spool", "parked"))
-        return (self.receipt_path(name), *snapshots)
-
-    def preempted(self, checkpoint: str, fingerprint: str) -> bool:
-        """Whether the training said that it saved this very checkpoint because it had to leave."""
-        return bool(self.marker(checkpoint, fingerprint).get("preempted"))
+        return (self.receipts.path(name), *snapshots)
 
     def commit(self, pinned: Snapshot, receipt: Receipt) -> None:
         """UPLOADED: the receipt first, so that a crash in between never uploads twice."""
-        self.keep(receipt)
+        self.receipts.keep(receipt)
         durable.remove_tree(pinned.directory)
-        self.record(
+        self.history.record(
             "uploaded",
             pinned,
             artifact=f"{receipt.artifact}:{receipt.version}",
@@ -199,14 +165,10 @@ class Spool:
             seconds=round(receipt.seconds, 3),
         )
 
-    def keep(self, receipt: Receipt) -> None:
-        """Write a receipt: from now on this very save counts as durable."""
-        durable.write_json(self.receipt_path(receipt.snapshot), {"schema": 1, **asdict(receipt)}, mode=0o600)
-
     def supersede(self, dropped: Iterable[Snapshot], by: Snapshot, reason: str) -> None:
-        """SUPERSEDED: the pin is let go, with an event that says for what: first, so that a crash in between hides nothing."""
+        """SUPERSEDED: record the event, then release the pin. The other way round, a crash in between would hide it."""
         for each in dropped:
-            self.record("superseded", each, by=by.name, reason=reason)
+            self.history.record("superseded", each, by=by.name, reason=reason)
             durable.remove_tree(each.directory)
 
     def park(self, pinned: Snapshot, error: CkptsyncError) -> None:
@@ -218,7 +180,7 @@ class Spool:
         target = self.root / "parked" / pinned.name
         shutil.rmtree(target, ignore_errors=True)
         durable.rename(pinned.directory, target)
-        self.record("parked", pinned, reason=str(error))
+        self.history.record("parked", pinned, reason=str(error))
 
     def unpark(self) -> list[str]:
         """Put everything that is parked back into the queue, and return the names."""
@@ -233,25 +195,8 @@ class Spool:
 
     def discard(self, pinned: Snapshot) -> None:
         """CHANGED: the pin no longer holds what was accepted."""
-        self.record("changed", pinned)
+        self.history.record("changed", pinned)
         durable.remove_tree(pinned.directory)
-
-    def record(self, event: str, pinned: Snapshot | None = None, **fields: Any) -> None:
-        """Add an event to history.jsonl. A full disk is logged and stops nothing: this is a diary."""
-        about = {"checkpoint": pinned.checkpoint, "print": pinned.fingerprint, "step": pinned.step} if pinned else {}
-        line = {"time": round(self._clock(), 3), "event": event, **about, **fields}
-        try:
-            durable.append_line(self.root / "history.jsonl", json.dumps(line))
-        except OSError as error:
-            log.warning("not written to history.jsonl: %s: %s", event, error)
-
-    def pruned(self) -> Iterator[str]:
-        """The versions that were let go after a receipt, as NAME:vN, from history.jsonl."""
-        with contextlib.suppress(OSError), (self.root / "history.jsonl").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if '"pruned"' in line:
-                    with contextlib.suppress(ValueError):
-                        yield str(json.loads(line).get("artifact"))
 
     def _directories(self, name: str) -> list[Path]:
         try:
@@ -265,7 +210,7 @@ class Spool:
         if self._sequence is None:
             known = [each.sequence for each in self.pending()]
             known += [each.sequence for each, _ in self.parked()]
-            known += [each.sequence for each in self.receipts()]
+            known += [each.sequence for each in self.receipts]
             self._sequence = max(known, default=0)
         self._sequence += 1
         return self._sequence

@@ -19,11 +19,11 @@ class StatusLine:
     def __str__(self) -> str:
         parts = [f"step {self.durable} durable" if self.durable is not None else "nothing durable yet"]
         if not self.waiting:
-            parts.append("nothing waits")
+            parts.append("queue empty")
         elif self.newest is not None and self.durable is not None:
-            parts.append(f"behind by {max(0, self.newest - self.durable)} steps, {self.waiting} waiting")
+            parts.append(f"behind by {max(0, self.newest - self.durable)} steps, {self.waiting} queued")
         else:
-            parts.append(f"{self.waiting} waiting up to step {self.newest}")
+            parts.append(f"{self.waiting} queued up to step {self.newest}")
         if self.uploading:
             parts.append(f"uploading {self.uploading}" + (f" {self.percent} %" if self.percent is not None else ""))
         if self.rate:

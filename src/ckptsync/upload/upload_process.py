@@ -11,7 +11,7 @@ from ckptsync import durable
 from ckptsync.checkpoint import Run
 from ckptsync.errors import RejectedError, TransientStoreError
 from ckptsync.upload.child import PUBLISH, Child
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 
 if TYPE_CHECKING:
     from ckptsync.upload.throttle import Throttle
@@ -31,13 +31,13 @@ class UploadProcess:
         run: Run,
         environment: Mapping[str, str],
         private: Path,
-        policy: Policy,
+        settings: UploadSettings,
         *,
         command: Sequence[str] = PUBLISH,
         proc: Path = Path("/proc"),
     ) -> None:
         self.run = run
-        self.policy = policy
+        self.settings = settings
         self.urgent = False
         self._environment = environment
         self._private = private
@@ -51,21 +51,21 @@ class UploadProcess:
         """Whether the process exists at this moment."""
         return self._child is not None
 
-    def ask(self, job: Mapping[str, Any], *, told: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    def ask(self, job: Mapping[str, Any], *, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
         """Have one job done. Raises what the child reports; after a TransientStoreError the next job gets a new process.
 
         A refused key counts when a new process meets the same refusal: one 401 of a gateway must not end the uploads.
         """
         try:
-            return self._ask(job, told)
+            return self._ask(job, on_progress)
         except RejectedError:
             self.close()
-            return self._ask(job, told)
+            return self._ask(job, on_progress)
 
-    def _ask(self, job: Mapping[str, Any], told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def _ask(self, job: Mapping[str, Any], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         child = self.start()
         try:
-            return child.ask(job, stall=self._stall, told=told, passed=self._passed)
+            return child.ask(job, stall=self._stall, on_progress=on_progress, passed=self._passed)
         except TransientStoreError:
             # Whatever state the client was left in goes with the old process.
             child.kill()
@@ -80,7 +80,7 @@ class UploadProcess:
         if self._child is None:
             durable.remove_tree(self._private)
             environment = {**self._environment, **self._limited()}
-            yielding = self.policy.yielding and not self.urgent
+            yielding = self.settings.yielding and not self.urgent
             self._child = Child(self.run, environment, self._private, yielding=yielding, command=self._command)
         return self._child
 
@@ -104,11 +104,11 @@ class UploadProcess:
     def _stall(self) -> float:
         """Seconds without progress that end an upload; infinite where nothing shows progress (no /proc, no limit to pass)."""
         visible = self._throttle is not None or (self._proc / "self/io").exists()
-        return self.policy.stall if visible else math.inf
+        return self.settings.stall if visible else math.inf
 
     @property
     def _limits(self) -> bool:
-        return bool(self.policy.max_rate) and not self.urgent
+        return bool(self.settings.max_rate) and not self.urgent
 
     def _limited(self) -> dict[str, str]:
         """What the child's environment needs to stay within the rate."""
@@ -122,7 +122,7 @@ class UploadProcess:
         return self._throttle.environment() if self._throttle else {}
 
     def _max_rate(self) -> float | None:
-        return None if self.urgent else self.policy.max_rate
+        return None if self.urgent else self.settings.max_rate
 
     def _passed(self) -> int:
         """What the limit let through, in steps that are larger than the client's heartbeats."""

@@ -18,8 +18,8 @@ from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreE
 from ckptsync.store.retrying import retry
 from ckptsync.upload.child import PUBLISH
 from ckptsync.upload.deadline import Deadline
-from ckptsync.upload.policy import Policy
 from ckptsync.upload.publication import Progress, Publication
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.upload_process import UploadProcess
 from ckptsync.upload.upload_queue import UploadQueue
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Uploader:
-    """Takes snapshots out of the spool until it is told to stop.
+    """Takes snapshots out of the spool until it is asked to stop.
 
     `stop` ends every wait between two attempts; the current attempt goes on to its end.
     """
@@ -38,7 +38,7 @@ class Uploader:
         run: Run,
         store: Spool,
         environment: Mapping[str, str],
-        policy: Policy,
+        settings: UploadSettings,
         stop: threading.Event,
         *,
         stem: str,
@@ -54,17 +54,17 @@ class Uploader:
         self._stop = stop
         self._deadline: Deadline | None = None
         self._queue = UploadQueue(store)
-        self._process = UploadProcess(run, environment, store.root / "wandb", policy, command=command)
+        self._process = UploadProcess(run, environment, store.root / "wandb", settings, command=command)
         self._publication = Publication(run, store, self._process, stem=stem)
 
     @property
-    def policy(self) -> Policy:
+    def settings(self) -> UploadSettings:
         """How uploads go; a new one holds from the next job on."""
-        return self._process.policy
+        return self._process.settings
 
-    @policy.setter
-    def policy(self, policy: Policy) -> None:
-        self._process.policy = policy
+    @settings.setter
+    def settings(self, settings: UploadSettings) -> None:
+        self._process.settings = settings
 
     @property
     def durable(self) -> Receipt | None:
@@ -107,7 +107,7 @@ class Uploader:
                 with contextlib.suppress(CkptsyncError, OSError):
                     self._process.start()
             self.drain()
-            if not self._woken(self.policy.linger):
+            if not self._woken(self.settings.linger):
                 self.close()
                 self._woken(None)
         self.drain()
@@ -115,7 +115,7 @@ class Uploader:
 
     def expect(self) -> None:
         """Announce that something will soon be pinned: a process that is ready by then saves the upload a second."""
-        if not self._process.running and self.policy.mode == "online":
+        if not self._process.running and self.settings.mode == "online":
             self._expecting = True
             self._wake.set()
 
@@ -133,11 +133,11 @@ class Uploader:
         self._wake.set()
 
     def trim(self) -> None:
-        """Keep the queue within the policy's limit. To be called whenever something was pinned."""
-        self._queue.trim(self.policy.limit)
+        """Keep the queue within the limit of the settings. To be called whenever something was pinned."""
+        self._queue.trim(self.settings.limit)
 
     def hurry(self, seconds: float | None) -> None:
-        """The machine goes away in so many seconds, None where nobody knows: from now on the newest is uploaded first."""
+        """The machine goes in so many seconds, None if unknown: from now on the newest is uploaded first."""
         self._deadline = Deadline.after(seconds, self._spool.waiting())
         self._process.urgent = True
 
@@ -148,7 +148,7 @@ class Uploader:
         """
         current, known = self._queue.current, self.durable
         # What was measured with a limit says nothing of the line without it.
-        if current is None or self._deadline is None or known is None or known.seconds <= 0 or self.policy.max_rate:
+        if current is None or self._deadline is None or known is None or known.seconds <= 0 or self.settings.max_rate:
             return False
         newest = max(self._spool.pending(), key=lambda each: each.sequence, default=current)
         rate, now = known.bytes / known.seconds, time.monotonic()
@@ -167,7 +167,7 @@ class Uploader:
         Not under a rate limit, which is lifted at the notice: what the line can do then is not known.
         """
         known, progress, rate = self.durable, self.progress, self.rate
-        if self.policy.max_rate:
+        if self.settings.max_rate:
             return None
         if known is not None and known.seconds > 0:
             return known.bytes, known.seconds
@@ -177,7 +177,7 @@ class Uploader:
 
     def drain(self) -> bool:
         """Upload until the queue is empty, or a stop ends it. False when the store stayed unreachable for too long."""
-        if self.policy.mode != "online":
+        if self.settings.mode != "online":
             # A file system that fails for a while must not end the thread.
             with contextlib.suppress(OSError):
                 self._take()
@@ -187,7 +187,7 @@ class Uploader:
             while not self._over() and retry(
                 self.upload_next,
                 what="upload",
-                patience=self.policy.patience,
+                patience=self.settings.patience,
                 stop=self._stop,
                 hurried=lambda: self._deadline is not None,
             ):
@@ -225,16 +225,16 @@ class Uploader:
         self._process.kill()
 
     def _take(self) -> Snapshot | None:
-        return self._queue.take(limit=self.policy.limit, keep_all=self.policy.keep_all, urgent=self._deadline is not None)
+        return self._queue.take(limit=self.settings.limit, keep_all=self.settings.keep_all, urgent=self._deadline is not None)
 
     def _over(self) -> bool:
         """Whether a stop leaves the rest for the next start. Without `keep_all` the newest is still uploaded."""
-        return self._stop.is_set() and self.policy.keep_all and self._deadline is None
+        return self._stop.is_set() and self.settings.keep_all and self._deadline is None
 
     def _deal_with(self, pinned: Snapshot) -> None:
         """Publish one snapshot, or drop it where it changed, or park it where only a person can help."""
         try:
-            self._publication.publish(pinned, self.policy, self._deadline)
+            self._publication.publish(pinned, self.settings, self._deadline)
             self.last_error = None
         except TransientStoreError:
             raise

@@ -9,14 +9,14 @@ import pytest
 from ckptsync.checkpoint import Run
 from ckptsync.job.watch_thread import WatchThread
 from ckptsync.upload.daemon import Daemon, Watch
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.stop import Stop
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import wait_for
 
 
 def test_a_watcher_that_fails_is_started_again_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    daemon = Daemon(Watch(tmp_path, Run("abc", "p", "me"), {}, "abc", quiet=0.0, policy=Policy(mode="offline")), Stop())
+    daemon = Daemon(Watch(tmp_path, Run("abc", "p", "me"), {}, "abc", quiet=0.0, settings=UploadSettings(mode="offline")), Stop())
     failures = [RuntimeError("injected: a bug")]
 
     def every_turn() -> None:

@@ -124,7 +124,7 @@ def test_what_was_placed_counts_as_durable_and_keeps_the_time_of_its_save(
     checkpoint = checkpoint_at(placed.path)
     assert checkpoint.saved_at == 1_000_000_005.25
     assert Spool(output_dir).knows(f"{checkpoint.name}.{checkpoint.fingerprint}")
-    newest = Spool(output_dir).newest_receipt()
+    newest = Spool(output_dir).receipts.newest()
     assert newest is not None
     assert (newest.step, newest.version, newest.artifact) == (5, "v0", "me/p/checkpoint-abc")
 
@@ -351,12 +351,12 @@ def test_the_best_checkpoint_is_brought_too_and_never_passes_for_the_newest(stor
 
     placed = Resume(store, RUN, output_dir, progress=lambda *_: None, patience=QUICK).place()  # type: ignore[arg-type]
 
-    newest = Spool(output_dir).newest_receipt()
+    newest = Spool(output_dir).receipts.newest()
     assert placed.path.name == "checkpoint-8"
     assert (output_dir / "checkpoint-4" / "trainer_state.json").is_file()
     assert newest is not None
     assert newest.step == 8
-    assert len(list(Spool(output_dir).receipts())) == 2
+    assert len(list(Spool(output_dir).receipts)) == 2
 
 
 def test_a_best_checkpoint_that_the_store_lacks_is_told_and_stops_nothing(
@@ -442,6 +442,6 @@ def test_one_restart_condemns_its_own_saves_and_no_durable_one(tmp_path: Path) -
         of_attempt(1, each.path)
     spool = Spool(tmp_path)
     (tmp_path / ".ckptsync/receipts").mkdir()
-    spool.receipt_path(f"{durable_one.name}.{durable_one.fingerprint}").write_text("{}")
+    spool.receipts.path(f"{durable_one.name}.{durable_one.fingerprint}").write_text("{}")
 
     assert before_restart([durable_one, refused], spool) == [durable_one]

@@ -191,12 +191,12 @@ def test_nothing_of_weight_is_imported_for_it() -> None:
 @pytest.mark.parametrize(
     ("standing", "line"),
     [
-        (StatusLine(), "nothing durable yet; nothing waits"),
-        (StatusLine(newest=5, waiting=1), "nothing durable yet; 1 waiting up to step 5"),
-        (StatusLine(durable=500, rate=12_340_000.0), "step 500 durable; nothing waits; 12.3 MB/s"),
+        (StatusLine(), "nothing durable yet; queue empty"),
+        (StatusLine(newest=5, waiting=1), "nothing durable yet; 1 queued up to step 5"),
+        (StatusLine(durable=500, rate=12_340_000.0), "step 500 durable; queue empty; 12.3 MB/s"),
         (
             StatusLine(durable=500, newest=700, waiting=2, uploading="checkpoint-600", percent=45, rate=12_340_000.0),
-            "step 500 durable; behind by 200 steps, 2 waiting; uploading checkpoint-600 45 %; 12.3 MB/s",
+            "step 500 durable; behind by 200 steps, 2 queued; uploading checkpoint-600 45 %; 12.3 MB/s",
         ),
     ],
 )

@@ -102,7 +102,7 @@ def found(spool: Spool) -> dict[str, Any]:
     return {
         "pending": [each.checkpoint for each in spool.pending()],
         "parked": [each.checkpoint for each, _ in spool.parked()],
-        "durable": [each.snapshot.split(".")[0] for each in spool.receipts()],
+        "durable": [each.snapshot.split(".")[0] for each in spool.receipts],
         "let_go": [each["checkpoint"] for each in map(json.loads, lines) if each["event"] in ("superseded", "changed")],
         "whole": all(durable.unchanged(each.content, each.files) for each in waiting),
         "left": [path.name for path in left],

@@ -22,7 +22,7 @@ from ckptsync.processes import ended
 from ckptsync.trainer import marker
 from ckptsync.upload.daemon import Daemon, Watch
 from ckptsync.upload.lineage import Appearance, Position, Relation, Save, relation
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.stop import Stop
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import wait_for
@@ -54,7 +54,9 @@ def durable_at(output_dir: Path, step: int, saved_at: float) -> None:
     """A receipt of an earlier watcher."""
     daemon = daemon_of(output_dir)
     daemon.spool.prepare()
-    daemon.spool.keep(Receipt(f"checkpoint-{step}.x", step, saved_at, 1, "me/p/checkpoint-abc", "v0", "d", 1, 1, 0.0, saved_at))
+    daemon.spool.receipts.keep(
+        Receipt(f"checkpoint-{step}.x", step, saved_at, 1, "me/p/checkpoint-abc", "v0", "d", 1, 1, 0.0, saved_at)
+    )
 
 
 def test_a_whole_checkpoint_is_pinned_once(daemon: Daemon, tmp_path: Path) -> None:
@@ -342,7 +344,7 @@ def test_a_watcher_that_ended_leaves_the_folder_to_the_next(tmp_path: Path) -> N
 def test_a_file_system_that_fails_for_a_while_is_scanned_again(tmp_path: Path) -> None:
     output_dir = tmp_path / "out"
     output_dir.mkdir()
-    with daemon_of(output_dir, policy=Policy(mode="offline")).held() as daemon:
+    with daemon_of(output_dir, settings=UploadSettings(mode="offline")).held() as daemon:
         watching = threading.Thread(target=daemon.follow)
         watching.start()
         output_dir.rename(tmp_path / "elsewhere")
@@ -397,7 +399,7 @@ def test_a_file_that_cannot_be_read_for_a_while_refuses_no_checkpoint() -> None:
 def test_a_scan_that_fails_to_the_end_is_an_error(tmp_path: Path) -> None:
     output_dir = tmp_path / "out"
     output_dir.mkdir()
-    with daemon_of(output_dir, policy=Policy(mode="offline")).held() as daemon:
+    with daemon_of(output_dir, settings=UploadSettings(mode="offline")).held() as daemon:
         output_dir.rename(tmp_path / "elsewhere")
         output_dir.write_text("no folder any more")
         daemon.stop.request()

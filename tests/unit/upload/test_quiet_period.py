@@ -41,9 +41,9 @@ def quiet_period(tmp_path: Path, clock: Clock) -> QuietPeriod:
 
 def rested(quiet_period: QuietPeriod, clock: Clock) -> list[QuietFolder]:
     """One look, the quiet period, and another look."""
-    quiet_period.look()
+    quiet_period.scan()
     clock.now += QUIET
-    return quiet_period.look()
+    return quiet_period.scan()
 
 
 def steps(found: list[QuietFolder]) -> list[int]:
@@ -53,12 +53,12 @@ def steps(found: list[QuietFolder]) -> list[int]:
 def test_a_folder_rests_after_the_quiet_period_and_not_before(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
 
-    assert quiet_period.look() == []
+    assert quiet_period.scan() == []
     clock.now += QUIET - 0.01
-    assert quiet_period.look() == []
+    assert quiet_period.scan() == []
     assert quiet_period.unsettled
     clock.now += 0.01
-    found = quiet_period.look()
+    found = quiet_period.scan()
 
     assert steps(found) == [5]
     assert found[0].fingerprint == fingerprint(layouts.list_files(tmp_path / "checkpoint-5"))
@@ -66,23 +66,23 @@ def test_a_folder_rests_after_the_quiet_period_and_not_before(quiet_period: Quie
 
 def test_every_change_starts_the_quiet_period_again(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 5)
-    quiet_period.look()
+    quiet_period.scan()
     for number in range(5):
         clock.now += QUIET - 0.5
         with (folder / "optimizer.pt").open("ab") as file:
             file.write(bytes(number + 1))
 
-        assert quiet_period.look() == []
+        assert quiet_period.scan() == []
 
     clock.now += QUIET
-    assert steps(quiet_period.look()) == [5]
+    assert steps(quiet_period.scan()) == [5]
 
 
 def test_the_word_of_the_training_makes_the_rest_unnecessary(quiet_period: QuietPeriod, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
     marker.write(tmp_path, 5, world_size=1)
 
-    assert steps(quiet_period.look()) == [5]
+    assert steps(quiet_period.scan()) == [5]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", json.dumps({"print": 5}), json.dumps({"print": "0" * 12})])
@@ -93,9 +93,9 @@ def test_a_marker_that_does_not_name_these_very_files_changes_nothing(
     (tmp_path / ".ckptsync" / "complete").mkdir(parents=True)
     (tmp_path / ".ckptsync" / "complete" / "checkpoint-5").write_text(content)
 
-    assert quiet_period.look() == []
+    assert quiet_period.scan() == []
     clock.now += QUIET
-    assert steps(quiet_period.look()) == [5]
+    assert steps(quiet_period.scan()) == [5]
 
 
 def test_a_marker_of_the_save_before_is_not_taken_for_one_of_the_save_after(quiet_period: QuietPeriod, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_marker_of_the_save_before_is_not_taken_for_one_of_the_save_after(quie
     marker.write(tmp_path, 5, world_size=1)
     make_checkpoint(tmp_path, 5, content="again", saved_at=2_000_000_000)
 
-    assert quiet_period.look() == []
+    assert quiet_period.scan() == []
 
 
 def test_what_was_accepted_is_left_alone_until_it_is_saved_again(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_what_was_postponed_comes_again_after_that_time_or_at_once_when_it_chang
     quiet_period.postpone(rested(quiet_period, clock)[0], 30.0)
 
     clock.now += 29.9
-    assert quiet_period.look() == []
+    assert quiet_period.scan() == []
     clock.now += 0.1
-    found = quiet_period.look()
+    found = quiet_period.scan()
     assert steps(found) == [5]
     quiet_period.postpone(found[0], 30.0)
     (folder / "late.json").write_text("{}")
@@ -159,7 +159,7 @@ def test_what_was_postponed_comes_again_after_that_time_or_at_once_when_it_chang
 
 def test_a_folder_that_vanishes_is_forgotten_without_a_word(quiet_period: QuietPeriod, clock: Clock, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 5)
-    quiet_period.look()
+    quiet_period.scan()
 
     shutil.rmtree(tmp_path / "checkpoint-5")
 
@@ -171,7 +171,7 @@ def test_a_folder_that_came_back_after_it_vanished_is_new(quiet_period: QuietPer
     make_checkpoint(tmp_path, 5, saved_at=1_000_000_000)
     quiet_period.accept(rested(quiet_period, clock)[0])
     shutil.rmtree(tmp_path / "checkpoint-5")
-    quiet_period.look()
+    quiet_period.scan()
 
     make_checkpoint(tmp_path, 5, content="again", saved_at=1_000_000_100)
 
@@ -190,7 +190,7 @@ def test_looks_beside_a_rotation_never_fail(quiet_period: QuietPeriod, tmp_path:
     trainer.start()
     try:
         for _ in range(200):
-            quiet_period.look()
+            quiet_period.scan()
     finally:
         over.set()
         trainer.join()
@@ -199,7 +199,7 @@ def test_looks_beside_a_rotation_never_fail(quiet_period: QuietPeriod, tmp_path:
 def test_the_output_folder_itself_may_be_missing(tmp_path: Path) -> None:
     quiet_period = QuietPeriod(tmp_path / "missing", tmp_path / "markers", quiet=0.0)
 
-    assert quiet_period.look() == []
+    assert quiet_period.scan() == []
 
 
 def test_folders_come_in_the_order_of_their_steps_whatever_their_times(

@@ -78,9 +78,9 @@ def test_a_commit_leaves_a_receipt_for_the_owner_alone_and_no_pin(spool: Spool) 
     spool.commit(pinned, receipt(pinned))
 
     assert spool.pending() == []
-    assert list(spool.receipts()) == [receipt(pinned)]
-    assert spool.newest_receipt() == receipt(pinned)
-    assert stat.S_IMODE(spool.receipt_path(pinned.name).stat().st_mode) == 0o600
+    assert list(spool.receipts) == [receipt(pinned)]
+    assert spool.receipts.newest() == receipt(pinned)
+    assert stat.S_IMODE(spool.receipts.path(pinned.name).stat().st_mode) == 0o600
     assert spool.knows(pinned.name)
     assert [event["event"] for event in events(spool)] == ["pinned", "uploaded"]
     assert events(spool)[1] == {
@@ -97,14 +97,14 @@ def test_a_commit_leaves_a_receipt_for_the_owner_alone_and_no_pin(spool: Spool) 
 
 def test_a_start_finishes_a_commit_that_was_cut_after_its_receipt(spool: Spool, tmp_path: Path) -> None:
     pinned = pin(spool, 5)
-    spool.keep(receipt(pinned))
+    spool.receipts.keep(receipt(pinned))
 
     again = Spool(tmp_path)
     swept = again.prepare()
 
     assert swept == [pinned.name]
     assert again.pending() == []
-    assert list(again.receipts()) == [receipt(pinned)]
+    assert list(again.receipts) == [receipt(pinned)]
 
 
 def test_a_start_sweeps_half_made_pins_receipts_and_downloads_and_nothing_else(spool: Spool, tmp_path: Path) -> None:
@@ -174,14 +174,14 @@ def test_what_cannot_be_read_is_no_reason_to_fail(spool: Spool) -> None:
 
     assert names(spool.pending()) == [pinned.name]
     assert spool.parked() == []
-    assert list(spool.receipts()) == []
-    assert spool.newest_receipt() is None
+    assert list(spool.receipts) == []
+    assert spool.receipts.newest() is None
 
 
 def test_looking_at_an_output_folder_that_nobody_watched_makes_nothing(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
 
-    assert (spool.pending(), spool.parked(), spool.torn(), list(spool.receipts())) == ([], [], [], [])
+    assert (spool.pending(), spool.parked(), spool.torn(), list(spool.receipts)) == ([], [], [], [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +195,7 @@ def test_an_event_that_cannot_be_written_stops_nothing(spool: Spool, caplog: pyt
 
 
 def test_an_event_may_name_a_file_that_is_no_utf_8(spool: Spool) -> None:
-    spool.record("incomplete", reason="caf\udce9: empty")
+    spool.history.record("incomplete", reason="caf\udce9: empty")
 
     assert events(spool)[0]["reason"] == "caf\udce9: empty"
 

@@ -20,7 +20,7 @@ from ckptsync.checkpoint import Run, Snapshot
 from ckptsync.errors import ConfigurationError, PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.child import Child
-from ckptsync.upload.policy import Policy
+from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.upload_process import UploadProcess
 from ckptsync.upload.uploader import Uploader
@@ -46,14 +46,14 @@ def stop() -> threading.Event:
 
 @pytest.fixture
 def make(spool: Spool, stop: threading.Event, tmp_path: Path) -> Iterator[Make]:
-    """A function from the child's script to an uploader; changes go into the policy."""
+    """A function from the child's script to an uploader; changes go into the settings."""
     made = []
 
     def uploader(*script: str, command: tuple[str, ...] = CHILD, **changes: object) -> Uploader:
         (tmp_path / "SCRIPT").write_text(json.dumps(script))
-        policy = Policy(**({"keep_all": True, "patience": QUICK, "linger": 0.05} | changes))  # type: ignore[arg-type]
+        settings = UploadSettings(**({"keep_all": True, "patience": QUICK, "linger": 0.05} | changes))  # type: ignore[arg-type]
         environment = {**os.environ, "SCRIPT": str(tmp_path / "SCRIPT")}
-        made.append(Uploader(Run("a", "p"), spool, environment, policy, stop, stem="a", command=command))
+        made.append(Uploader(Run("a", "p"), spool, environment, settings, stop, stem="a", command=command))
         return made[-1]
 
     yield uploader
@@ -79,7 +79,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def durable(spool: Spool) -> list[int]:
-    return sorted(each.step for each in spool.receipts())
+    return sorted(each.step for each in spool.receipts)
 
 
 def test_the_log_in_fills_in_the_entity(make: Make) -> None:
@@ -100,7 +100,7 @@ def test_everything_goes_through_one_child_in_the_order_of_saving(make: Make, sp
     assert len({process for process, _ in jobs(tmp_path)}) == 1
     assert durable(spool) == [9, 10, 11]
     assert spool.pending() == []
-    assert {each.artifact for each in spool.receipts()} == {"me/p/checkpoint-a"}
+    assert {each.artifact for each in spool.receipts} == {"me/p/checkpoint-a"}
 
 
 def test_when_behind_only_the_newest_goes(make: Make, spool: Spool, tmp_path: Path) -> None:
@@ -211,11 +211,12 @@ def test_a_child_that_cannot_be_started_loses_nothing(make: Make, spool: Spool) 
 def test_a_receipt_that_cannot_be_written_is_written_when_there_is_room_again(make: Make, spool: Spool) -> None:
     pin(spool, 5)
     (spool.root / "receipts").rename(spool.root / "elsewhere")
+    (spool.root / "receipts").write_text("a file where the folder should be")
     uploader = make(patience=Patience(first=0.001, longest=0.002, give_up_after=0.05))
 
     assert not uploader.drain()
 
-    (spool.root / "elsewhere").rename(spool.root / "receipts")
+    (spool.root / "receipts").unlink()
     assert uploader.drain()
     assert durable(spool) == [5]
 
@@ -299,7 +300,7 @@ def test_what_gets_through_a_limit_is_progress_though_the_client_stands(make: Ma
     passed = itertools.count() if moves else itertools.repeat(0)
     try:
         with contextlib.nullcontext() if moves else pytest.raises(TransientStoreError, match="no progress"):
-            child.ask({"op": "check"}, stall=0.6, told=lambda _: None, passed=lambda: next(passed))
+            child.ask({"op": "check"}, stall=0.6, on_progress=lambda _: None, passed=lambda: next(passed))
     finally:
         child.close()
 
@@ -308,7 +309,7 @@ def test_a_limit_that_is_set_later_holds_from_the_next_job_on(make: Make, spool:
     uploader = make(linger=60)
     pin(spool, 1)
     uploader.drain()
-    uploader.policy = replace(uploader.policy, max_rate=1_000_000)
+    uploader.settings = replace(uploader.settings, max_rate=1_000_000)
     pin(spool, 2)
     pin(spool, 3)
 
@@ -344,17 +345,18 @@ def test_in_a_hurry_an_upload_gives_way_to_the_newest_where_the_line_is_known(
 
 def test_a_child_that_cannot_start_is_a_configuration_error_with_its_last_words(tmp_path: Path) -> None:
     command = (sys.executable, "-c", "import sys; sys.stderr.write('trace\\n'); sys.exit('No module named injected')")
-    child = Child(Run("a", "p"), dict(os.environ), tmp_path, command=command)
 
     with pytest.raises(ConfigurationError, match="the upload process cannot start: No module named injected"):
-        child.ask({"op": "check"}, stall=30, told=lambda _: None)
+        Child(Run("a", "p"), dict(os.environ), tmp_path, command=command).ask(
+            {"op": "check"}, stall=30, on_progress=lambda _: None
+        )
 
 
 def test_where_nothing_shows_progress_nothing_counts_as_a_stall(tmp_path: Path) -> None:
     (tmp_path / "SCRIPT").write_text('["seems to stand"]')
     environment = {**os.environ, "SCRIPT": str(tmp_path / "SCRIPT")}
     process = UploadProcess(
-        Run("a", "p"), environment, tmp_path / "private", Policy(stall=0.6), command=CHILD, proc=tmp_path / "no proc here"
+        Run("a", "p"), environment, tmp_path / "private", UploadSettings(stall=0.6), command=CHILD, proc=tmp_path / "no proc here"
     )
     try:
         assert process.ask({"op": "check"})["event"] == "done"

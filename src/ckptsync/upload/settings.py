@@ -9,7 +9,7 @@ from ckptsync.upload.retention import Retention
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class UploadSettings:
     """`limit` is in bytes, `stall` in seconds without a sign of progress, `linger` in seconds that an idle child is kept.
 
     `keep` says what stays in the store after each upload. With `only_model` no checkpoint is uploaded, only the final model.

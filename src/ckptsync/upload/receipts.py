@@ -1,0 +1,53 @@
+"""The receipts of one output folder: a file each, the proof that a snapshot became a version. Knows no queue and no store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from ckptsync import durable
+from ckptsync.checkpoint import Receipt, Rows
+from ckptsync.upload import lineage
+
+
+class Receipts:
+    """The folder `receipts`. With a `run_id`, those of other runs don't count; one that names no run does (ckptsync 0.1.0).
+
+    Iterating gives every receipt, in no order; `name in receipts` asks for that of a snapshot.
+    """
+
+    def __init__(self, folder: Path, run_id: str | None) -> None:
+        self._folder = folder
+        self._run_id = run_id
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return self._read("*.json")
+
+    def __contains__(self, name: object) -> bool:
+        return self.path(str(name)).exists()
+
+    def path(self, name: str) -> Path:
+        """Where the receipt of the snapshot of that name is, or will be."""
+        return self._folder / f"{name}.json"
+
+    def newest(self) -> Receipt | None:
+        """That of the checkpoint that was saved last."""
+        return lineage.newest(self)
+
+    def of(self, checkpoint: str) -> Iterator[Receipt]:
+        """Those of one checkpoint's saves, in no order."""
+        return self._read(f"{checkpoint}.*.json")
+
+    def keep(self, receipt: Receipt) -> None:
+        """Write a receipt: from now on this very save counts as durable."""
+        durable.make_folder(self._folder)
+        durable.write_json(self.path(receipt.snapshot), {"schema": 1, **asdict(receipt)}, mode=0o600)
+
+    def _read(self, pattern: str) -> Iterator[Receipt]:
+        for path in sorted(self._folder.glob(pattern)):
+            value = durable.read_json(path)
+            if value and value.pop("schema", None) == 1 and value.get("run_id") in (None, self._run_id or value.get("run_id")):
+                with contextlib.suppress(TypeError):
+                    yield Receipt(**{**value, "rows": Rows(**value.get("rows", {}))})
