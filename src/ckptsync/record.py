@@ -75,6 +75,15 @@ class Record:
         value = self.values.get("world_size")
         return value if isinstance(value, int) and value > 0 else None
 
+    def world_size_at(self, step: int) -> int | None:
+        """The number of processes that save a checkpoint of that step; None where only the checkpoint itself can tell.
+
+        Up to the step that the current attempt resumed from, the checkpoints are of earlier attempts, in a world of their own.
+        """
+        attempt = self.attempt
+        older = attempt is not None and attempt.resumed_step is not None and step <= attempt.resumed_step
+        return None if older else self.world_size
+
     @property
     def resumed_step(self) -> int | None:
         """The global step of the last resume; None if there was none."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ckptsync import layouts, record
+from ckptsync import record
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
 from ckptsync.cli import connections, options
 from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChangedError, UsageError
@@ -19,6 +19,7 @@ from ckptsync.upload import daemon
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.stop import Stop
+from ckptsync.upload.validation import validate
 
 GIVE_UP_AFTER = 60.0
 """Seconds to retry an unreachable store."""
@@ -85,7 +86,7 @@ def _require_checkpoint(folder: Path) -> Path:
 
 def _pin(spool: Spool, folder: Path) -> str:
     """Queue the checkpoint unless it is queued or durable already. Returns its snapshot's name."""
-    verdict = layouts.inspect(folder, world_size=record.read(folder.parent).world_size)
+    verdict = validate(folder, spool)
     if not verdict.complete:
         raise IntegrityError(f"{folder} is incomplete: {verdict.problems[0]}", hint="List all problems with `ckptsync verify`.")
     checkpoint = Checkpoint(folder, step_of(folder.name) or 0, verdict)

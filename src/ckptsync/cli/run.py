@@ -88,5 +88,5 @@ def run_command(
 
 
 def _resumable_here(output_dir: Path) -> bool:
-    complete, _ = sources.local_checkpoints(output_dir, record.read(output_dir).world_size)
+    complete, _ = sources.local_checkpoints(output_dir)
     return any(each.verdict.resumable for each in complete)

@@ -61,7 +61,7 @@ def _report(output_dir: Path) -> dict[str, Any]:
     known = record.read(output_dir)
     newest = spool.receipts.newest()
     pending, parked = spool.pending(), spool.parked()
-    complete, incomplete = sources.local_checkpoints(output_dir, known.world_size)
+    complete, incomplete = sources.local_checkpoints(output_dir)
     torn = [path.name for path, _ in incomplete] + [path.name for path in spool.torn()]
     steps = [step for path in output_dir.iterdir() if (step := step_of(path.name)) is not None]
     finished = newest is not None and any(each.step == newest.step and _finished(each) for each in complete)

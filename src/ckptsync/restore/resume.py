@@ -52,7 +52,7 @@ class Resume:
             record.note_highest_attempt(self._output_dir, max(numbers))
         if alias and alias != "latest":
             return order([], [pick(versions, alias, self.run)])
-        complete, incomplete = local_checkpoints(self._output_dir, record.read(self._output_dir).world_size)
+        complete, incomplete = local_checkpoints(self._output_dir)
         for path, reason in incomplete:
             log.warning("skipping %s: incomplete: %s", path.name, reason)
         usable = complete if self._allow_restart else before_restart(complete, self._spool)

@@ -15,6 +15,7 @@ from ckptsync.store import artifact
 from ckptsync.store.contract import Store
 from ckptsync.upload import lineage
 from ckptsync.upload.spool import Spool
+from ckptsync.upload.validation import validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +114,13 @@ def newest(checkpoints: Sequence[Checkpoint], spool: Spool) -> Checkpoint | None
     return max(checkpoints, key=lambda each: (attempts.get(each.path, current), each.step), default=None)
 
 
-def local_checkpoints(output_dir: Path, world_size: int | None = None) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
+def local_checkpoints(output_dir: Path) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
     """The complete checkpoints of an output_dir, and the incomplete ones with the reason."""
     complete, incomplete = [], []
+    spool = Spool(output_dir)
     folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None] if output_dir.is_dir() else []
     for path in folders:
-        verdict = layouts.inspect(path, world_size=world_size)
+        verdict = validate(path, spool)
         if verdict.complete:
             complete.append(Checkpoint(path, step_of(path.name) or 0, verdict))
         else:

@@ -47,8 +47,8 @@ def check_download(folder: Path, version: Version) -> TrainingState:
 
 
 def check_local(checkpoint: Checkpoint) -> TrainingState:
-    """Verify a local checkpoint by reading every byte that has a checksum. Raises IntegrityError."""
-    verdict = layouts.inspect(checkpoint.path, deep=True)
+    """Verify a complete local checkpoint by reading every byte that has a checksum. Raises IntegrityError."""
+    verdict = layouts.inspect(checkpoint.path, ordered=False, deep=True)
     if not verdict.complete or verdict.state is None:
         raise IntegrityError(f"{checkpoint.name} is incomplete: {'; '.join(str(problem) for problem in verdict.problems[:3])}")
     return verdict.state

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, Verdict, fingerprint
 from ckptsync.errors import CkptsyncError, SnapshotChangedError
 from ckptsync.sizes import size_of
@@ -19,6 +18,7 @@ from ckptsync.upload.continuity import Continuity
 from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
+from ckptsync.upload.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,10 @@ class Pinner:
         self._spool = spool
         self._quiet_period = quiet_period
         self._expectation = expectation
+        self.last_chance = False
+        """Set when no further scan will come: a save that lacks what the one before had is taken as it is."""
         self._names: frozenset[str] = frozenset()
+        self._doubted: set[str] = set()
         self._seen: dict[str, str] = {}
         self._newest: str | None = None
         self._refused: OSError | None = None
@@ -118,8 +121,7 @@ class Pinner:
 
     def _validate(self, folder: QuietFolder) -> Checkpoint | None:
         """The checkpoint if it is complete, else None, with the reason logged."""
-        size = self._expectation.world_size or record.read(self._spool.output_dir).world_size
-        verdict = layouts.inspect(folder.path, world_size=size)
+        verdict = validate(folder.path, self._spool, world_size=self._expectation.world_size)
         if fingerprint(verdict.files) != folder.fingerprint:
             return None
         self._note_seen(folder)
@@ -132,13 +134,20 @@ class Pinner:
             self._quiet_period.refuse(folder)
             self._note_incomplete(folder, verdict)
             return None
-        missing = layouts.inspect(folder.path, world_size=size, expected_names=self._names)
-        if not missing.complete:
-            self._names = frozenset()
-            self._quiet_period.postpone(folder, MISSING_FILES_SECONDS)
-            self._note_incomplete(folder, missing)
-            return None
-        return Checkpoint(folder.path, folder.step, verdict)
+        return None if self._lacks_expected(folder) else Checkpoint(folder.path, folder.step, verdict)
+
+    def _lacks_expected(self, folder: QuietFolder) -> bool:
+        """Whether a save that is complete by itself lacks what the training saved before. Offered again, it is taken as it is."""
+        save = f"{folder.name}.{folder.fingerprint}"
+        if self.last_chance or save in self._doubted:
+            return False
+        verdict = validate(folder.path, self._spool, world_size=self._expectation.world_size, expected_names=self._names)
+        if verdict.complete:
+            return False
+        self._doubted.add(save)
+        self._quiet_period.postpone(folder, MISSING_FILES_SECONDS)
+        self._note_incomplete(folder, verdict)
+        return True
 
     def _pin(self, folder: QuietFolder, checkpoint: Checkpoint, alive: Callable[[], None]) -> bool:
         """Pin a complete checkpoint, unless it is not wanted. What can't be pinned yet is offered again."""

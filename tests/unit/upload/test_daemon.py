@@ -304,9 +304,9 @@ def test_a_checkpoint_without_a_file_that_the_one_before_had_waits(daemon: Daemo
 
 
 def test_a_rank_that_is_missing_by_the_world_size_of_the_run_keeps_a_checkpoint_out(daemon: Daemon, tmp_path: Path) -> None:
-    record.update(tmp_path, world_size=2)
-    make_checkpoint(tmp_path, 5)
-    make_checkpoint(tmp_path, 6, world_size=2)
+    record.update(tmp_path, world_size=3)
+    make_checkpoint(tmp_path, 5, world_size=2)
+    make_checkpoint(tmp_path, 6, world_size=3)
 
     daemon.scan()
 
