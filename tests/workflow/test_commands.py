@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ckptsync.cli import COMMANDS
+from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import Tool, address, make_run, no_faults, publish, refusal, wait_for
 from tests.server.api import data
@@ -282,6 +283,24 @@ def test_push_parked_that_leaves_one_behind_says_which_and_fails(tool: Tool, ser
     assert done.returncode == 1
     assert "checkpoint-4 was not uploaded: parked" in refusal(done)
     assert steps(tool, "behind") == [8]
+
+
+def test_push_parked_beside_a_watcher_has_the_watcher_retry(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_checkpoint(out, 4, content="beside")
+    quota = {"match": {"operation": "CreateArtifact"}, "action": {"graphql_errors": "injected: quota exceeded"}, "count": 1}
+    server.faults([quota])
+    watcher = tool.start("watch", out, "--run-id", "beside", "--quiet-period", "0.2", log=tmp_path / "log")
+    try:
+        wait_for(lambda: Spool(out).parked(), what="a parked upload")
+
+        done = tool.json("push", "--parked", out)
+    finally:
+        watcher.terminate()
+
+    assert [row["step"] for row in done] == [4]
+    assert steps(tool, "beside") == [4]
+    assert watcher.wait(60) == 0
 
 
 @pytest.mark.slow

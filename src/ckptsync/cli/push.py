@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from ckptsync import record
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
 from ckptsync.cli import connections, options
-from ckptsync.errors import IntegrityError, PermanentStoreError, SnapshotChangedError, UsageError
+from ckptsync.errors import CkptsyncError, IntegrityError, LockedError, PermanentStoreError, SnapshotChangedError, UsageError
 from ckptsync.restore import resume
 from ckptsync.store.retrying import Patience, retry
 from ckptsync.upload import daemon
@@ -23,6 +24,9 @@ from ckptsync.upload.validation import validate
 
 GIVE_UP_AFTER = 60.0
 """Seconds to retry an unreachable store."""
+
+WAIT_FOR_WATCHER = 600.0
+"""Seconds to wait for a running watcher to retry what is parked."""
 
 
 @click.command(
@@ -68,14 +72,37 @@ def push_command(
             settings=UploadSettings(keep_all=True, patience=patience, max_rate=max_upload_rate or None),
         )
         watched = daemon.Daemon(watch, Stop())
-        with watched.held():
-            names = {each.name for each in watched.spool.pending()} if parked else {_pin(watched.spool, folder)}
-            retry(watched.uploader.check, what="the log-in", patience=patience)
-            watched.uploader.drain()
-            watched.raise_outcome()
-            receipts = [each for each in watched.spool.receipts if each.snapshot in names]
-            _require_durable(names - {each.snapshot for each in receipts}, watched.spool)
+        try:
+            with watched.held():
+                names = {each.name for each in watched.spool.pending()} if parked else {_pin(watched.spool, folder)}
+                retry(watched.uploader.check, what="the log-in", patience=patience)
+                if not watched.uploader.drain():
+                    watched.raise_outcome()
+        except LockedError:
+            if not parked:
+                raise
+            names = _have_retried(watched.spool)
+        receipts = [each for each in watched.spool.receipts if each.snapshot in names]
+        _require_durable(names - {each.snapshot for each in receipts}, watched.spool)
     _show(receipts, as_json=as_json)
+
+
+def _have_retried(spool: Spool) -> set[str]:
+    """Ask the watcher that holds the folder to retry what is parked, and wait for it. Returns the names of that."""
+    before = spool.parkings()
+    if not before:
+        return set()
+    spool.request_retry()
+    deadline = time.monotonic() + WAIT_FOR_WATCHER
+    while time.monotonic() < deadline:
+        now = spool.parkings()
+        if all(now.get(name, parking) != parking or _is_settled(name, spool) for name, parking in before.items()):
+            return set(before)
+        time.sleep(0.2)
+    raise CkptsyncError(
+        f"{', '.join(sorted(before))} is still queued: the watcher of the folder was asked to retry it",
+        hint="Follow it with `ckptsync status`.",
+    )
 
 
 def _require_checkpoint(folder: Path) -> Path:
@@ -94,6 +121,11 @@ def _pin(spool: Spool, folder: Path) -> str:
     if not spool.knows(name):
         spool.pin(checkpoint)
     return name
+
+
+def _is_settled(name: str, spool: Spool) -> bool:
+    """Whether a snapshot is durable, or superseded by a newer one."""
+    return name in spool.receipts or not spool.knows(name)
 
 
 def _require_durable(missing: set[str], spool: Spool) -> None:

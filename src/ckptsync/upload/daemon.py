@@ -150,8 +150,6 @@ class Daemon:
             elif not self.uploader.drain() or self.uploader.changed.empty():
                 break
         self.raise_outcome()
-        for pinned, reason in self.spool.parked():
-            raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
         if self.stop.event.is_set():
             self._raise_unfinished(scanned=scanned)
 
@@ -206,12 +204,17 @@ class Daemon:
             raise self.uploader.last_error
         if self._failing:
             raise CkptsyncError(f"{self.watch.output_dir} could not be scanned: {self._failing}", hint="Start it again to go on.")
+        for pinned, reason in self.spool.parked():
+            raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
         self.pinner.raise_refusal()
 
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
         if self.pinner.continuity.attempt_changed:
             self.resumed()
+        if self.spool.take_retry_request():
+            self.uploader.retry_parked()
+            self.uploader.wake()
         while not self.uploader.changed.empty():
             self._quiet_period.forget(self.uploader.changed.get())
         folders = self._quiet_period.scan()

@@ -30,6 +30,10 @@ from ckptsync.upload.save_markers import SaveMarkers
 log = logging.getLogger(__name__)
 
 
+RETRY_REQUEST = "retry-parked"
+"""The file below .ckptsync by which another process asks the watcher to retry what is parked."""
+
+
 def _readable(directory: Path) -> bool:
     try:
         snapshot.load(directory)
@@ -192,6 +196,27 @@ class Spool:
             (self.root / "spool" / directory.name / "reason.json").unlink(missing_ok=True)
             names.append(directory.name)
         return names
+
+    def parkings(self) -> dict[str, tuple[int, int]]:
+        """What is parked, each with a value that changes when it is parked again."""
+        found = {}
+        for directory in self._directories("parked"):
+            with contextlib.suppress(OSError):
+                status = (directory / "reason.json").stat()
+                found[directory.name] = (status.st_ino, status.st_mtime_ns)
+        return found
+
+    def request_retry(self) -> None:
+        """Ask the watcher of this folder to retry what is parked."""
+        durable.write_json(self.root / RETRY_REQUEST, {"version": 1, "at": self._clock()})
+
+    def take_retry_request(self) -> bool:
+        """Whether somebody asked for that; a request counts once."""
+        try:
+            (self.root / RETRY_REQUEST).unlink()
+        except OSError:
+            return False
+        return True
 
     def discard(self, pinned: Snapshot) -> None:
         """CHANGED: the pin no longer holds what was accepted."""

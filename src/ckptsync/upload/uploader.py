@@ -27,6 +27,10 @@ from ckptsync.upload.upload_queue import UploadQueue
 log = logging.getLogger(__name__)
 
 
+PARKED_RETRY_SECONDS = 900.0
+"""Seconds between two retries of what is parked."""
+
+
 class Uploader:
     """Takes snapshots out of the spool until it is asked to stop.
 
@@ -99,19 +103,29 @@ class Uploader:
     def serve(self) -> None:
         """Upload whatever is pinned until `finish` is called and nothing is queued; the body of the uploader's thread.
 
-        After a stop the newest is uploaded once more, or with `keep_all` none.
+        After a stop the newest is uploaded once more, or with `keep_all` none. What is parked is retried now and then.
         """
+        next_retry = time.monotonic() + PARKED_RETRY_SECONDS
         while not self._finishing:
             if self._expecting:
                 self._expecting = False
                 with contextlib.suppress(CkptsyncError, OSError):
                     self._process.start()
+            if time.monotonic() >= next_retry:
+                next_retry = time.monotonic() + PARKED_RETRY_SECONDS
+                self.retry_parked()
             self.drain()
             if not self._woken(self.settings.linger):
                 self.close()
-                self._woken(None)
+                self._woken(max(0.0, next_retry - time.monotonic()))
         self.drain()
         self.close()
+
+    def retry_parked(self) -> None:
+        """Queue again what a permanent error stopped: a person may have removed the cause."""
+        with contextlib.suppress(OSError):
+            for name in self._spool.unpark():
+                log.info("retrying what was parked: %s", name)
 
     def expect(self) -> None:
         """Announce that something will soon be pinned: a process that is ready by then saves the upload a second."""
@@ -134,7 +148,7 @@ class Uploader:
 
     def trim(self) -> None:
         """Keep the queue within the limit of the settings. To be called whenever something was pinned."""
-        self._queue.trim(self.settings.limit)
+        self._queue.trim(limit=self.settings.limit, keep_all=self.settings.keep_all)
 
     def hurry(self, seconds: float | None) -> None:
         """The machine goes in so many seconds, None if unknown: from now on the newest is uploaded first."""
@@ -209,6 +223,9 @@ class Uploader:
                 return False
             try:
                 self._deal_with(pinned)
+            except TransientStoreError:
+                self._queue.note_failure(pinned)
+                raise
             finally:
                 self._queue.release()
         except OSError as error:

@@ -31,7 +31,9 @@ RUN = Run("abc", "p", "me")
 
 
 def daemon_of(output_dir: Path, **changes: object) -> Daemon:
-    return Daemon(Watch(output_dir, RUN, {}, "abc", quiet=0.0, **changes), Stop())  # type: ignore[arg-type]
+    """One that keeps every pin, so that a test sees them all."""
+    settings = {"settings": UploadSettings(keep_all=True)} | changes
+    return Daemon(Watch(output_dir, RUN, {}, "abc", quiet=0.0, **settings), Stop())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -108,13 +110,14 @@ def test_another_save_of_the_same_step_is_pinned_too(daemon: Daemon, tmp_path: P
     assert pinned(daemon) == [5, 5]
 
 
-def test_a_backlog_gives_the_newest_and_the_best(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_backlog_gives_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 6):
         make_checkpoint(tmp_path, step, best=str(tmp_path / "checkpoint-2"), saved_at=1_000_000_000 + step)
 
-    daemon.scan()
+    with daemon_of(tmp_path, settings=UploadSettings()).held() as daemon:
+        daemon.scan()
 
-    assert pinned(daemon) == [2, 5]
+        assert pinned(daemon) == [2, 5]
 
 
 def test_what_an_earlier_watcher_made_durable_is_not_pinned_again_and_older_ones_neither(tmp_path: Path) -> None:
