@@ -88,7 +88,8 @@ def restartable(function: Command) -> Command:
         "--retry-for",
         type=Duration(),
         envvar="CKPTSYNC_RETRY_FOR",
-        help="Give up on an unreachable store after this long [default: 20s; 15m for `run` without a valid local checkpoint].",
+        help="Give up on an unreachable store after this long, at the start [default: 20s; 15m for `run` without a valid local"
+        " checkpoint] and at the end [default: never].",
     )
     return restarts(patience(function))
 

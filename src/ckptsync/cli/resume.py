@@ -90,6 +90,7 @@ def resume_command(
             output_dir,
             following=following,
             patience=resumable_job.patience(retry_for, resumable_job.SHORTLY),
+            flush_for=retry_for,
             manager=manager,
             terminal=progress.Terminal(),
             hook=hook,
@@ -106,7 +107,7 @@ def resume_command(
         if job.finished(placed):
             return
         job.command = lambda placed: _command(command, output_dir, placed, yes=yes)
-        again = reload(lambda following, _: following.upload_settings())
+        again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
         terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
         raise click.exceptions.Exit(job.run_to_end(terms, again, placed))
 

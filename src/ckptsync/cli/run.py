@@ -76,6 +76,7 @@ def run_command(
             output_dir,
             following=following,
             patience=resumable_job.patience(retry_for, usual),
+            flush_for=retry_for,
             manager=manager,
             terminal=progress.Terminal(),
             hook=hook,
@@ -83,7 +84,7 @@ def run_command(
             allow_restart=allow_restart,
         )
         job.command = lambda _: ([str(word) for word in command], None)
-        again = reload(lambda following, _: following.upload_settings())
+        again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
         raise click.exceptions.Exit(job.run_to_end(supervisor.Terms(preemption.sources(notice), grace, max_restarts), again))
 
 

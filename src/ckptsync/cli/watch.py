@@ -106,5 +106,7 @@ def watch_command(
                 with Sidecar(watcher, preemption.sources(notice), grace).listening() as sidecar:
                     watcher.follow(ended=lambda: gone() or sidecar.ended())
                     watcher.raise_outcome()
+                    if not stop.event.is_set():
+                        watcher.raise_unsettled()
                     if sidecar.preempted():
                         raise click.exceptions.Exit(PreemptedError.exit_code)

@@ -47,6 +47,8 @@ class Outcome:
             self._daemon.forgive_restart()
         self._daemon.raise_outcome()
         if finished(newest) or not self.preempted(newest) or self._shutdown.interrupted:
+            if not code:
+                self._daemon.raise_unsettled()
             return code or 0
         self._wait_for_other_watcher(newest)
         if self._durable(newest):

@@ -69,6 +69,7 @@ class ResumableJob:
         *,
         following: WatchSettings,
         patience: Patience,
+        flush_for: float | None,
         manager: notify.Manager,
         terminal: Terminal,
         hook: bool,
@@ -81,6 +82,7 @@ class ResumableJob:
         self._connection = connection
         self._output_dir = output_dir
         self._patience = patience
+        self._flush_for = flush_for
         self._manager = manager
         self._terminal = terminal
         self._hook = hook
@@ -97,7 +99,7 @@ class ResumableJob:
             run=self.run,
             environment={**os.environ, **(self._connection.environment() if self._connection else {})},
             stem=self.following.stem(self.run, self._output_dir),
-            settings=self.following.upload_settings(),
+            settings=self.following.upload_settings(flush_for=self._flush_for),
             quiet=self.following.quiet_period,
             allow_restart=self._allow_restart,
         )

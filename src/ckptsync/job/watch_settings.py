@@ -33,13 +33,16 @@ class WatchSettings:
     nice: bool
     max_upload_rate: int | None
 
-    def upload_settings(self, *, retry_for: float | None = None, once: bool = False) -> UploadSettings:
-        """How uploads go. With `retry_for` None it never gives up on an unreachable store."""
+    def upload_settings(
+        self, *, retry_for: float | None = None, flush_for: float | None = None, once: bool = False
+    ) -> UploadSettings:
+        """How uploads go. With `retry_for` None it never gives up on an unreachable store, with `flush_for` not at the end."""
         return UploadSettings(
             keep_all=self.backlog == "all" or (once and self.backlog is None),
             limit=self.spool_limit,
             stall=self.stall_timeout,
             patience=FOR_EVER if retry_for is None else Patience(first=0.5, longest=15.0, give_up_after=retry_for),
+            flush_for=flush_for,
             keep=Retention(self.keep_last, self.keep_best, self.keep_every),
             only_model=config.log_model() == "end",
             mode=config.upload_mode(),

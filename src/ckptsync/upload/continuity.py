@@ -80,7 +80,7 @@ class Continuity:
         save = lineage.saved(folder.step, checkpoint.verdict.state, attempt or inferred)
         found = self._relation(save, appearance, folder.path, marked=attempt is not None)
         if found is Relation.OLDER:
-            log.info("skipping %s: older than step %d, which is pinned already", folder.name, self._step)
+            log.info("skipping %s: older than step %d, which is pinned already", folder.name, self.step)
             return False
         if not self._allow_restart and (found is Relation.RESTARTED or self._belongs_to_restart(save)):
             self._note_restart(checkpoint)
@@ -135,14 +135,15 @@ class Continuity:
         record.note_restarted(self._spool.output_dir, number, f"{checkpoint.name}.{checkpoint.fingerprint}")
         if self.restarted is not None:
             return
-        before = self._step
+        before = self.step
         reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
         self.restarted = RestartedError(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
         self._spool.history.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
         log.error("%s. %s", self.restarted, self.restarted.hint)
 
     @property
-    def _step(self) -> int:
+    def step(self) -> int:
+        """The step of the position, 0 where there is none."""
         return self._before.save.step if self._before else 0
 
     def _stamp(self) -> tuple[int, int] | None:

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from ckptsync import durable, locks, record
 from ckptsync.checkpoint import Receipt, Run, Snapshot, step_of
-from ckptsync.errors import CkptsyncError, ConfigurationError, PermanentStoreError, RestartedError, TransientStoreError
+from ckptsync.errors import (
+    CkptsyncError,
+    ConfigurationError,
+    NotFoundError,
+    PermanentStoreError,
+    RestartedError,
+    TransientStoreError,
+)
 from ckptsync.service import notify
 from ckptsync.upload import lineage
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
@@ -43,6 +50,9 @@ STATUS_INTERVAL = 2.0
 """Seconds between two updates of the line that `systemctl status` shows."""
 
 FLUSH_BEAT = 0.5
+
+NOTICE_FLUSH = 120.0
+"""Seconds without progress after which a notice that names no deadline ends the retries of an unreachable store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +93,16 @@ class Daemon:
         self.begun = True
         self._ready = False
         self._failing: OSError | None = None
+        self._hints: Hints | None = None
+        self._known = record.Record({})
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of .ckptsync while its lock is held."""
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
         """Hold the lock, with the folders made and swept. Raises LockedError, naming the holder."""
         with self._writing():
-            durable.make_folder(self.spool.root)
-            self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self.watch.run}")
+            self._acquire()
         if not self._lock.works:
             log.warning("no file locks (flock) in %s: using a lock file, which a lost machine leaves behind", self.spool.root)
         try:
@@ -100,6 +113,12 @@ class Daemon:
         finally:
             self.uploader.close()
             self._lock.release()
+            self._identity = None
+
+    def _acquire(self) -> None:
+        durable.make_folder(self.spool.root)
+        self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self.watch.run}")
+        self._identity = _identity(self.spool.root)
 
     def _prepare(self) -> None:
         for name in self.spool.prepare():
@@ -123,6 +142,7 @@ class Daemon:
 
     def resumed(self) -> None:
         """Continue from where the training has to go on. To be called at every start of the training."""
+        self._known = record.read(self.watch.output_dir)
         known: list[Receipt | Snapshot] = [*self.spool.receipts, *self.spool.pending()]
         self.pinner.continue_from(known)
         self.uploader.durable = lineage.newest(each for each in known if isinstance(each, Receipt))
@@ -152,6 +172,12 @@ class Daemon:
         self.raise_outcome()
         if self.stop.event.is_set():
             self._raise_unfinished(scanned=scanned)
+        self.raise_unsettled()
+        if self.watch.settings.mode == "online" and self.uploader.durable is None:
+            raise NotFoundError(
+                f"{self.watch.output_dir} has no checkpoint to upload",
+                hint="The Trainer saves checkpoint-N folders below its output_dir, every --save_steps.",
+            )
 
     def _raise_unfinished(self, *, scanned: bool) -> None:
         """Raise what a stop left undone."""
@@ -167,10 +193,10 @@ class Daemon:
         manager hears that the service is ready once all of this is set up, that it stops, and that the loop is alive.
         """
         self.uploader.reopen()
-        hints = Hints([self.watch.output_dir, self.spool.markers.folder], self.stop.wake)
+        self.pinner.last_chance = False
         self.stop.on_second = self.uploader.kill
         uploads = threading.Thread(target=self.uploader.serve, name="uploader")
-        hints.start()
+        self._listen()
         uploads.start()
         try:
             self._try_to_scan()
@@ -183,7 +209,7 @@ class Daemon:
             self.manager.stopping()
             self._scan_last()
         finally:
-            hints.stop()
+            self._stop_listening()
             self.uploader.finish()
             self._flush(uploads)
 
@@ -208,8 +234,13 @@ class Daemon:
             raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
         self.pinner.raise_refusal()
 
+    def raise_unsettled(self) -> None:
+        """Raise why the last save of a training that has ended isn't durable: it is incomplete, or was still being written."""
+        self.pinner.raise_unsettled()
+
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
+        self._follow_replaced_folder()
         if self.pinner.continuity.attempt_changed:
             self.resumed()
         if self.spool.take_retry_request():
@@ -223,6 +254,34 @@ class Daemon:
         if self.pinner.pin_quiet(folders, alive=self.manager.alive):
             self.uploader.trim()
             self.uploader.wake()
+
+    def _listen(self) -> None:
+        self._hints = Hints([self.watch.output_dir, self.spool.markers.folder], self.stop.wake)
+        self._hints.start()
+
+    def _stop_listening(self) -> None:
+        if self._hints:
+            self._hints.stop()
+            self._hints = None
+
+    def _follow_replaced_folder(self) -> None:
+        """Continue in the output folder that is there now, if a program deleted and made it again or its link was moved.
+
+        Not before it holds a checkpoint: some programs insist on an empty folder. Raises LockedError if another watcher has it.
+        """
+        if self._identity in (None, _identity(self.spool.root)) or not self._quiet_period.names():
+            return
+        log.warning("%s was replaced: following the new folder", self.watch.output_dir)
+        listening = self._hints is not None
+        self._stop_listening()
+        self._lock.release()
+        self._acquire()
+        known = self._known.values
+        record.change(self.watch.output_dir, lambda there: {**known, **there})
+        self._prepare()
+        self.resumed()
+        if listening:
+            self._listen()
 
     @property
     def failing(self) -> bool:
@@ -245,18 +304,35 @@ class Daemon:
     def _scan_last(self) -> None:
         """At the end: give what is still being written one quiet period to finish, and no more."""
         deadline = time.monotonic() + self.watch.quiet + 2 * SOON
+        self.pinner.settle()
         self._try_to_scan()
         while (self.pinner.undecided or self._failing) and time.monotonic() < deadline:
             self._rest(SOON)
             self._try_to_scan()
 
     def _flush(self, uploads: threading.Thread) -> None:
-        """Wait for the uploads to end. The service manager is asked for more time as long as bytes move, and no longer."""
+        """Wait for the uploads to end. The service manager is asked for more time as long as bytes move, and no longer.
+
+        Where nothing moves for too long, the store is no longer retried: everything is queued for the next start.
+        """
+        seen, since = None, time.monotonic()
         while uploads.is_alive():
+            progress = self.uploader.progress
+            now = (self.uploader.durable, progress.moved if progress else None)
+            if now != seen:
+                seen, since = now, time.monotonic()
+            limit = self._flush_limit()
+            if limit is not None and time.monotonic() - since > limit:
+                self.stop.request()
             self._tell_manager()
             if self.uploader.progress:
                 self.manager.moving(self.uploader.progress.moved)
             uploads.join(FLUSH_BEAT)
+
+    def _flush_limit(self) -> float | None:
+        """Seconds that the end waits without progress; None for as long as it takes."""
+        asked = self.watch.settings.flush_for
+        return NOTICE_FLUSH if asked is None and self.uploader.hurried else asked
 
     def _rest(self, seconds: float) -> None:
         """Wait for a hint, but no longer than that, and keep the service manager informed meanwhile."""
@@ -313,3 +389,12 @@ class Daemon:
         if self.pinner.undecided:
             return SOON
         return max(SCAN_LEAST, SCAN_SHARE * self._quiet_period.cost)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Device and inode, None where there is no such folder."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, Verdict, fingerprint
-from ckptsync.errors import CkptsyncError, SnapshotChangedError
+from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, Verdict, fingerprint, step_of
+from ckptsync.errors import CkptsyncError, IntegrityError, SnapshotChangedError
 from ckptsync.sizes import size_of
 from ckptsync.upload import lineage
 from ckptsync.upload.continuity import Continuity
@@ -59,6 +59,7 @@ class Pinner:
         self._newest: str | None = None
         self._refused: OSError | None = None
         self._unreadable: dict[str, str] = {}
+        self._incomplete: dict[str, str] = {}
 
     @property
     def undecided(self) -> bool:
@@ -109,6 +110,20 @@ class Pinner:
         for name, reason in self._unreadable.items():
             raise CkptsyncError(f"{name} is not durable: {reason}", hint="Make it readable, then start the same command again.")
 
+    def settle(self) -> None:
+        """No further scan will come after the next one: take what is complete by itself, as it is."""
+        self.last_chance = True
+        self._quiet_period.end_postponements()
+
+    def raise_unsettled(self) -> None:
+        """Raise the reason why the checkpoint that the training saved last did not become durable, if it didn't."""
+        for name in self._quiet_period.unfinished:
+            raise CkptsyncError(f"{name} is not durable: it was still being written", hint="Start the same command again.")
+        newest = max(self._incomplete, key=lambda name: step_of(name) or 0, default=None)
+        if newest and (step_of(newest) or 0) > self.continuity.step and (self._spool.output_dir / newest).is_dir():
+            reason = self._incomplete[newest]
+            raise IntegrityError(f"{newest} is not durable: incomplete: {reason}", hint="The checkpoint before it is durable.")
+
     def _dealt_with(self, folder: QuietFolder) -> bool:
         """Whether this very save is queued, parked or durable, or was there, and older, before the first scan."""
         return self._spool.knows(f"{folder.name}.{folder.fingerprint}") or self.continuity.is_older(folder)
@@ -130,6 +145,7 @@ class Pinner:
             self._note_unreadable(folder, verdict)
             return None
         self._unreadable.pop(folder.name, None)
+        self._incomplete.pop(folder.name, None)
         if not verdict.complete:
             self._quiet_period.refuse(folder)
             self._note_incomplete(folder, verdict)
@@ -176,6 +192,7 @@ class Pinner:
         if self._refused:
             log.warning("pinning works again")
             self._refused = None
+        self._incomplete.pop(checkpoint.name, None)
         self._names = frozenset(file.path for file in checkpoint.files)
         self.continuity.advance(pinned, checkpoint.path)
         self._newest = pinned.name
@@ -193,6 +210,7 @@ class Pinner:
 
     def _note_incomplete(self, folder: QuietFolder, verdict: Verdict) -> None:
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
+        self._incomplete[folder.name] = reasons
         self._spool.history.record("incomplete", checkpoint=folder.name, step=folder.step, reason=reasons)
         log.warning("skipping %s: incomplete: %s", folder.name, reasons)
 

@@ -47,6 +47,7 @@ class _Candidate:
     fingerprint: str
     appearance: Appearance
     since: float
+    postponed: bool = False
 
 
 class QuietPeriod:
@@ -74,7 +75,7 @@ class QuietPeriod:
     def scan(self) -> list[QuietFolder]:
         """The quiet folders that need a decision, by step. Every one has to be given to one of the methods below."""
         started = time.perf_counter()
-        seen = self._names()
+        seen = self.names()
         for gone in self._candidates.keys() - seen:
             del self._candidates[gone]
         for gone in self._refused_appearance.keys() - seen:
@@ -114,7 +115,19 @@ class QuietPeriod:
 
     def postpone(self, folder: QuietFolder, seconds: float) -> None:
         """Offer it again after that time, if nothing changes in it before."""
-        self._candidates[folder.name].since = self._clock() + seconds - self.quiet
+        candidate = self._candidates[folder.name]
+        candidate.since, candidate.postponed = self._clock() + seconds - self.quiet, True
+
+    def end_postponements(self) -> None:
+        """Offer what was postponed at the next scan: there may be no later one."""
+        for candidate in self._candidates.values():
+            if candidate.postponed:
+                candidate.since = min(candidate.since, self._clock() - self.quiet)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The folders on which a decision is still due, by step."""
+        return sorted(self._candidates, key=lambda name: step_of(name) or 0)
 
     def watches(self, name: str) -> bool:
         """Whether a decision on that folder is still due."""
@@ -125,7 +138,8 @@ class QuietPeriod:
         """Whether some folder is still being written, so that the next scan should come soon."""
         return bool(self._candidates)
 
-    def _names(self) -> set[str]:
+    def names(self) -> set[str]:
+        """The checkpoint folders that are there."""
         try:
             with os.scandir(self._output_dir) as entries:
                 return {

@@ -155,6 +155,11 @@ class Uploader:
         self._deadline = Deadline.after(seconds, self._spool.waiting())
         self._process.urgent = True
 
+    @property
+    def hurried(self) -> bool:
+        """Whether a notice came: the machine goes, with or without a known deadline."""
+        return self._deadline is not None
+
     def give_way(self) -> bool:
         """After a notice: end the current upload where the newest checkpoint fits before the deadline, but not behind it.
 
