@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptsync import config, layouts, record
+from ckptsync import config, record
 from ckptsync.checkpoint import Run, Verdict
 from ckptsync.errors import CkptsyncError, ConfigurationError, UsageError
 from ckptsync.restore import resume
 from ckptsync.restore.download import require_free
 from ckptsync.trainer import wandb_run
 from ckptsync.upload.child import Child
+from ckptsync.upload.spool import Spool
+from ckptsync.upload.validation import validate
 
 STALL = 300.0
 """Seconds without a byte after which a download counts as hung."""
@@ -60,7 +62,7 @@ def verify(path: str | os.PathLike[str]) -> Verdict:
     Never raises for what it finds.
     """
     folder = Path(path).absolute()
-    return layouts.inspect(folder, world_size=record.read(folder.parent).world_size, deep=True)
+    return validate(folder, Spool(folder.parent), deep=True)
 
 
 @contextlib.contextmanager

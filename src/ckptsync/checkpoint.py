@@ -44,6 +44,11 @@ class File:
     mtime_ns: int
 
 
+def is_storable(name: str) -> bool:
+    """Whether the name of a file is UTF-8, as every store demands; Python reads other bytes as surrogates (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def fingerprint(files: Iterable[File]) -> str:
     """Twelve hex digits over (relative path, size, mtime_ns): they differ between two saves of the same step."""
     digest = hashlib.sha256()

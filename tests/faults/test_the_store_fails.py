@@ -90,6 +90,19 @@ def test_an_upload_that_stands_still_is_ended_and_tried_again(followed: Followed
     note("server that stops answering", f"ended after {STALL:.0f} s; {attempts(said)}; uploaded", followed.damage())
 
 
+def test_a_sync_run_that_somebody_deleted_is_followed_by_another(followed: Followed, note: Note) -> None:
+    followed.kill()
+    message = "injected: run was previously created and deleted; try a new run name"
+    followed.server.faults([rule({"operation": "UpsertBucket"}, 1, graphql_errors=message)])
+    name = followed.save()
+
+    followed.start()
+    followed.durable(name)
+
+    assert "was deleted from the server: uploading by another one" in followed.said()
+    note("a sync run that was deleted", "uploaded by the next id", followed.damage())
+
+
 def test_a_server_that_is_gone_for_longer_than_the_client_tries_is_waited_for(followed: Followed, note: Note) -> None:
     before = len(followed.said())
     followed.server.kill()

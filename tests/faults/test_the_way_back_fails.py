@@ -92,6 +92,27 @@ def test_a_version_that_stays_corrupt_is_told_and_the_one_before_is_taken(tmp_pa
     )
 
 
+def test_a_version_that_stays_unreadable_gives_way_to_the_one_before_where_the_store_answers(
+    tmp_path: Path, uploaded: Followed, note: Note
+) -> None:
+    weights = next(path for path in uploaded.output_dir.glob("checkpoint-20/model.safetensors"))
+    digest = evidence.hexadecimal(weights.read_bytes())
+    uploaded.server.faults([{"match": {"method": "GET", "path": digest}, "action": {"status": 500}}])
+
+    done = uploaded.resume(tmp_path / "new", CKPTSYNC_RETRY_FOR="2")
+    alone = uploaded.tool("resume", "back:step-20", "--output-dir", tmp_path / "alone", "--download-only", CKPTSYNC_RETRY_FOR="2")
+    verified = uploaded.tool("verify", "back:step-20", "--remote")
+
+    assert done.returncode == 0, done.stderr
+    assert "cannot be read, although the store answers" in done.stderr
+    assert (alone.returncode, verified.returncode) == (5, 5)
+    note(
+        "an object that stays unreadable",
+        "says so and takes the version before; alone, 5",
+        damage_of(uploaded, tmp_path / "new", "checkpoint-10"),
+    )
+
+
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle_ends_the_download_and_the_next_try_goes_on(
     tmp_path: Path, uploaded: Followed, note: Note

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from ckptsync import layouts, record
 from ckptsync.checkpoint import Verdict
 from ckptsync.cli import options, progress
 from ckptsync.errors import IntegrityError, UsageError
-from ckptsync.restore import download, sources
+from ckptsync.restore import download, fetch, sources
 from ckptsync.sizes import size_of
-from ckptsync.store.retrying import INTERACTIVE, retry
+from ckptsync.store.retrying import INTERACTIVE
+from ckptsync.upload.spool import Spool
+from ckptsync.upload.validation import validate
 
 
 @click.command(
@@ -55,11 +56,8 @@ def _verify_version(run_text: str, *, as_json: bool, project: str | None, entity
     with versions.found(run_text, project=project, entity=entity, local=local) as found:
         version = download.select(found.versions, found.run, found.alias)[0] if not found.alias else None
         version = version or sources.pick(found.versions, found.alias or "latest", found.run)
-        proved: set[str] = set()
         with progress.shown(f"reading {version}") as shown:
-            problems = retry(
-                lambda: found.store.prove(version, proved, progress=shown), what=f"reading {version}", patience=INTERACTIVE
-            )
+            problems = fetch.prove(found.store, version, progress=shown, patience=INTERACTIVE)
     if as_json:
         report = {"name": version.name, "version": version.version, "complete": not problems, "step": version.step}
         report |= {"files": version.files, "bytes": version.bytes}
@@ -79,7 +77,7 @@ def _verify_folder(directory: Path, world_size: int | None, *, as_json: bool) ->
     if not directory.is_dir():
         raise UsageError(f"{directory} is not a folder", hint="Give a checkpoint-N folder, or --remote with a run.")
     path = directory.absolute()
-    verdict = layouts.inspect(path, world_size=world_size or record.read(path.parent).world_size, deep=True)
+    verdict = validate(path, Spool(path.parent), world_size=world_size, deep=True)
     if as_json:
         click.echo(json.dumps(_verdict_report(path, verdict), indent=1))
     else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
 
-from ckptsync.checkpoint import File, Problem
+from ckptsync.checkpoint import File, Problem, is_storable
 from ckptsync.layouts.formats.stream import Malformed, read_exactly
 
 
@@ -18,13 +18,15 @@ from ckptsync.layouts.formats.stream import Malformed, read_exactly
 class Folder:
     """One listing of a checkpoint folder: `files` by relative POSIX path, `problems` for entries that are not regular files.
 
-    `mtime_ns` is the folder's own modification time, taken before the listing.
+    `mtime_ns` is the folder's own modification time, taken before the listing. `left_out` are files whose names are not UTF-8,
+    printably: no store can keep such a name, and no Trainer writes one.
     """
 
     path: Path
     files: dict[str, File]
     problems: tuple[Problem, ...]
     mtime_ns: int
+    left_out: tuple[str, ...] = ()
 
     def under(self, folder: str) -> dict[str, File]:
         """The files below a subfolder, by their path relative to it. `.` is the checkpoint itself."""
@@ -59,21 +61,25 @@ def list_folder(path: Path) -> Folder:
         raise NotADirectoryError(f"{path} is {'a symlink, ' if path.is_symlink() else ''}not a folder")
     files: list[File] = []
     problems: list[Problem] = []
+    left_out: list[str] = []
     for name, entry in _walk(path):
         if isinstance(entry, OSError):
             problems.append(Problem(name, f"cannot be listed: {entry.strerror}", transient=True, unreadable=True))
+        elif not is_storable(name):
+            left_out.append(ascii(name))
         elif stat.S_ISREG(entry.st_mode):
             files.append(File(name, entry.st_size, entry.st_mtime_ns))
         else:
             kind = "a symlink" if stat.S_ISLNK(entry.st_mode) else "neither a file nor a folder"
             problems.append(Problem(name, f"is {kind}: a checkpoint may hold only regular files", transient=False))
-    return Folder(path, {file.path: file for file in sorted(files)}, tuple(problems), status.st_mtime_ns)
+    return Folder(path, {file.path: file for file in sorted(files)}, tuple(problems), status.st_mtime_ns, tuple(left_out))
 
 
 def list_files(path: Path) -> tuple[File, ...]:
     """Every regular file below a checkpoint folder, sorted by its relative POSIX path; the input of `fingerprint`.
 
-    Leaves out everything that is not a regular file, and files that vanish during the listing; follows no symlink. Raises
+    Leaves out everything that is not a regular file, names that are not UTF-8, and files that vanish during the listing; follows
+    no symlink. Raises
     OSError if the folder itself cannot be listed.
     """
     return tuple(list_folder(path).files.values())

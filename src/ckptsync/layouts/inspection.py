@@ -104,4 +104,5 @@ def _check_structure(folder: Folder, layout: str, world_size: int | None, *, dee
 def _notes(folder: Folder, layout: str, missing: tuple[str, ...]) -> Iterator[str]:
     if layout == "weights-only":
         yield f"not exactly resumable: {', '.join(missing)} missing (save_only_model)"
+    yield from (f"{name} is left out: its name is not UTF-8" for name in folder.left_out)
     yield from (f"{name} is a leftover from an earlier save" for name in required_files.leftovers(folder))

@@ -11,8 +11,9 @@ from ckptsync import durable
 from ckptsync.checkpoint import Run, Version
 from ckptsync.errors import IntegrityError, NotFoundError, UsageError
 from ckptsync.restore import sources, verification
+from ckptsync.restore.fetch import fetch
 from ckptsync.store.contract import Progress, Store
-from ckptsync.store.retrying import INTERACTIVE, Patience, retry
+from ckptsync.store.retrying import INTERACTIVE, Patience
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _download(store: Store, version: Version, target: Path, progress: Progress, 
     durable.make_folder(target.parent)
     verification.require_space(version, partial)
     partial.mkdir(exist_ok=True)
-    retry(lambda: store.fetch(version, partial, progress=progress), what=f"the download of {version}", patience=patience)
+    fetch(store, version, partial, progress=progress, patience=patience)
     step = version.step
     if not version.is_model and version.ours.get("resumable") is not False and (partial / "trainer_state.json").exists():
         try:

@@ -15,10 +15,11 @@ from pathlib import Path, PurePath
 from ckptsync import durable, layouts
 from ckptsync.checkpoint import Receipt, Run, TrainingState, Version, fingerprint, step_of
 from ckptsync.errors import CkptsyncError, IntegrityError
+from ckptsync.restore.fetch import fetch
 from ckptsync.restore.sources import Source, before_restart, local_checkpoints
 from ckptsync.restore.verification import check_download, check_local, require_space
 from ckptsync.store.contract import Progress, Store
-from ckptsync.store.retrying import Patience, retry
+from ckptsync.store.retrying import Patience
 from ckptsync.upload.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -103,19 +104,7 @@ class Placement:
         incoming = durable.make_folder(self._spool.root / "incoming") / f"{version.name}.{version.version}"
         require_space(version, incoming)
         incoming.mkdir(exist_ok=True)
-        furthest = 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal furthest
-            furthest = max(furthest, done)
-            self._progress(done, total)
-
-        retry(
-            lambda: store.fetch(version, incoming, progress=progress),
-            what=f"the download of {version.name}:{version.version}",
-            patience=self._patience,
-            reached=lambda: furthest,
-        )
+        fetch(store, version, incoming, progress=self._progress, patience=self._patience)
         try:
             state = check_download(incoming, version)
         except IntegrityError:

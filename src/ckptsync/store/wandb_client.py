@@ -8,6 +8,7 @@ finished; wandb 0.31, measured).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ INHERITED = (
     *("WANDB_SWEEP_ID", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
 )
 """A training's variables about its own run; inherited, they would make this process that run."""
+
+DELETED = "previously created and deleted"
+"""What the server says of the id of a deleted run (upsertBucket)."""
+
+SYNC_RUNS = 20
+"""How many deleted sync runs are passed over."""
+
+log = logging.getLogger(__name__)
 
 
 class Client:
@@ -102,19 +111,32 @@ class Client:
         return self._run if self._run.entity else self.check(self._run)
 
     def sync_run(self, run: Run) -> Any:
-        """The run `ckptsync-<run_id>`, which logs what is uploaded; started on first use."""
-        if self._sync_run is None:
-            self._sync_run = self.wandb.init(
-                entity=run.entity,
-                project=run.project,
-                id=f"ckptsync-{run.run_id}",
-                name=f"ckptsync-{run.run_id}",
-                group=run.run_id,
-                job_type="checkpoint-sync",
-                resume="allow",
-                settings=self.settings,
-            )
+        """The run `ckptsync-<run_id>`, which logs what is uploaded; started on first use.
+
+        The id of a deleted run can't be used again, so the next one is `ckptsync-<run_id>-2`.
+        """
+        for number in range(1, SYNC_RUNS + 1):
+            if self._sync_run is None:
+                run_id = f"ckptsync-{run.run_id}" + (f"-{number}" if number > 1 else "")
+                try:
+                    self._sync_run = self._start_sync_run(run, run_id)
+                except Exception as error:
+                    if DELETED not in str(error) or number == SYNC_RUNS:
+                        raise
+                    log.warning("run %s was deleted from the server: uploading by another one", run_id)
         return self._sync_run
+
+    def _start_sync_run(self, run: Run, run_id: str) -> Any:
+        return self.wandb.init(
+            entity=run.entity,
+            project=run.project,
+            id=run_id,
+            name=run_id,
+            group=run.run_id,
+            job_type="checkpoint-sync",
+            resume="allow",
+            settings=self.settings,
+        )
 
     def close(self) -> None:
         """End the sync run and the client's own process."""

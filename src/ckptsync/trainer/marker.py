@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptsync.checkpoint import File, fingerprint
+from ckptsync.checkpoint import File, fingerprint, is_storable
 
 FOLDER = Path(".ckptsync") / "complete"
 
@@ -63,6 +63,8 @@ def files(checkpoint: Path) -> Iterator[File]:
         folder, prefix = pending.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
+                if not is_storable(entry.name):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.is_file(follow_symlinks=False):

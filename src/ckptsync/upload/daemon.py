@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 SOON = 0.25
 """Seconds to the next scan while a checkpoint is being written."""
 
+WRITING_SHARE = 20
+"""The same for the scans while a checkpoint is being written: 5 % of a core at most, however many files it has."""
+
 SCAN_SHARE = 1000
 """A scan that took t seconds is followed by a pause of at least SCAN_SHARE × t: 0.1 % of a core, however many folders."""
 
@@ -387,7 +390,7 @@ class Daemon:
 
     def _pause(self) -> float:
         if self.pinner.undecided:
-            return SOON
+            return max(SOON, WRITING_SHARE * self._quiet_period.cost)
         return max(SCAN_LEAST, SCAN_SHARE * self._quiet_period.cost)
 
 

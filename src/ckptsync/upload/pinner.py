@@ -145,7 +145,6 @@ class Pinner:
             self._note_unreadable(folder, verdict)
             return None
         self._unreadable.pop(folder.name, None)
-        self._incomplete.pop(folder.name, None)
         if not verdict.complete:
             self._quiet_period.refuse(folder)
             self._note_incomplete(folder, verdict)
@@ -209,10 +208,12 @@ class Pinner:
             self._spool.history.record("seen", checkpoint=folder.name, print=folder.fingerprint, step=folder.step)
 
     def _note_incomplete(self, folder: QuietFolder, verdict: Verdict) -> None:
+        """Warn once for each checkpoint: a slow save pauses often, and each pause ends at another file."""
         reasons = "; ".join(str(problem) for problem in verdict.problems[:3])
+        level = logging.INFO if folder.name in self._incomplete else logging.WARNING
         self._incomplete[folder.name] = reasons
         self._spool.history.record("incomplete", checkpoint=folder.name, step=folder.step, reason=reasons)
-        log.warning("skipping %s: incomplete: %s", folder.name, reasons)
+        log.log(level, "skipping %s: incomplete: %s", folder.name, reasons)
 
     def _note_unreadable(self, folder: QuietFolder, verdict: Verdict) -> None:
         """Once, and again only for another reason."""

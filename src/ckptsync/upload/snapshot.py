@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -135,6 +136,7 @@ def _reflink(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         status = os.fstat(reader.fileno())
+        os.fchmod(writer.fileno(), stat.S_IMODE(status.st_mode))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -148,6 +150,7 @@ def _copy(source: Path, target: Path, *, alive: Callable[[], None]) -> None:
             writer.write(piece)
             alive()
         status = os.fstat(reader.fileno())
+        os.fchmod(writer.fileno(), stat.S_IMODE(status.st_mode))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

@@ -11,7 +11,12 @@ from ckptsync.upload.spool import Spool
 
 
 def validate(
-    path: Path, spool: Spool, *, world_size: int | None = None, expected_names: Collection[str] | None = None
+    path: Path,
+    spool: Spool,
+    *,
+    world_size: int | None = None,
+    expected_names: Collection[str] | None = None,
+    deep: bool = False,
 ) -> Verdict:
     """`layouts.inspect`, with what is known of the training. Never raises for what it finds.
 
@@ -20,12 +25,12 @@ def validate(
     `world_size` is the number of training processes, if somebody gave it; else that of the current attempt counts.
     """
     size = world_size or record.read(spool.output_dir).world_size_at(step_of(path.name) or 0)
-    verdict = layouts.inspect(path, world_size=size, expected_names=expected_names)
+    verdict = layouts.inspect(path, world_size=size, expected_names=expected_names, deep=deep)
     if not verdict.complete and _proved(path.name, fingerprint(verdict.files), spool):
-        return layouts.inspect(path, ordered=False)
+        return layouts.inspect(path, ordered=False, deep=deep)
     if not verdict.complete and world_size is None and verdict.world_size == 1:
         # A single process may have followed several; its file of RNG state has another name than theirs.
-        return layouts.inspect(path, expected_names=expected_names)
+        return layouts.inspect(path, expected_names=expected_names, deep=deep)
     return verdict
 
 

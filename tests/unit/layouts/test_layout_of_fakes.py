@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ckptsync import layouts
+from ckptsync.checkpoint import fingerprint
+from ckptsync.trainer import marker
 from tests.checkpoints import make_checkpoint
 
 
@@ -34,3 +37,16 @@ def test_a_checkpoint_made_again_is_another_save_of_the_same_step(tmp_path: Path
 
     assert after.complete
     assert after.files != before
+
+
+def test_a_file_whose_name_is_not_utf_8_is_left_out_and_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 4)
+    plain = layouts.inspect(folder)
+    (tmp_path / "checkpoint-4" / os.fsdecode(b"caf\xe9.txt")).write_text("left by somebody")
+
+    verdict = layouts.inspect(folder)
+
+    assert verdict.complete
+    assert verdict.files == plain.files
+    assert verdict.notes == ("'caf\\udce9.txt' is left out: its name is not UTF-8",)
+    assert fingerprint(marker.files(folder)) == fingerprint(verdict.files)
