@@ -98,9 +98,13 @@ class StoreError(CkptsyncError):
 
 
 class TransientStoreError(StoreError):
-    """A retry can succeed. As an exit code: the store was still unreachable after all retries."""
+    """A retry can succeed. As an exit code: the store was still unreachable after all retries.
+
+    `retry_after` is how many seconds the store asked to wait, 0 where it didn't.
+    """
 
     exit_code = 6
+    retry_after = 0.0
     hint = "Check the network and WANDB_BASE_URL, then run the same command again."
 
 

@@ -7,7 +7,7 @@ can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when st
          {"op": "model", "folder": PATH, "files": [{path, size, mtime_ns}], "upload": …} {"op": "prune", "name", "policy": …},
          {"op": "pull", "alias", "destination", "model"} or {"op": "place", "alias", "output_dir"}; each with the run
     out  {"event": "progress", "stage", "done", "total", "moved"} … then {"event": "done", …}
-         or {"event": "failed", error, message, hint}
+         or {"event": "failed", error, message, hint, retry_after}
 
 `done` and `total` are bytes; `moved` only grows, with anything that shows progress.
 """
@@ -138,7 +138,8 @@ class Publisher:
         except Exception as error:
             name = type(error).__name__ if isinstance(error, CkptsyncError) else "CkptsyncError"
             message = str(error) if isinstance(error, CkptsyncError) else f"{type(error).__name__}: {error}"
-            self._answer("failed", error=name, message=message, hint=getattr(error, "hint", None))
+            wait = getattr(error, "retry_after", 0.0)
+            self._answer("failed", error=name, message=message, hint=getattr(error, "hint", None), retry_after=wait)
         else:
             self._answer("done", **result)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from ckptsync.errors import CkptsyncError, NotFoundError, PermanentStoreError, RejectedError, TransientStoreError
 
@@ -27,6 +27,8 @@ _UNREACHABLE = re.compile(
 )
 """The last pattern is a signed URL that expired before it was used."""
 
+LONGEST_WAIT = 3600.0
+
 
 def translate(error: Exception, what: str, names: Collection[str] = ()) -> CkptsyncError:
     """The CkptsyncError for a client's error. The client raises every upload failure as a plain ValueError, so the text decides
@@ -42,7 +44,9 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
     kinds = {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("wandb.")}
     # First, since the client raises AuthenticationError for every failed log-in, also without a network.
     if _UNREACHABLE.search(text) or (_timed_out(error) and not _DENIED.search(text)):
-        return TransientStoreError(message)
+        transient = TransientStoreError(message)
+        transient.retry_after = max((asked_to_wait(_headers(each)) for each in _chain(error)), default=0.0)
+        return transient
     if "AuthenticationError" in kinds or _DENIED.search(text):
         return RejectedError(f"the W&B server refuses the key: {shown}")
     if _GONE.search(text):
@@ -54,12 +58,29 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
 
 def _timed_out(error: BaseException) -> bool:
     """Whether a connection or its silence is at the bottom of it: the client wraps that in an AuthenticationError too."""
+    return any(isinstance(each, TimeoutError | ConnectionError) for each in _chain(error))
+
+
+def asked_to_wait(headers: Mapping[str, str]) -> float:
+    """The seconds for which a server that limits the rate asks to wait (Retry-After, W&B's RateLimit-Reset), an hour at most."""
+    for name in ("Retry-After", "RateLimit-Reset"):
+        with contextlib.suppress(KeyError, ValueError):
+            return min(max(float(headers[name]), 0.0), LONGEST_WAIT)
+    return 0.0
+
+
+def _headers(error: BaseException) -> Mapping[str, str]:
+    """The headers of the answer that a requests.HTTPError carries; empty for any other error."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return headers if isinstance(headers, Mapping) else {}
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, TimeoutError | ConnectionError):
-            return True
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return False
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptsync.errors import IntegrityError, NotFoundError, TransientStoreError
+from ckptsync.store.client_errors import asked_to_wait
 
 if TYPE_CHECKING:
     import requests
@@ -234,4 +235,6 @@ def _require_success(answer: requests.Response) -> None:
     if answer.status_code in (404, 410):
         raise NotFoundError("a file of the version is gone from the store", hint="See `ckptsync list` for other versions.")
     if answer.status_code >= 400:
-        raise TransientStoreError(f"the store answered a download with status {answer.status_code}")
+        refused = TransientStoreError(f"the store answered a download with status {answer.status_code}")
+        refused.retry_after = asked_to_wait(answer.headers)
+        raise refused

@@ -53,7 +53,8 @@ def retry(
 ) -> Result:
     """Call `unit` until it succeeds. Raises its last error when it fails for good, the patience ends, or `stop` is set.
 
-    Full jitter with a cap (exponential backoff as AWS describes it), so that many watchers don't retry in step. Logs the
+    Full jitter with a cap (exponential backoff as AWS describes it), so that many watchers don't retry in step; longer where the
+    store asked for it. Logs the
     first failure and the recovery, once each. `reached` returns the unit's progress: a failure after new progress counts as the
     first one, so that a flaky connection doesn't end a long transfer. Once `hurried` returns True, every wait is short, the
     current one included.
@@ -69,6 +70,7 @@ def retry(
     import tenacity
 
     stop = stop or threading.Event()
+    backoff = tenacity.wait_random_exponential(multiplier=patience.first, max=patience.longest)
 
     def first_known() -> Result:
         nonlocal refused
@@ -90,6 +92,10 @@ def retry(
         while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, HURRIED_WAIT)) and not hurried():
             pass
 
+    def pause(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        return max(backoff(state), error.retry_after if isinstance(error, TransientStoreError) else 0.0)
+
     def failing(state: tenacity.RetryCallState) -> None:
         nonlocal failures
         failures += 1
@@ -99,7 +105,7 @@ def retry(
 
     result = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientStoreError),
-        wait=tenacity.wait_random_exponential(multiplier=patience.first, max=patience.longest),
+        wait=pause,
         stop=ended,
         sleep=wait,
         before_sleep=failing,

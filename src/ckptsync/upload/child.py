@@ -163,4 +163,6 @@ def _reported(answer: Mapping[str, Any]) -> CkptsyncError:
     """The child's error, as the class that it was there."""
     kind = getattr(errors, str(answer["error"]), CkptsyncError)
     error: CkptsyncError = kind(str(answer["message"]), hint=answer.get("hint"))
+    if isinstance(error, TransientStoreError):
+        error.retry_after = float(answer.get("retry_after") or 0.0)
     return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import requests
 
 from ckptsync.errors import CkptsyncError, NotFoundError, PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.store.client_errors import translate
@@ -51,3 +52,18 @@ def test_a_time_out_at_the_bottom_of_a_failed_log_in_is_no_refusal() -> None:
     error.__cause__ = TimeoutError("injected")
 
     assert isinstance(translate(error, "the log-in"), TransientStoreError)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"), [({"RateLimit-Reset": "17"}, 17), ({"Retry-After": "3"}, 3), ({}, 0), ({"Retry-After": "soon"}, 0)]
+)
+def test_the_time_that_a_server_asks_to_wait_is_kept(headers: dict[str, str], seconds: float) -> None:
+    answer = requests.Response()
+    answer.status_code = 429
+    answer.headers.update(headers)
+    limited = requests.HTTPError("429 Client Error: Too Many Requests", response=answer)
+
+    error = translate(limited, "the upload")
+
+    assert isinstance(error, TransientStoreError)
+    assert error.retry_after == seconds

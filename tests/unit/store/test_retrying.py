@@ -162,3 +162,18 @@ def test_a_unit_that_works_at_once_brings_nothing_along() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+def test_a_store_that_asks_to_wait_is_given_that_time() -> None:
+    limited = TransientStoreError("injected: 429")
+    limited.retry_after = 0.6
+    outcomes: list[Exception | None] = [limited, None]
+
+    def unit() -> None:
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    started = time.monotonic()
+    retry(unit, what="it", patience=Patience(first=0.001, longest=0.002))
+
+    assert time.monotonic() - started >= 0.6
