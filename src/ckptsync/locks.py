@@ -37,11 +37,15 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class WatcherLock:
-    """The lock of an output folder; the lock file names its holder. `works` is false where the file system has no flock."""
+class FolderLock:
+    """A lock of an output folder; the lock file names its holder. `works` is false where the file system has no flock.
 
-    def __init__(self, path: Path, flock: Flock = fcntl.flock) -> None:
+    `doing` says what the holder does with the folder: it is watched, or trained in.
+    """
+
+    def __init__(self, path: Path, flock: Flock = fcntl.flock, *, doing: str = "watched") -> None:
         self.path = path
+        self.doing = doing
         self.works = True
         self._flock = flock
         self._file: IO[str] | None = None
@@ -90,7 +94,7 @@ class WatcherLock:
         while not self._lock(file, fcntl.LOCK_EX):
             if not self._lock(file, fcntl.LOCK_SH):
                 file.seek(0)
-                raise LockedError(f"{self._watched} is already watched by {file.read().strip() or 'another process'}")
+                raise LockedError(f"{self._folder} is already {self.doing} by {file.read().strip() or 'another process'}")
             # Free but for a moment: only readers of `holder` have a shared lock on it.
             self._flock(file, fcntl.LOCK_UN)
 
@@ -103,7 +107,7 @@ class WatcherLock:
             except FileExistsError:
                 if holder := self._named_holder():
                     raise LockedError(
-                        f"{self._watched} is already watched by {holder}",
+                        f"{self._folder} is already {self.doing} by {holder}",
                         hint=f"If that process has ended, on a machine that is gone, delete {named}.",
                     ) from None
                 named.unlink(missing_ok=True)
@@ -112,7 +116,7 @@ class WatcherLock:
                 file.write(content)
             self._owner_file = named
             return
-        raise LockedError(f"{self._watched} is already watched by another process")
+        raise LockedError(f"{self._folder} is already {self.doing} by another process")
 
     def _named_holder(self) -> str | None:
         """Who stands in the owner file; None where there is none, or its process on this machine has ended."""
@@ -126,7 +130,7 @@ class WatcherLock:
             return "another process"
 
     @property
-    def _watched(self) -> Path:
+    def _folder(self) -> Path:
         return self.path.parent.parent
 
     def _lock(self, file: IO[str], kind: int) -> bool:

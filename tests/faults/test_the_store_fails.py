@@ -180,12 +180,8 @@ def test_what_a_quota_stopped_is_parked_and_follows_at_the_next_start(followed: 
 
     parked = followed.save()
     wait_for(followed.spool.parked, what="the parked one")
-    newer = followed.save()
-    followed.durable(newer)
     followed.kill()
     followed.start()
     followed.durable(parked)
 
-    latest = [each.step for each in followed.kept() if "latest" in each.aliases]
-    assert [f"checkpoint-{step}" for step in latest] == [newer]
-    note("quota", "parked; the next went on; uploaded at the next start; latest stayed with the newer", followed.damage())
+    note("quota", "parked; uploaded at the next start", followed.damage())

@@ -194,3 +194,50 @@ def test_run_json_says_who_it_is_and_only_its_owner_can_read_it(tool: Tool, outp
     assert values["command"] == ["true"]
     assert values["cwd"] == str(tool.home)
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_of_two_that_are_started_together_one_trains_and_the_other_says_who(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path, ended: Ended
+) -> None:
+    trains = program(
+        "print('training', flush=True)",
+        "pathlib.Path(sys.argv[1]).joinpath(str(os.getpid())).touch()",
+        "time.sleep(3)",
+        "make_checkpoint(pathlib.Path(sys.argv[1]), 4, content='twice', max_steps=4)",
+    )
+    line: list[str | Path] = [
+        "run",
+        "--run-id",
+        "twice",
+        "--output-dir",
+        output_dir,
+        "--quiet-period",
+        "0.2",
+        "--",
+        *trains,
+        str(tmp_path),
+    ]
+    logs = [tmp_path / "one", tmp_path / "two"]
+    make_checkpoint(output_dir, 2, content="twice")
+
+    processes = [ended(tool.start(*line, log=log)) for log in logs]
+    codes = sorted(process.wait(120) for process in processes)
+
+    said = [log.read_text() for log in logs]
+    assert codes == [0, 7], said
+    assert sum("training\n" in each for each in said) == 1
+    assert sum("is already trained in by" in each for each in said) == 1
+
+
+def test_a_run_that_logs_nothing_itself_is_resumed_from_its_versions(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path
+) -> None:
+    old = tmp_path / "old"
+    make_checkpoint(old, 4, content="silent")
+    assert tool.watch_once(old, "silent").returncode == 0
+    words = program("print('goes on from', os.environ.get('CKPTSYNC_RESUME_FROM'), os.environ.get('WANDB_RESUME'))")
+
+    done = tool("resume", "silent", "--output-dir", output_dir, "--", *words)
+
+    assert done.returncode == 0, done.stderr
+    assert f"goes on from {output_dir / 'checkpoint-4'}" in done.stdout

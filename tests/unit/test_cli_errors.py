@@ -127,7 +127,7 @@ def test_a_whole_checkpoint_is_told_too(folder: Path, home: Path) -> None:
 
 def test_a_second_watcher_is_refused_before_the_store_is_asked(folder: Path, home: Path) -> None:
     durable.make_folder(folder / "out" / ".ckptsync")
-    lock = locks.WatcherLock(folder / "out" / ".ckptsync" / "lock")
+    lock = locks.FolderLock(folder / "out" / ".ckptsync" / "lock")
     lock.acquire("ckptsync, pid 42, run me/p/a")
     try:
         done = ckptsync(folder, home, "watch", "out", "--run-id", "a", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)

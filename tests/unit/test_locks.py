@@ -16,15 +16,15 @@ import pytest
 
 from ckptsync import locks
 from ckptsync.errors import LockedError
-from ckptsync.locks import WatcherLock
+from ckptsync.locks import FolderLock
 
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
 from ckptsync import locks
-from ckptsync.locks import WatcherLock
+from ckptsync.locks import FolderLock
 
-lock = locks.WatcherLock(Path(sys.argv[1]))
+lock = locks.FolderLock(Path(sys.argv[1]))
 lock.acquire("the first one, pid 1234")
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
@@ -35,16 +35,16 @@ time.sleep(60)
 def test_a_second_watcher_gets_an_error_that_names_the_first(tmp_path: Path) -> None:
     (tmp_path / "out" / ".ckptsync").mkdir(parents=True)
     path = tmp_path / "out" / ".ckptsync" / "lock"
-    first = locks.WatcherLock(path)
+    first = locks.FolderLock(path)
     first.acquire("ckptsync, pid 42, run demo")
 
     with pytest.raises(LockedError, match=rf"{tmp_path}/out is already watched by ckptsync, pid 42, run demo") as raised:
-        locks.WatcherLock(path).acquire("the second one")
+        locks.FolderLock(path).acquire("the second one")
 
     assert raised.value.exit_code == 7
-    assert locks.WatcherLock(path).holder == "ckptsync, pid 42, run demo"
+    assert locks.FolderLock(path).holder == "ckptsync, pid 42, run demo"
     first.release()
-    assert locks.WatcherLock(path).holder is None
+    assert locks.FolderLock(path).holder is None
 
 
 def test_the_lock_is_free_after_kill_9_of_its_holder_though_a_child_of_it_lives_on(tmp_path: Path) -> None:
@@ -54,11 +54,11 @@ def test_the_lock_is_free_after_kill_9_of_its_holder_though_a_child_of_it_lives_
         orphan = int(holder.stdout.readline())
         try:
             with pytest.raises(LockedError, match="the first one, pid 1234"):
-                locks.WatcherLock(path).acquire("the second one")
+                locks.FolderLock(path).acquire("the second one")
             holder.kill()
             holder.wait()
 
-            lock = locks.WatcherLock(path)
+            lock = locks.FolderLock(path)
             lock.acquire("the second one")
             lock.release()
         finally:
@@ -72,14 +72,14 @@ def test_asking_for_the_holder_never_keeps_a_watcher_from_starting(tmp_path: Pat
 
     def ask() -> None:
         while not over.is_set():
-            _ = locks.WatcherLock(path).holder
+            _ = locks.FolderLock(path).holder
 
     askers = [threading.Thread(target=ask) for _ in range(2)]
     for asker in askers:
         asker.start()
     try:
         for _ in range(200):
-            lock = locks.WatcherLock(path)
+            lock = locks.FolderLock(path)
             lock.acquire("the watcher")
             lock.release()
     finally:
@@ -89,7 +89,7 @@ def test_asking_for_the_holder_never_keeps_a_watcher_from_starting(tmp_path: Pat
 
 
 def test_a_lock_that_was_never_taken_has_no_holder(tmp_path: Path) -> None:
-    assert locks.WatcherLock(tmp_path / "lock").holder is None
+    assert locks.FolderLock(tmp_path / "lock").holder is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,7 +100,7 @@ def no_flock(_file: object, _kind: int) -> None:
 def test_where_there_are_no_locks_a_file_names_the_holder_and_keeps_a_second_watcher_out(tmp_path: Path) -> None:
     path = tmp_path / ".ckptsync" / "lock"
     path.parent.mkdir()
-    first, second = WatcherLock(path, no_flock), WatcherLock(path, no_flock)
+    first, second = FolderLock(path, no_flock), FolderLock(path, no_flock)
     first.acquire("the first one")
 
     with pytest.raises(LockedError, match=r"is already watched by the first one, on "):
@@ -118,7 +118,7 @@ def test_a_lock_file_of_a_process_that_has_ended_is_taken_over(tmp_path: Path) -
     path.parent.mkdir()
     ended = {"owner": "who was killed", "host": socket.gethostname(), "pid": os.getpid(), "born": "another time"}
     (path.parent / "lock.owner").write_text(json.dumps(ended))
-    lock = WatcherLock(path, no_flock)
+    lock = FolderLock(path, no_flock)
 
     lock.acquire("the next one")
 

@@ -97,19 +97,20 @@ def resume_command(
             extend=extend,
             allow_restart=allow_restart,
         )
-        placed = job.pull(alias)
-        if download_only:
-            version = placed.source.version
-            name = str(version) if version else None
-            record.begin_attempt(output_dir, resumed_step=placed.step, resumed_version=name)
-            click.echo(str(placed.path))
-            return
-        if job.finished(placed):
-            return
         job.command = lambda placed: _command(command, output_dir, placed, yes=yes)
         again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
         terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
-        raise click.exceptions.Exit(job.run_to_end(terms, again, placed))
+        with job.alone():
+            placed = job.pull(alias)
+            if download_only:
+                version = placed.source.version
+                name = str(version) if version else None
+                record.begin_attempt(output_dir, resumed_step=placed.step, resumed_version=name)
+                click.echo(str(placed.path))
+                return
+            if job.finished(placed):
+                return
+            raise click.exceptions.Exit(job.run_to_end(terms, again, placed))
 
 
 def _output_dir(given: Path | None) -> Path:

@@ -85,7 +85,9 @@ def run_command(
         )
         job.command = lambda _: ([str(word) for word in command], None)
         again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
-        raise click.exceptions.Exit(job.run_to_end(supervisor.Terms(preemption.sources(notice), grace, max_restarts), again))
+        terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
+        with job.alone():
+            raise click.exceptions.Exit(job.run_to_end(terms, again))
 
 
 def _resumable_here(output_dir: Path) -> bool:

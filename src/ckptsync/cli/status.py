@@ -70,7 +70,7 @@ def _report(output_dir: Path) -> dict[str, Any]:
         "run": known.text("run_id"),
         "project": known.text("project"),
         "entity": known.text("entity"),
-        "watcher": locks.WatcherLock(spool.lock_path).holder,
+        "watcher": locks.FolderLock(spool.lock_path).holder,
         "last_durable_step": newest.step if newest else None,
         "last_durable_at": tables.iso(newest.saved_at) if newest else None,
         "last_durable_version": f"{newest.artifact}:{newest.version}" if newest else None,

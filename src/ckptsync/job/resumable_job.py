@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ckptsync import processes, record, secret_detection
+from ckptsync import durable, locks, processes, record, secret_detection
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
-from ckptsync.errors import IntegrityError, NotFoundError, StoreError, TransientStoreError
+from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError
 from ckptsync.job import supervisor
 from ckptsync.job.launch import environment, fill
 from ckptsync.job.training import StartedTraining, find_running
@@ -107,15 +108,41 @@ class ResumableJob:
         begin = lambda: self._begin(first.pop()) if first else self._begin_again()  # noqa: E731
         return supervisor.Supervisor(watched, begin, terms).run()
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only job of this machine in the output folder while the block runs. Raises LockedError, naming the other one.
+
+        Two would find nothing running, place the same checkpoint and both start the training.
+        """
+        host = f"{socket.gethostname()}: "
+        lock = locks.FolderLock(durable.make_folder(self._output_dir / record.FOLDER) / "job", doing="trained in")
+        try:
+            lock.acquire(f"{host}ckptsync, pid {os.getpid()}, run {self.run}")
+        except LockedError as error:
+            # Several nodes train in one shared folder.
+            if host in str(error):
+                raise
+        try:
+            yield
+        finally:
+            lock.release()
+
     def pull(self, alias: str | None = None) -> Placed:
         """Place the newest valid checkpoint of a run that must exist. If W&B is disabled or offline, the newest local one."""
         if self._connection is None:
             return Resume(None, self.run, self._output_dir, progress=lambda *_: None).place(alias)
         with open_store(self._connection, self.run) as store:
             self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self._patience)
-            retry(lambda: store.run_state(self.run), what="the look-up of the run", patience=self._patience)
-            self._exists = True
+            self._exists = _exists(store, self.run, self._patience)
+            if not self._exists:
+                self._require_versions(store)
             return self._place(store, alias)
+
+    def _require_versions(self, store: Store) -> None:
+        """Raise NotFoundError for a run without checkpoints; one that logs nothing to W&B (report_to none) may have some."""
+        if not retry(lambda: sources.find_versions(store, self.run), what="the list of versions", patience=self._patience):
+            store.run_state(self.run)
+        log.info("run %s is not on the server, its checkpoints are", self.run)
 
     def finished(self, placed: Placed) -> bool:
         """Whether the training has reached its last step and may not go further; reported to the user if so."""

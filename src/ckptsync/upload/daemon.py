@@ -90,7 +90,7 @@ class Daemon:
         self.pinner = Pinner(
             self.spool, self._quiet_period, watch.settings, Expectation(watch.world_size, allow_restart=watch.allow_restart)
         )
-        self._lock = locks.WatcherLock(self.spool.lock_path)
+        self._lock = locks.FolderLock(self.spool.lock_path)
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.settings, stop.event, stem=watch.stem)
         self._reread = reread
         self.begun = True
