@@ -12,6 +12,8 @@ import fcntl
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,16 +27,49 @@ _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 """What flock(2) and its emulations answer when somebody else holds the lock. Anything else means that there are no locks here."""
 
 
+PATIENCE = 5.0
+"""Seconds to wait for another writer of a small file. One that takes longer is stopped (SIGSTOP) or hangs (a dead lockd)."""
+
+
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Run the block in one process at a time. On a file system without locks it runs unprotected."""
+def exclusive(path: Path, *, patience: float = PATIENCE) -> Iterator[None]:
+    """Run the block in one process at a time. It runs unprotected on a file system without locks, and after `patience` seconds.
+
+    The training itself is among the callers: it must not hang because a watcher does.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    released = threading.Event()
+    # A thread, since flock(2) itself hangs where NFS has no lockd to ask.
+    locking = threading.Thread(target=_hold, args=(descriptor, patience, locked := threading.Event(), released), daemon=True)
+    locking.start()
+    locked.wait(patience + 1.0)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        released.set()
+
+
+def _hold(descriptor: int, patience: float, locked: threading.Event, released: threading.Event) -> None:
+    """Lock a file within `patience` seconds, or don't, and close it when that is asked for."""
+    try:
+        _lock_within(descriptor, patience)
+        locked.set()
+        released.wait()
+    finally:
         os.close(descriptor)
+
+
+def _lock_within(descriptor: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _HELD:
+                return
+            time.sleep(0.01)
+        else:
+            return
 
 
 class FolderLock:

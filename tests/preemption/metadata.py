@@ -68,6 +68,9 @@ class Service:
                 status, text, headers = 404, "", dict[str, str]()
                 if not service.hidden:
                     status, text, headers = service.answer(self.command, parts.path, query, self.headers)
+                if not status:
+                    self.close_connection = True
+                    return
                 try:
                     self.send_response(status)
                     for name, value in headers.items():
@@ -105,7 +108,10 @@ class GoogleService(Service):
 
 
 class AmazonService(Service):
-    """AWS: IMDSv2 only, so without a valid token there is no answer."""
+    """AWS: IMDSv2 only, so without a valid token there is no answer.
+
+    Where `reached_by_token` is false it is an instance that allows IMDSv1, as seen from a container behind a bridge.
+    """
 
     variable = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 
@@ -113,16 +119,21 @@ class AmazonService(Service):
         super().__init__()
         self.rebalance = False
         self.token = "token-1"
+        self.reached_by_token = True
 
     @property
     def variables(self) -> dict[str, str]:
         return {self.variable: f"http://{self.address}/"}
 
     def answer(self, method: str, path: str, query: dict[str, str], headers: Any) -> tuple[int, str, dict[str, str]]:
+        if path == "/latest/meta-data/instance-id":
+            return 200, "i-0123456789abcdef0", {}
         if path == "/latest/api/token":
+            if not self.reached_by_token:
+                return 0, "", {}
             valid = method == "PUT" and 1 <= int(headers.get("X-aws-ec2-metadata-token-ttl-seconds", "0")) <= 21600
             return (200, self.token, {}) if valid else (400, "", {})
-        if headers.get("X-aws-ec2-metadata-token") != self.token:
+        if self.reached_by_token and headers.get("X-aws-ec2-metadata-token") != self.token:
             return 401, "", {}
         if path == "/latest/meta-data/spot/instance-action" and self.announced.is_set():
             return 200, json.dumps({"action": "terminate", "time": _iso(self.left)}), {}

@@ -117,6 +117,15 @@ def test_aws_gets_a_token_first_and_says_how_long_is_left(inbox: Inbox) -> None:
     assert 115 < notice.seconds <= 120
 
 
+def test_aws_is_asked_without_a_token_where_none_reaches_a_container(inbox: Inbox) -> None:
+    with AmazonService() as service:
+        service.reached_by_token = False
+        inbox.listen(AWS(service.address))
+        service.announce(120)
+
+        assert inbox.next().source == "aws"
+
+
 def test_aws_renews_a_token_that_ran_out(inbox: Inbox) -> None:
     with AmazonService() as service:
         inbox.listen(AWS(service.address))

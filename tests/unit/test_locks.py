@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -125,3 +126,34 @@ def test_a_lock_file_of_a_process_that_has_ended_is_taken_over(tmp_path: Path) -
     assert lock.holder == f"the next one, on {socket.gethostname()}"
     lock.release()
     assert lock.holder is None
+
+
+def test_a_writer_that_hangs_holds_up_the_next_one_for_a_while_only(tmp_path: Path) -> None:
+    with (tmp_path / "run.lock").open("w") as hanging:
+        fcntl.flock(hanging, fcntl.LOCK_EX)
+
+        with locks.exclusive(tmp_path / "run.lock", patience=0.2):
+            went_on = True
+
+    assert went_on
+
+
+def test_one_writer_at_a_time_and_the_lock_is_free_afterwards(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def write() -> None:
+        for _ in range(20):
+            with locks.exclusive(tmp_path / "run.lock"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert max(most) == 1
+    assert len(most) == 80

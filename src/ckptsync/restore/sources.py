@@ -164,8 +164,9 @@ def find_versions(store: Store, run: Run) -> list[Version]:
     ours = {each.qualified for each in outputs}
     for name in dict.fromkeys(each.name for each in outputs):
         found += [each for each in store.versions(name) if each.qualified in ours]
-    # HF's WandbCallback logs the model's architecture as text under the same name (transformers 5.24).
-    return [each for each in found if "base_model" not in each.aliases]
+    # HF's WandbCallback logs the model's architecture as text under the same name (transformers 5.24). Two run ids may share an
+    # artifact's name, which is cut at 128 characters and has fewer of them.
+    return [each for each in found if "base_model" not in each.aliases and each.ours.get("run") in (None, "", run.run_id)]
 
 
 def pick(versions: Sequence[Version], alias: str, run: Run) -> Version:

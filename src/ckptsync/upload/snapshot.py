@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -108,7 +109,7 @@ def leave_cache(snapshot: Snapshot) -> None:
 def _pin_files(checkpoint: Checkpoint, content: Path, alive: Callable[[], None]) -> str:
     """Pin file by file with the cheapest way that works here, and return its name. A way that failed once is not tried again."""
     ways: list[tuple[str, Callable[[Path, Path], None]]] = [
-        ("reflink", _reflink),
+        ("reflink", partial(_beside, alive, _reflink)),
         ("link", _link),
         ("copy", partial(_copy, alive=alive)),
     ]
@@ -130,6 +131,25 @@ def _pin_files(checkpoint: Checkpoint, content: Path, alive: Callable[[], None])
     for path, _, _ in os.walk(content):
         durable.sync_folder(Path(path))
     return ways[0][0]
+
+
+def _beside(alive: Callable[[], None], way: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+    """Do it in a thread, and show life meanwhile: a reflink waits until the file is on the disk."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            way(source, target)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1.0)
+        alive()
+    if failed:
+        raise failed[0]
 
 
 def _reflink(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from ckptsync.checkpoint import Run, Version
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, TransientStoreError, UsageError
 from ckptsync.restore import resume, verification
 from ckptsync.restore.resume import Resume
-from ckptsync.restore.sources import before_restart, order, pick
+from ckptsync.restore.sources import before_restart, find_versions, order, pick
 from ckptsync.restore.verification import check_download
 from ckptsync.store.contract import Progress
 from ckptsync.store.retrying import Patience
@@ -34,6 +34,8 @@ class FolderStore:
         self.kept: list[Version] = []
         self.faults: dict[str, list[Exception]] = {}
         self.fetched: list[str] = []
+        self.stays_away = False
+        """Whether nothing answers any more once a fetch has failed."""
 
     def keep(
         self, step: int, *, saved_at: float, resumable: bool = True, attempt: int | None = None, **changes: object
@@ -57,6 +59,8 @@ class FolderStore:
         return version
 
     def versions(self, name: str) -> list[Version]:
+        if self.stays_away and self.fetched:
+            raise TransientStoreError("injected: away")
         return self.kept if name == "checkpoint-abc" else []
 
     def outputs(self, run: Run) -> list[Version]:
@@ -253,6 +257,7 @@ def test_a_store_that_stays_away_keeps_what_has_come_for_the_next_time(
 ) -> None:
     store.keep(5, saved_at=1_000_000_005.0)
     store.faults["v0"] = [TransientStoreError("injected: away")] * 100_000
+    store.stays_away = True
 
     with pytest.raises(TransientStoreError) as raised:
         resumed.place()
@@ -445,3 +450,14 @@ def test_one_restart_condemns_its_own_saves_and_no_durable_one(tmp_path: Path) -
     spool.receipts.path(f"{durable_one.name}.{durable_one.fingerprint}").write_text("{}")
 
     assert before_restart([durable_one, refused], spool) == [durable_one]
+
+
+def test_a_version_of_another_run_that_shares_the_artifacts_name_is_not_resumed_from(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    mine = store.keep(4, saved_at=1000.0)
+    other = store.keep(8, saved_at=2000.0)
+    for version, run_id in ((mine, "abc"), (other, "abc.")):
+        changed = replace(version, metadata={"ckptsync": {**version.ours, "run": run_id}})
+        store.kept[store.kept.index(version)] = changed
+
+    assert [each.step for each in find_versions(store, RUN)] == [4]  # type: ignore[arg-type]

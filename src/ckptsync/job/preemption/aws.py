@@ -11,7 +11,11 @@ from ckptsync.job.preemption.notice import Notice
 
 
 class AWS:
-    """The spot interruption notice through IMDSv2, and before it the rebalance recommendation, which names no time."""
+    """The spot interruption notice, and before it the rebalance recommendation, which names no time.
+
+    Through IMDSv2, and without its token where none comes: its answer has a hop limit of 1 by default and doesn't reach a
+    container, while the rest does where the instance allows IMDSv1.
+    """
 
     name = "aws"
     interval = 5.0
@@ -25,7 +29,7 @@ class AWS:
 
     def present(self) -> bool:
         """See Source."""
-        return not self._disabled and self._renew_token()
+        return not self._disabled and (self._renew_token() or self._answers())
 
     def poll(self) -> Notice | None:
         """See Source."""
@@ -39,14 +43,20 @@ class AWS:
 
     def _renew_token(self) -> bool:
         headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(self.TOKEN_SECONDS)}
-        answer = self._endpoint.ask("/latest/api/token", headers, method="PUT", timeout=PROBE_TIMEOUT)
+        try:
+            answer = self._endpoint.ask("/latest/api/token", headers, method="PUT", timeout=PROBE_TIMEOUT)
+        except OSError:
+            return False
         self._token = answer.text if answer.status == 200 else None
         return bool(self._token)
+
+    def _answers(self) -> bool:
+        return self._endpoint.ask("/latest/meta-data/instance-id", {}, timeout=PROBE_TIMEOUT).status == 200
 
     def _get(self, path: str) -> dict[str, Any] | None:
         """The JSON object at a path; None if there is none (404). Renews an expired token (401)."""
         for _ in range(2):
-            answer = self._endpoint.ask(path, {"X-aws-ec2-metadata-token": self._token or ""})
+            answer = self._endpoint.ask(path, {"X-aws-ec2-metadata-token": self._token} if self._token else {})
             if answer.status == 404:
                 return None
             if answer.status == 200:
