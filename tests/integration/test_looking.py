@@ -224,3 +224,10 @@ def test_verify_leaves_the_folder_as_it_was(nobody: Tool, tmp_path: Path) -> Non
 
     assert made.stat().st_mtime_ns == before
     assert not (tmp_path / "out" / ".ckptsync").exists()
+
+
+def test_an_alarm_on_a_folder_without_a_training_is_an_error(nobody: Tool, tmp_path: Path) -> None:
+    done = nobody("status", tmp_path, "--max-age", "1s")
+
+    assert done.returncode == 2
+    assert "neither checkpoints nor a run.json" in refusal(done)

@@ -241,3 +241,46 @@ def test_a_run_that_logs_nothing_itself_is_resumed_from_its_versions(
 
     assert done.returncode == 0, done.stderr
     assert f"goes on from {output_dir / 'checkpoint-4'}" in done.stdout
+
+
+def test_a_folder_of_another_run_is_refused_with_the_way_out(tool: Tool, output_dir: Path) -> None:
+    make_checkpoint(output_dir, 8, max_steps=8)
+    record.update(output_dir, run_id="run-a", project="tests")
+
+    done = tool("run", "--run-id", "run-c", "--output-dir", output_dir, "--", *program("print('trains')"))
+
+    assert done.returncode == 2
+    assert "are of run run-a, not of run-c" in refusal(done)
+    assert "--run-id run-a" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_program_that_saved_nothing_is_warned_of_in_the_end(tool: Tool, output_dir: Path) -> None:
+    done = tool("run", "--run-id", "saves-nothing", "--output-dir", output_dir, "--", *program("print('trains')"))
+
+    assert done.returncode == 0
+    assert f"saved not one checkpoint in {output_dir}" in done.stderr
+
+
+def test_a_run_without_an_id_says_which_one_the_next_machine_needs(tool: Tool, output_dir: Path) -> None:
+    saves = program("make_checkpoint(pathlib.Path(sys.argv[1]), 4, content='unnamed', max_steps=4)")
+
+    done = tool("run", "--output-dir", output_dir, "--quiet-period", "0.2", "--", *saves, str(output_dir))
+
+    assert done.returncode == 0, done.stderr
+    assert f"on another machine, add --run-id {record.read(output_dir).text('run_id')}" in done.stderr
+
+
+@pytest.mark.slow
+def test_artifacts_named_after_a_run_that_logs_nothing_itself_are_found_on_the_next_machine(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    line = ["--name-by", "run-name", "--quiet-period", "0.2", "--", *program(*STEP)]
+    first, second = tmp_path / "first", tmp_path / "second"
+    name = "silent-by-name"
+    assert tool("run", "--run-id", "by-name", "--output-dir", first, *line, str(first), WANDB_NAME=name).returncode == 0
+
+    done = tool("run", "--run-id", "by-name", "--output-dir", second, *line, str(second), WANDB_NAME=name)
+
+    assert done.returncode == 0, done.stderr
+    assert f"goes on from {second / 'checkpoint-4'} as by-name" in done.stdout

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from ckptsync import config, record
-from ckptsync.checkpoint import Run
+from ckptsync.checkpoint import Run, step_of
 from ckptsync.cli import log_output, settings_file
 from ckptsync.cli.parameter_types import Duration, Rate
+from ckptsync.errors import UsageError
 from ckptsync.job.preemption import CHOICES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -71,6 +72,17 @@ def preemptible(function: Command) -> Command:
         help="Time from a notice to the end of the machine [default: that of the source].",
     )
     return notice(grace(function))
+
+
+def require_own(output_dir: Path, run_id: str) -> None:
+    """Raise UsageError if the checkpoints in an output folder are those of another run: they would be resumed from, and moved."""
+    theirs = record.read(output_dir).text("run_id")
+    if theirs in (None, run_id) or not any(step_of(path.name) is not None for path in output_dir.iterdir()):
+        return
+    raise UsageError(
+        f"the checkpoints in {output_dir} are of run {theirs}, not of {run_id}",
+        hint=f"Give another --output-dir, or --run-id {theirs} to continue that run, or move its checkpoint-* folders away.",
+    )
 
 
 def restartable(function: Command) -> Command:

@@ -79,6 +79,7 @@ def resume_command(
         project=project or os.environ.get("WANDB_PROJECT") or known.text("project"),
         entity=entity or (None if local else os.environ.get("WANDB_ENTITY") or known.text("entity")),
     )
+    options.require_own(output_dir, run.run_id)
     if find_running(output_dir):
         raise LockedError(
             f"a training is running in {output_dir}", hint="Stop it, or use `ckptsync watch` or `ckptsync run` to watch it."

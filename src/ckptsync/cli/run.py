@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -16,6 +17,8 @@ from ckptsync.job.resumable_job import ResumableJob
 from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.restore import resume, sources
 from ckptsync.service import notify
+
+log = logging.getLogger(__name__)
 
 
 @click.command(
@@ -67,6 +70,9 @@ def run_command(
         project=project or os.environ.get("WANDB_PROJECT") or known.text("project"),
         entity=entity or (None if local else os.environ.get("WANDB_ENTITY") or known.text("entity")),
     )
+    options.require_own(output_dir, run.run_id)
+    if not (run_id or os.environ.get("WANDB_RUN_ID")):
+        log.warning("no run id was given: to continue this training on another machine, add --run-id %s", run.run_id)
     record.update(output_dir, run_id=run.run_id, project=run.project)
     with connections.connected_if_online(local=local) as connection:
         usual = resumable_job.SHORTLY if _resumable_here(output_dir) else resumable_job.AT_LENGTH

@@ -13,6 +13,7 @@ from ckptsync import locks, record
 from ckptsync.checkpoint import Checkpoint, step_of
 from ckptsync.cli import options, tables
 from ckptsync.cli.parameter_types import Duration
+from ckptsync.errors import UsageError
 from ckptsync.restore import resume, sources
 from ckptsync.sizes import size_of
 from ckptsync.upload.spool import Spool
@@ -47,6 +48,9 @@ def status_command(
     """
     del project, entity, local
     folders = [resume.require_output_dir(each, create=False) for each in output_dirs or (Path(),)]
+    if max_age is not None:
+        for each in folders:
+            _require_training(each)
     reports = [_report(each) for each in folders]
     if as_json:
         click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
@@ -54,6 +58,16 @@ def status_command(
         click.echo("\n\n".join(_words(each) for each in reports))
     if max_age is not None and any((each["at_risk_seconds"] or 0) > max_age for each in reports):
         raise click.exceptions.Exit(1)
+
+
+def _require_training(output_dir: Path) -> None:
+    """Raise UsageError for a folder without a trace of a training: an alarm on it would never ring."""
+    if record.path_of(output_dir).exists() or any(step_of(path.name) is not None for path in output_dir.iterdir()):
+        return
+    raise UsageError(
+        f"{output_dir} has neither checkpoints nor a run.json of ckptsync",
+        hint="Give the Trainer's output_dir, once the training has started.",
+    )
 
 
 def _report(output_dir: Path) -> dict[str, Any]:

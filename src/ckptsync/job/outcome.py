@@ -49,6 +49,7 @@ class Outcome:
         if finished(newest) or not self.preempted(newest) or self._shutdown.interrupted:
             if not code:
                 self._daemon.raise_unsettled()
+                self._warn_of_none(newest)
             return code or 0
         self._wait_for_other_watcher(newest)
         if self._durable(newest):
@@ -59,6 +60,13 @@ class Outcome:
             f"preempted, and {newest.name if newest else 'the last checkpoint'} is not durable",
             hint="It is queued in .ckptsync/spool: start the same command again where this folder is.",
         )
+
+    def _warn_of_none(self, newest: Checkpoint | None) -> None:
+        """Warn of a training that exited with 0 and saved nothing here: its output_dir may be another folder."""
+        spool = self._daemon.spool
+        if newest is None and spool.receipts.newest() is None:
+            hint = "its output_dir must be that folder: check --output-dir, --output_dir and --save_strategy"
+            log.warning("the training exited with 0 and saved not one checkpoint in %s: %s", spool.output_dir, hint)
 
     def _report_preempted(self, newest: Checkpoint | None) -> int:
         step = newest.step if newest else 0

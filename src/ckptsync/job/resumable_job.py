@@ -90,6 +90,8 @@ class ResumableJob:
         self._extend = extend
         self._allow_restart = allow_restart
         self._exists = False
+        # Now: the wandb client of this process drops the training's own variables, WANDB_NAME among them.
+        self._stem = following.stem(run, output_dir)
 
     def run_to_end(self, terms: supervisor.Terms, reread: Reread, placed: Placed | None = None) -> int:
         """Start the training, restart it within the terms, and return the exit code. The first start continues from `placed`."""
@@ -99,7 +101,7 @@ class ResumableJob:
             output_dir=self._output_dir,
             run=self.run,
             environment={**os.environ, **(self._connection.environment() if self._connection else {})},
-            stem=self.following.stem(self.run, self._output_dir),
+            stem=self._stem,
             settings=self.following.upload_settings(flush_for=self._flush_for),
             quiet=self.following.quiet_period,
             allow_restart=self._allow_restart,
@@ -140,7 +142,9 @@ class ResumableJob:
 
     def _require_versions(self, store: Store) -> None:
         """Raise NotFoundError for a run without checkpoints; one that logs nothing to W&B (report_to none) may have some."""
-        if not retry(lambda: sources.find_versions(store, self.run), what="the list of versions", patience=self._patience):
+        if not retry(
+            lambda: sources.find_versions(store, self.run, self._stem), what="the list of versions", patience=self._patience
+        ):
             store.run_state(self.run)
         log.info("run %s is not on the server, its checkpoints are", self.run)
 
@@ -196,7 +200,13 @@ class ResumableJob:
                 self._manager.moving(done)
 
             resuming = Resume(
-                store, self.run, self._output_dir, progress=moved, patience=self._patience, allow_restart=self._allow_restart
+                store,
+                self.run,
+                self._output_dir,
+                progress=moved,
+                patience=self._patience,
+                allow_restart=self._allow_restart,
+                stem=self._stem,
             )
             placed = resuming.place(alias)
         _warn_of_differences(placed)

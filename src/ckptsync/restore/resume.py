@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class Resume:
-    """Places the newest valid checkpoint of a run in an output_dir. Without a store, only local checkpoints count."""
+    """Places the newest valid checkpoint of a run in an output_dir. Without a store, only local checkpoints count.
+
+    `stem` is what the artifact is named after, if that isn't the run's id.
+    """
 
     def __init__(
         self,
@@ -35,8 +38,10 @@ class Resume:
         progress: Progress,
         patience: Patience = INTERACTIVE,
         allow_restart: bool = False,
+        stem: str | None = None,
     ) -> None:
         self.run = run
+        self._stem = stem
         self._store = store
         self._spool = Spool(output_dir)
         self._output_dir = output_dir
@@ -94,7 +99,7 @@ class Resume:
         store = self._store
         if store is None:
             return []
-        return retry(lambda: find_versions(store, self.run), what="the list of versions", patience=self._patience)
+        return retry(lambda: find_versions(store, self.run, self._stem), what="the list of versions", patience=self._patience)
 
 
 def _warn_of_higher(placed: Placed, sources: Sequence[Source]) -> None:

@@ -150,12 +150,16 @@ def before_restart(complete: Sequence[Checkpoint], spool: Spool) -> list[Checkpo
     return [each for each in complete if not is_of_restart(each)]
 
 
-def find_versions(store: Store, run: Run) -> list[Version]:
+def find_versions(store: Store, run: Run, stem: str | None = None) -> list[Version]:
     """All versions that may hold checkpoints of a run: under ckptsync's names, and among the run's outputs.
 
-    The latter may be named after the run's name, by the user's choice or by HF's WandbCallback.
+    The latter may be named after the run's name, by the user's choice or by HF's WandbCallback. `stem` is that name, if known: a
+    run that logs nothing itself has no outputs.
     """
-    found = [each for name in artifact.candidate_names(run) for each in store.versions(name)]
+    found = [each for name in artifact.candidate_names(run.run_id) for each in store.versions(name)]
+    if stem not in (None, run.run_id):
+        named = [each for name in artifact.candidate_names(str(stem)) for each in store.versions(name)]
+        found += [each for each in named if each.ours.get("run") == run.run_id]
     known = {each.qualified for each in found}
     outputs: list[Version] = []
     with contextlib.suppress(NotFoundError):

@@ -34,9 +34,9 @@ KINDS = ("checkpoint", "model")
 """The prefixes of artifact names: ckptsync's, and those of HF's WandbCallback, which calls checkpoints `model-` as well."""
 
 
-def candidate_names(run: Run) -> tuple[str, ...]:
-    """The artifact names of a run's checkpoints and final model, if named after the run's id."""
-    return tuple(artifact_name(run.run_id, kind=kind) for kind in KINDS)
+def candidate_names(stem: str) -> tuple[str, ...]:
+    """The artifact names of a run's checkpoints and final model, named after the run's id or its name."""
+    return tuple(artifact_name(stem, kind=kind) for kind in KINDS)
 
 
 def is_candidate(name: str) -> bool:

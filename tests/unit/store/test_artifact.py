@@ -31,7 +31,7 @@ def test_characters_that_only_a_run_id_may_have_become_dashes_and_the_name_is_cu
 
 
 def test_versions_of_the_callback_of_hf_are_looked_for_after_ours_and_each_name_once() -> None:
-    assert artifact.candidate_names(RUN) == ("checkpoint-abc", "model-abc")
+    assert artifact.candidate_names(RUN.run_id) == ("checkpoint-abc", "model-abc")
 
 
 def test_the_aliases_tell_step_best_final_and_preempted(tmp_path: Path) -> None:
