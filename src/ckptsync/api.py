@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ckptsync import config, record
+from ckptsync import config, connections
 from ckptsync.checkpoint import Run, Verdict
-from ckptsync.errors import CkptsyncError, ConfigurationError, UsageError
+from ckptsync.errors import ConfigurationError
+from ckptsync.job import overview
 from ckptsync.restore import resume
 from ckptsync.restore.download import require_free
 from ckptsync.trainer import wandb_run
@@ -31,7 +29,13 @@ STALL = 300.0
 
 
 def pull(
-    run: str, dest: str | os.PathLike[str], *, model: bool = False, project: str | None = None, entity: str | None = None
+    run: str,
+    dest: str | os.PathLike[str],
+    *,
+    model: bool = False,
+    project: str | None = None,
+    entity: str | None = None,
+    local: bool = False,
 ) -> Path:
     """Download a version into a folder that is new or empty, verify every byte, and return the folder.
 
@@ -42,6 +46,7 @@ def pull(
         model: Download the final model (`model-<run_id>`) instead of a checkpoint.
         project: The W&B project; else WANDB_PROJECT, else huggingface.
         entity: The W&B entity; else WANDB_ENTITY, else your default one.
+        local: Use the embedded server instead of W&B.
 
     Raises:
         NotFoundError: There is no such run or version.
@@ -52,7 +57,27 @@ def pull(
     """
     target = require_free(Path(dest))
     named, alias = config.parse_run(run, project=project, entity=entity)
-    return Path(_pulled(named, alias, target, model=model)["path"])
+    with connections.environment_of(local=local):
+        return Path(_pulled(named, alias, target, model=model)["path"])
+
+
+def versions(run: str, *, project: str | None = None, entity: str | None = None, local: bool = False) -> list[dict[str, Any]]:
+    """The versions of a run's checkpoints and final model, newest first, with the keys of `ckptsync list --json`.
+
+    Takes and raises what `pull` does; a run without versions gives an empty list.
+    """
+    named, _ = config.parse_run(run, project=project, entity=entity)
+    with connections.environment_of(local=local):
+        found: list[dict[str, Any]] = _ask(named, {"op": "list"})["versions"]
+        return found
+
+
+def status(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is durable of a training and what is at risk, with the keys of `ckptsync status --json`. Asks no server.
+
+    Raises UsageError if there is no such folder.
+    """
+    return overview.report(resume.require_output_dir(Path(output_dir), create=False))
 
 
 def verify(path: str | os.PathLike[str]) -> Verdict:
@@ -72,6 +97,7 @@ def resumed_run(
     project: str | None = None,
     entity: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
+    local: bool = False,
     **init: Any,
 ) -> Iterator[tuple[Any, Path]]:
     """Continue a run: `with resumed_run("4kx81b2q", project="llama") as (run, checkpoint_dir): …`.
@@ -86,6 +112,7 @@ def resumed_run(
         entity: As in `pull`.
         output_dir: The Trainer's output_dir, in which the checkpoint is placed as checkpoint-N. Else it is in a temporary
             folder that is deleted after the block.
+        local: As in `pull`, for the run as well.
         **init: Further arguments of `wandb.init`, such as `config` or `settings`.
 
     Raises:
@@ -93,6 +120,7 @@ def resumed_run(
     """
     run, alias = config.parse_run(run_id, project=project, entity=entity)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(connections.environment_of(local=local))
         if output_dir is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True)))
             found = _pulled(run, alias, folder / "checkpoint", model=False)
@@ -101,95 +129,6 @@ def resumed_run(
         run = Run(**found["run"])
         live = stack.enter_context(wandb_run.resumed(run, found["qualified"], init))
         yield live, Path(found["path"])
-
-
-@dataclass(frozen=True, slots=True)
-class Watching:
-    """A background watcher. `log` is the file that it writes to."""
-
-    output_dir: Path
-    run: Run
-    log: Path
-    process: subprocess.Popen[bytes]
-
-    @property
-    def alive(self) -> bool:
-        """Whether it is still running."""
-        return self.process.poll() is None
-
-    def stop(self, *, timeout: float | None = None) -> int:
-        """Upload the complete checkpoints, stop the watcher and return its exit code; None waits as long as that takes.
-
-        After `timeout` seconds it is killed; what it hasn't uploaded stays queued for the next start.
-        """
-        if self.alive:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-
-@contextlib.contextmanager
-def watch_in_background(
-    output_dir: str | os.PathLike[str],
-    *,
-    run_id: str | None = None,
-    project: str | None = None,
-    entity: str | None = None,
-    flush_timeout: float | None = 600.0,
-) -> Iterator[Watching]:
-    """Upload the checkpoints of an output_dir while the block lasts: `with watch_in_background("out"): trainer.train()`.
-
-    It is a separate process, so neither `run.finish()` nor the end of this interpreter has to wait for it. It exits when this
-    process does, after uploading what is queued. The end of the block waits until everything is durable.
-
-    Args:
-        output_dir: The Trainer's output_dir; created if missing.
-        run_id: The run; else the active one of this process, else WANDB_RUN_ID, else run.json.
-        project: As in `pull`; else that of the active run.
-        entity: As in `pull`; else that of the active run.
-        flush_timeout: Seconds that the end of the block may wait; None for as long as it takes.
-
-    Raises:
-        UsageError: The run id is unknown.
-        CkptsyncError: The watcher ended with an error; the message is its last line.
-    """
-    folder = resume.require_output_dir(Path(output_dir), create=True)
-    run = _run_here(folder, run_id, project, entity)
-    log = folder / record.FOLDER / "watch.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    words = ["watch", str(folder), "--run-id", run.run_id, "--project", run.project, "--pid", str(os.getpid())]
-    words += ["--entity", run.entity] if run.entity else []
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ckptsync", *words],
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # A Ctrl-C in the notebook interrupts the training, not the uploads.
-            start_new_session=True,
-        )
-    watching = Watching(folder, run, log, process)
-    try:
-        yield watching
-    finally:
-        code = watching.stop(timeout=flush_timeout)
-    if code not in (0, -signal.SIGKILL):
-        raise CkptsyncError(f"the watcher ended with {code}: {_last_line(log)}", hint=f"See {log}.")
-
-
-def _run_here(output_dir: Path, run_id: str | None, project: str | None, entity: str | None) -> Run:
-    """The run that trains in this folder, from the arguments, the active run, the environment and run.json."""
-    active = getattr(sys.modules.get("wandb"), "run", None)
-    known = record.read(output_dir)
-    found = run_id or getattr(active, "id", None) or os.environ.get("WANDB_RUN_ID") or known.text("run_id")
-    if not found:
-        raise UsageError("which run?", hint="Call wandb.init() before, or give run_id.")
-    project = project or getattr(active, "project", None) or os.environ.get("WANDB_PROJECT") or known.text("project")
-    return config.make_run(found, project=project, entity=entity or getattr(active, "entity", None) or known.text("entity"))
 
 
 def _pulled(run: Run, alias: str | None, target: Path, *, model: bool) -> dict[str, Any]:
@@ -204,20 +143,10 @@ def _ask(run: Run, job: Mapping[str, Any]) -> dict[str, Any]:
     """Have one job done in a child process, and raise its error here."""
     if config.upload_mode() != "online":
         raise ConfigurationError("W&B is off by WANDB_MODE or WANDB_DISABLED", hint="Unset it to read from the store.")
-    environment = {**_environment(), **config.connection().environment()}
+    environment = {**connections.without_session(), **config.connection().environment()}
     with tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
         child = Child(run, environment, Path(private))
         try:
             return child.ask({**job, "run": asdict(run)}, stall=STALL, on_progress=lambda _: None)
         finally:
             child.close()
-
-
-def _environment() -> dict[str, str]:
-    """This environment without the variables that would make a child join this process's wandb session."""
-    return {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "its log is empty"

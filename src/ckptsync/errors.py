@@ -31,6 +31,8 @@ class CkptsyncError(Exception):
         super().__init__(message)
         if hint is not None:
             self.hint = hint
+        # What to do next stands below a traceback, too.
+        self.add_note(self.hint)
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -5,7 +5,8 @@ can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when st
 
     in   {"op": "check"}, {"op": "upload", "snapshot": PATH, "upload": {name, aliases, metadata}},
          {"op": "model", "folder": PATH, "files": [{path, size, mtime_ns}], "upload": …} {"op": "prune", "name", "policy": …},
-         {"op": "pull", "alias", "destination", "model"} or {"op": "place", "alias", "output_dir"}; each with the run
+         {"op": "list"}, {"op": "pull", "alias", "destination", "model"} or {"op": "place", "alias", "output_dir"};
+         each with the run
     out  {"event": "progress", "stage", "done", "total", "moved"} … then {"event": "done", …}
          or {"event": "failed", error, message, hint, retry_after}
 
@@ -29,9 +30,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ckptsync import config, record
-from ckptsync.checkpoint import File, Run
+from ckptsync.checkpoint import File, Run, Version
 from ckptsync.errors import CkptsyncError
-from ckptsync.restore import download, sources
+from ckptsync.restore import download, listing, sources
 from ckptsync.restore.resume import Resume
 from ckptsync.store import artifact
 from ckptsync.store.client_activity import ClientActivity
@@ -129,7 +130,7 @@ class Publisher:
         self._done = self._total = 0
         self._looked_for_others = False
         self._operations = {"check": self._check, "upload": self._upload, "model": self._upload_model, "prune": self._prune}
-        self._operations |= {"pull": self._pull, "place": self._place}
+        self._operations |= {"list": self._list, "pull": self._pull, "place": self._place}
 
     def serve(self, job: dict[str, Any]) -> None:
         """Answer one job. Whatever goes wrong is an answer too, so that the parent can decide."""
@@ -188,15 +189,19 @@ class Publisher:
         choices = retention.plan(self.store, versions, Retention(**job["policy"]), time.time())
         return {"gone": [{"version": each.version, "step": each.step} for each in retention.sweep(self.store, choices)]}
 
+    def _list(self, job: dict[str, Any]) -> dict[str, Any]:
+        _, found = self._known(job)
+        return {"versions": [listing.row(each) for each in retention.newest_first(found)]}
+
     def _pull(self, job: dict[str, Any]) -> dict[str, Any]:
-        run = self._existing(job)
-        versions = download.select(sources.find_versions(self.store, run), run, job["alias"], model=job["model"])
+        run, found = self._known(job)
+        versions = download.select(found, run, job["alias"], model=job["model"])
         with self._progress_lines():
             pulled = download.pull(self.store, versions, Path(job["destination"]), progress=self._note)
         return {"path": str(pulled.path), "step": pulled.step, "qualified": pulled.version.qualified, "run": asdict(run)}
 
     def _place(self, job: dict[str, Any]) -> dict[str, Any]:
-        run = self._existing(job)
+        run, _ = self._known(job)
         with self._progress_lines():
             placed = Resume(self.store, run, Path(job["output_dir"]), progress=self._note).place(job["alias"])
         version = placed.source.version
@@ -204,10 +209,13 @@ class Publisher:
         record.begin_attempt(Path(job["output_dir"]), resumed_step=placed.step, resumed_version=resumed_version)
         return {"path": str(placed.path), "qualified": version.qualified if version else None, "run": asdict(run)}
 
-    def _existing(self, job: dict[str, Any]) -> Run:
-        run: Run = self.store.check(Run(**job["run"]))
-        self.store.run_state(run)
-        return run
+    def _known(self, job: dict[str, Any]) -> tuple[Run, list[Version]]:
+        """The run and its versions. Raises NotFoundError where there is neither; one that logs nothing may have versions."""
+        run = self.store.check(Run(**job["run"]))
+        found = sources.find_versions(self.store, run)
+        if not found:
+            self.store.run_state(run)
+        return run, found
 
     def _note(self, done: int, total: int) -> None:
         self._done, self._total = done, total

@@ -161,6 +161,7 @@ def test_while_the_store_is_away_the_newest_are_kept_within_the_limit_and_what_w
     for _ in range(6):
         names.append(limited.save(size=40_000))
         wait_for(lambda: limited.said().count("pinned checkpoint") == len(names), what="the pin")
+    wait_for(lambda: len(limited.spool.pending()) <= 3, what="what is dropped after the pin")
     waiting = [each.checkpoint for each in limited.spool.pending()]
     server.faults([])
     limited.durable(names[-1])

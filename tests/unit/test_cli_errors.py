@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import durable, locks
+from ckptsync import durable, locks, record
 from tests.checkpoints import make_checkpoint
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -165,6 +165,7 @@ def test_a_refused_command_leaves_nothing_behind(folder: Path, home: Path) -> No
 
 def test_a_setting_that_no_command_has_is_named_and_one_of_another_command_is_not(folder: Path, home: Path) -> None:
     (folder / "typo.toml").write_text('quite-period = "5s"\nmax-age = "30m"\nkeep-last = 3\n')
+    record.update(folder, run_id="abc")
 
     done = ckptsync(folder, home, "status", ".", "--config", "typo.toml")
 

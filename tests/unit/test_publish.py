@@ -115,7 +115,13 @@ def test_an_upload_is_put_attached_and_measured_in_this_order(pinned: Snapshot) 
 def test_an_error_of_ours_is_reported_as_what_it_is(pinned: Snapshot, method: str, error: CkptsyncError) -> None:
     (answer,) = answers(FakeStore(**{method: error}), job(pinned))
 
-    assert answer == {"event": "failed", "error": type(error).__name__, "message": str(error), "hint": error.hint}
+    assert answer == {
+        "event": "failed",
+        "error": type(error).__name__,
+        "message": str(error),
+        "hint": error.hint,
+        "retry_after": 0.0,
+    }
 
 
 def test_a_bug_is_an_answer_too(pinned: Snapshot) -> None:

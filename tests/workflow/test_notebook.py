@@ -134,3 +134,113 @@ assert not ckptsync.verify({str(tmp_path)!r}).complete
 
     assert python(tool, script).stdout.split() == ["4", "2"]
     assert not (tmp_path / "dest").exists()
+
+
+def test_a_watcher_that_cannot_start_is_an_error_before_the_block_begins(tool: Tool, tmp_path: Path) -> None:
+    script = f"""
+import os
+import ckptsync
+from ckptsync.errors import ConfigurationError
+os.environ["WANDB_API_KEY"] = "0" * 40
+try:
+    with ckptsync.watch_in_background({str(tmp_path / "out")!r}, run_id="wrong-key"):
+        print("trains for a week")
+except ConfigurationError as error:
+    print(error, error.__notes__)
+"""
+
+    said = python(tool, script).stdout
+
+    assert "trains for a week" not in said
+    assert "refuses the key" in said
+
+
+def test_a_watcher_that_is_killed_is_reported_at_once_and_an_error_in_the_end(tool: Tool, tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+from pathlib import Path
+import ckptsync
+from tests.checkpoints import make_checkpoint
+out = Path({str(tmp_path / "out")!r})
+try:
+    with ckptsync.watch_in_background(out, run_id="killed") as watching:
+        watching.process.kill()
+        watching.process.wait()
+        time.sleep(0.5)
+        print("told:", end=" ", flush=True)
+        make_checkpoint(out, 4)
+except ckptsync.errors.CkptsyncError as error:
+    print(error)
+"""
+
+    done = python(tool, "import ckptsync.errors\n" + script)
+
+    assert "nothing is uploaded any more: the watcher of" in done.stderr
+    assert "told: the watcher of" in done.stdout
+    assert "was killed (SIGKILL) before everything was durable" in done.stdout
+
+
+def test_without_a_run_of_its_own_the_block_gives_the_training_one(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+import ckptsync
+from tests.checkpoints import make_checkpoint
+out = Path({str(tmp_path / "out")!r})
+with ckptsync.watch_in_background(out) as watching:
+    assert os.environ["WANDB_RUN_ID"] == watching.run.run_id
+    make_checkpoint(out, 4)
+assert "WANDB_RUN_ID" not in os.environ
+print(watching.run.run_id, ckptsync.status(out)["last_durable_step"])
+"""
+
+    run_id, step = python(tool, script).stdout.split()
+
+    assert step == "4"
+    assert [row["step"] for row in tool.json("list", run_id)] == [4]
+
+
+def test_everything_in_python_can_use_the_embedded_server(tool: Tool, tmp_path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+import ckptsync
+from tests.checkpoints import make_checkpoint
+for name in ("WANDB_BASE_URL", "WANDB_API_KEY"):
+    os.environ.pop(name)
+out = Path({str(tmp_path / "out")!r})
+with ckptsync.watch_in_background(out, run_id="local", local=True):
+    make_checkpoint(out, 4)
+print([row["step"] for row in ckptsync.versions("local", local=True)])
+print(ckptsync.pull("local", out / "pulled", local=True).name)
+assert "WANDB_API_KEY" not in os.environ
+"""
+
+    assert python(tool, script).stdout.split("\n")[:2] == ["[4]", "pulled"]
+
+
+def test_leaving_with_0_finishes_a_resumed_run_and_an_active_run_is_an_error(tool: Tool, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+import ckptsync, wandb
+from ckptsync.errors import ConfigurationError
+from tests.checkpoints import make_checkpoint
+out = Path({str(tmp_path / "out")!r})
+run = wandb.init(id="left", settings=wandb.Settings(console="off"))
+with ckptsync.watch_in_background(out):
+    make_checkpoint(out, 4)
+try:
+    with ckptsync.resumed_run("left"):
+        pass
+except ConfigurationError as error:
+    print(error)
+run.finish()
+with ckptsync.resumed_run("left", settings=wandb.Settings(console="off")):
+    sys.exit(0)
+"""
+
+    done = python(tool, script)
+
+    assert "run left is active in this process already" in done.stdout
+    assert "'finished'" in python(tool, "import wandb; print(repr(wandb.Api().run('local/tests/left').state))").stdout

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, record
+from ckptsync import config, connections, record
 from ckptsync.checkpoint import Run
-from ckptsync.cli import connections, options
+from ckptsync.cli import options
 from ckptsync.errors import CkptsyncError
 from ckptsync.rehearsal import health_check
 from ckptsync.rehearsal.health_check import ERROR, OK, WARNING, Finding

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config
+from ckptsync import config, connections
 from ckptsync.checkpoint import Run, step_of
-from ckptsync.cli import connections, options
+from ckptsync.cli import options
 from ckptsync.cli.parameter_types import Duration
 from ckptsync.cli.timeline import Timeline, rehearsal_folder, show_comparison
 from ckptsync.config import Connection

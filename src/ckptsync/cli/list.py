@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
 from ckptsync.checkpoint import Version
 from ckptsync.cli import options, tables, versions
 from ckptsync.restore import sources
+from ckptsync.restore.listing import metrics, row
 from ckptsync.sizes import size_of
+from ckptsync.timestamps import iso
 from ckptsync.upload.retention import newest_first
 
 
@@ -29,35 +30,9 @@ def list_command(run_text: str, as_json: bool, project: str | None, entity: str 
         if found.alias and listed:
             listed = [sources.pick(listed, found.alias, found.run)]
     if as_json:
-        click.echo(json.dumps([_row(each) for each in listed], indent=1))
+        click.echo(json.dumps([row(each) for each in listed], indent=1))
     else:
         _print_table(listed)
-
-
-def _row(version: Version) -> dict[str, Any]:
-    return {
-        "name": version.name,
-        "version": version.version,
-        "aliases": list(version.aliases),
-        "step": version.step,
-        "bytes": version.bytes,
-        "files": version.files,
-        "saved_at": tables.iso(version.saved_at),
-        "state": "COMMITTED",
-        "resumable": version.ours.get("resumable"),
-        "kind": "model" if version.is_model else "checkpoint",
-        "expires_at": tables.iso(version.expires_at) if version.expires_at else None,
-        "metrics": _metrics(version),
-    }
-
-
-def _metrics(version: Version) -> dict[str, float]:
-    """What the Trainer had last logged when it saved."""
-    return {
-        key: value
-        for key, value in version.metadata.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("global_step", "epoch")
-    }
 
 
 def _print_table(versions: list[Version]) -> None:
@@ -68,7 +43,7 @@ def _print_table(versions: list[Version]) -> None:
             tables.ago(each.saved_at) + " ago",
             size_of(each.bytes),
             _loss(each),
-            ", ".join([*each.aliases, *([f"expires {tables.iso(each.expires_at)}"] if each.expires_at else [])]),
+            ", ".join([*each.aliases, *([f"expires {iso(each.expires_at)}"] if each.expires_at else [])]),
         )
         for each in versions
     ]
@@ -79,6 +54,6 @@ def _print_table(versions: list[Version]) -> None:
 
 def _loss(version: Version) -> str:
     """The evaluation loss if there is one, else the training loss."""
-    metrics = _metrics(version)
-    value = metrics.get("eval_loss", metrics.get("loss"))
+    known = metrics(version)
+    value = known.get("eval_loss", known.get("loss"))
     return "" if value is None else f"{value:.4g}"

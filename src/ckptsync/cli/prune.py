@@ -16,6 +16,7 @@ from ckptsync.cli.parameter_types import Duration
 from ckptsync.errors import UsageError
 from ckptsync.sizes import size_of
 from ckptsync.store.retrying import INTERACTIVE, retry
+from ckptsync.timestamps import iso
 from ckptsync.upload import retention
 from ckptsync.upload.retention import Choice, Retention
 
@@ -125,7 +126,7 @@ def _report(run: str, policy: Retention, choices: Sequence[Choice], gone: Sequen
                 "kept": each.kept,
                 "reasons": list(each.reasons),
                 "deleted": at is None and each.version in gone,
-                "expires_at": tables.iso(at) if at is not None and each.version in gone else None,
+                "expires_at": iso(at) if at is not None and each.version in gone else None,
             }
             for each in choices
         ],

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from ckptsync import record
+from ckptsync import connections, record
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
-from ckptsync.cli import connections, options
+from ckptsync.cli import options
 from ckptsync.errors import CkptsyncError, IntegrityError, LockedError, PermanentStoreError, SnapshotChangedError, UsageError
 from ckptsync.restore import resume
 from ckptsync.store.retrying import Patience, retry

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, record
-from ckptsync.cli import connections, options, progress
+from ckptsync import config, connections, record
+from ckptsync.cli import options, progress
 from ckptsync.cli.watch_options import Reloadable, reload, watched
 from ckptsync.job import preemption, resumable_job, supervisor
 from ckptsync.job.resumable_job import ResumableJob

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = "") -> None:
@@ -21,11 +20,6 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
     if title:
         console.print(title, style="bold", markup=False)
     console.print(table)
-
-
-def iso(moment: float) -> str:
-    """Seconds since the epoch as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
 
 
 def ago(moment: float, now: float | None = None) -> str:

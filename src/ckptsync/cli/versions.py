@@ -6,9 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptsync import config
+from ckptsync import config, connections
 from ckptsync.checkpoint import Run, Version
-from ckptsync.cli import connections
 from ckptsync.errors import NotFoundError
 from ckptsync.restore import sources
 from ckptsync.store.retrying import INTERACTIVE, retry

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, processes
-from ckptsync.cli import connections, options
+from ckptsync import config, connections, processes
+from ckptsync.cli import options
 from ckptsync.cli.parameter_types import Duration
 from ckptsync.cli.watch_options import Reloadable, reload, watched
 from ckptsync.errors import PreemptedError

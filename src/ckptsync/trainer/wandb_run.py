@@ -15,12 +15,12 @@ def resumed(run: Run, artifact: str | None, settings: dict[str, Any]) -> Iterato
     """Resume a run, which must exist, with the artifact as an input, and finish it when the block ends.
 
     `settings` are further arguments of `wandb.init`. Raises NotFoundError if there is no such run, and ConfigurationError if
-    another run is active in this process.
+    a run is active in this process.
     """
     import wandb
 
-    if wandb.run is not None and wandb.run.id != run.run_id:
-        raise ConfigurationError(f"run {wandb.run.id} is active in this process", hint="Call wandb.finish() first.")
+    if wandb.run is not None:
+        raise ConfigurationError(f"run {wandb.run.id} is active in this process already", hint="Call wandb.finish() first.")
     try:
         live = wandb.init(entity=run.entity, project=run.project, id=run.run_id, resume="must", **settings)
     except wandb.errors.UsageError as error:
@@ -29,7 +29,8 @@ def resumed(run: Run, artifact: str | None, settings: dict[str, Any]) -> Iterato
         if artifact:
             live.use_artifact(artifact)
         yield live
-    except BaseException:
-        live.finish(exit_code=1)
+    except BaseException as error:
+        left = isinstance(error, SystemExit) and error.code in (None, 0)
+        live.finish(exit_code=0 if left else 1)
         raise
     live.finish()
