@@ -22,10 +22,12 @@ from starlette.types import ASGIApp
 from ckptsync.errors import ConfigurationError, LockedError
 from ckptsync.server.cleanup import sweep_content, sweep_expired
 from ckptsync.server.http.auth import OriginGuard, api_key, own_names, signing_secret
-from ckptsync.server.http.endpoints import Service
-from ckptsync.server.http.faults import Faults, Line
+from ckptsync.server.http.faults.connection import Disconnectable
+from ckptsync.server.http.faults.middleware import Faults
 from ckptsync.server.http.request_log import RequestLog
+from ckptsync.server.http.routes import routes
 from ckptsync.server.local import USERS
+from ckptsync.server.resolvers.service import Service
 from ckptsync.server.storage.content_store import Content
 from ckptsync.server.storage.database import Database
 from ckptsync.server.transfers.signing import Signer
@@ -60,7 +62,7 @@ def serve(
     data_dir.mkdir(parents=True, exist_ok=True)
     with _held(data_dir), listening(host, port) as listener:
         service = _service(data_dir, crash_after, link_lifetime)
-        app = _application(service, host, faults=faults, log_requests=log_requests)
+        app = _application(service, api_key(data_dir), host, faults=faults, log_requests=log_requests)
         server = _Server(_uvicorn_config(app), data_dir, _url(host, listener))
         with _swept(service):
             if until_unused:
@@ -112,18 +114,18 @@ def _service(data_dir: Path, crash_after: float, link_lifetime: float) -> Servic
     content.sweep_incoming()
     sweep_content(database, content)
     signer = Signer(signing_secret(data_dir))
-    return Service(database, content, signer, api_key(data_dir), crash_after, link_lifetime)
+    return Service(database, content, signer, crash_after, link_lifetime)
 
 
-def _application(service: Service, host: str, *, faults: bool, log_requests: Path | None) -> ASGIApp:
-    app: ASGIApp = Starlette(routes=service.routes())
+def _application(service: Service, key: str, host: str, *, faults: bool, log_requests: Path | None) -> ASGIApp:
+    app: ASGIApp = Starlette(routes=routes(service, key))
     if faults:
-        app = Faults(app, service.key)
+        app = Faults(app, key)
     app = OriginGuard(app, own_names(host), any_address=host in ("0.0.0.0", "::", ""))  # noqa: S104 - compared only
     if log_requests is not None:
         app = RequestLog(app, log_requests)
     # Faults change the bytes of an answer, so there they have to pass through here.
-    return Line(app) if faults else ZeroCopy(app)
+    return Disconnectable(app) if faults else ZeroCopy(app)
 
 
 def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ckptsync.server.http.endpoints import Service
 from ckptsync.server.resolvers.deletion import delete_version
+from ckptsync.server.resolvers.service import Service
 from ckptsync.server.storage.content_store import Content
 from ckptsync.server.storage.database import Database
 
@@ -38,7 +38,7 @@ def sweep_expired(service: Service) -> None:
     """Delete the versions whose TTL has passed, save those linked into a portfolio, and what stayed pending for a week."""
     actions: list[Callable[[], None]] = []
     with service.database.write(actions) as connection:
-        call = service.call(connection, "")
+        call = service.call(connection)
         call.after_commit = actions
         expired = call.rows(
             "SELECT id FROM artifacts a WHERE state = 'COMMITTED' AND ttl_seconds > 0 AND created_at + ttl_seconds < ?"

@@ -19,16 +19,23 @@ from graphql import (
 from ckptsync.server.resolvers.context import RESOLVERS, global_id, snake_case
 
 RESOLVER_MODULES = (
+    "server_info",
     "accounts",
+    "projects",
     "runs",
+    "run_listing",
+    "run_changes",
     "history",
     "run_files",
     "deletion",
     "collections",
+    "artifact_types",
     "aliases",
     "artifacts",
+    "memberships",
     "artifact_files",
     "artifact_upload",
+    "multipart",
     "registry",
     "lineage",
 )

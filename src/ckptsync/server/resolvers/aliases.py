@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.collections import VERSION, named_collection
+from ckptsync.server.resolvers.collections import named_collection
 from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
 
 ALIAS = re.compile(r"[^/:\x00-\x1f]{1,128}")
+VERSION = re.compile(r"v(\d{1,18})")
 
 
 def set_alias(call: Call, collection: Row, alias: str, artifact_id: int) -> None:

@@ -15,19 +15,18 @@ from typing import Any
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.accounts import ensure_project
 from ckptsync.server.resolvers.aliases import set_alias, wanted_aliases
 from ckptsync.server.resolvers.artifact_files import key_of_digest, manifest_of, storage_path, upload_headers
 from ckptsync.server.resolvers.artifacts import ALGORITHMS, artifact_by_id, checked_metadata, find_artifact
-from ckptsync.server.resolvers.collections import add_member, collection_by_row, ensure_collection
-from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
+from ckptsync.server.resolvers.collections import collection_by_row, ensure_collection
+from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
+from ckptsync.server.resolvers.manifest import MAX_NAME, manifest_entries
+from ckptsync.server.resolvers.memberships import add_member
+from ckptsync.server.resolvers.multipart import content_size, multipart_key
+from ckptsync.server.resolvers.projects import ensure_project
 from ckptsync.server.resolvers.runs import find_run
 from ckptsync.server.resolvers.tags import add_tags
-from ckptsync.server.storage.content_store import HASHERS, key_of_parts
-
-MAX_NAME = 1024
-MAX_PARTS = 10_000
-MAX_MANIFEST_BYTES = 512 * 1024 * 1024
+from ckptsync.server.storage.content_store import HASHERS
 
 
 @resolves("Mutation.createArtifact")
@@ -124,7 +123,7 @@ def _announced(call: Call, spec: Row) -> Row:
         raise GraphQLError("invalid file name")
     digest = spec.get("digest") or spec.get("md5") or ""
     parts = [key_of_digest("md5", part["hexMD5"]) for part in spec.get("uploadPartsInput") or []]
-    key = _multipart_key(call, parts) if parts else key_of_digest(ALGORITHMS[artifact["algorithm"]], digest)
+    key = multipart_key(call, parts) if parts else key_of_digest(ALGORITHMS[artifact["algorithm"]], digest)
     if artifact["state"] == "PENDING":
         call.execute(
             "INSERT OR REPLACE INTO artifact_files (artifact_id, name, digest, content) VALUES (?, ?, ?, ?)",
@@ -152,41 +151,6 @@ def _announced(call: Call, spec: Row) -> Row:
         "uploadHeaders": ["Content-Type:application/octet-stream"],
         "uploadMultipartUrls": {"uploadID": key, "uploadUrlParts": numbered},
     }
-
-
-def _multipart_key(call: Call, parts: list[str]) -> str:
-    if len(parts) > MAX_PARTS:
-        raise GraphQLError("too many parts")
-    key = key_of_parts(parts)
-    for number, part in enumerate(parts, start=1):
-        call.execute("INSERT OR IGNORE INTO parts (content, number, part) VALUES (?, ?, ?)", key, number, part)
-    return key
-
-
-def parts_of(call: Call, key: str) -> list[str]:
-    return [row["part"] for row in call.rows("SELECT part FROM parts WHERE content = ? ORDER BY number", key)]
-
-
-def content_size(call: Call, key: str) -> int | None:
-    """The number of bytes of a content, in one piece or in parts; None unless all of it is here."""
-    if not key.startswith("parts-"):
-        return call.content.size(key)
-    sizes = [call.content.size(part) for part in parts_of(call, key)]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if sizes and len(known) == len(sizes) else None
-
-
-@resolves("Mutation.completeMultipartUploadArtifact")
-def complete_multipart(_source: None, call: Call, given: Row) -> Row:
-    """Say whether all parts of a file are here. The parts are the content already: nothing is put together."""
-    artifact = artifact_by_id(call, given["artifactID"])
-    row = call.row("SELECT digest FROM artifact_files WHERE artifact_id = ? AND content = ?", artifact["id"], given["uploadID"])
-    if row is None:
-        raise GraphQLError("no such multipart upload")
-    told = [key_of_digest("md5", part["hexMD5"].strip('"')) for part in given["completedParts"]]
-    if told != parts_of(call, given["uploadID"]) or content_size(call, given["uploadID"]) is None:
-        raise GraphQLError("some parts are missing or are not the announced ones")
-    return {"digest": row["digest"]}
 
 
 @resolves("Mutation.createArtifactManifest")
@@ -220,7 +184,7 @@ def commit_artifact(_source: None, call: Call, given: Row) -> Row:
     artifact = artifact_by_id(call, given["artifactID"])
     if artifact["state"] == "COMMITTED":
         return {"artifact": artifact}
-    entries = _manifest_entries(call, artifact)
+    entries = manifest_entries(call, artifact)
     call.execute("DELETE FROM artifact_files WHERE artifact_id = ?", artifact["id"])
     call.connection.executemany(
         "INSERT INTO artifact_files (artifact_id, name, digest, size, content, reference) VALUES (?, ?, ?, ?, ?, ?)",
@@ -243,53 +207,3 @@ def _give_aliases(call: Call, artifact: Row, aliases: list[str]) -> None:
     collection = collection_by_row(call, artifact["collection_id"])
     for alias in aliases:
         set_alias(call, collection, alias, artifact["id"])
-
-
-Entry = tuple[str, str, int, str | None, str | None]
-
-
-def _manifest_entries(call: Call, artifact: Row) -> list[Entry]:
-    """(name, digest, size, content, reference) for all entries of the uploaded manifest; GraphQLError if anything is missing."""
-    size = call.content.size(artifact["manifest"]) if artifact["manifest"] else None
-    if size is None or size > MAX_MANIFEST_BYTES:
-        raise GraphQLError("the artifact's manifest has not been uploaded")
-    text = call.content.path(artifact["manifest"]).read_text(encoding="utf-8")
-    contents = parsed(text, dict, "manifest").get("contents")
-    if not isinstance(contents, dict):
-        raise GraphQLError("the manifest has no contents")
-    announced = {
-        row["name"]: row
-        for row in call.rows("SELECT name, digest, content FROM artifact_files WHERE artifact_id = ?", artifact["id"])
-    }
-    entries = [_entry(call, artifact, name, entry, announced.get(name)) for name, entry in contents.items()]
-    missing = sorted(name for name, row in announced.items() if name not in contents and row["content"])
-    if missing:
-        raise GraphQLError(f"announced files are not in the manifest, for example {missing[0]!r}")
-    return entries
-
-
-def _entry(call: Call, artifact: Row, name: str, entry: Any, announced: Row | None) -> Entry:
-    digest = entry.get("digest") if isinstance(entry, dict) else None
-    if not isinstance(digest, str) or len(name) > MAX_NAME:
-        raise GraphQLError("the manifest has an invalid entry")
-    if entry.get("ref"):
-        return (name, digest, int(entry.get("size") or 0), None, str(entry["ref"]))
-    content = announced["content"] if announced and announced["digest"] == digest else None
-    content = content or _content_of_digest(call, artifact, digest)
-    size = content_size(call, content)
-    if size is None:
-        raise GraphQLError(f"the file {name!r} has not been uploaded")
-    if entry.get("size") not in (None, size):
-        raise GraphQLError(f"the file {name!r} does not have the size that the manifest says")
-    return (name, digest, size, content, None)
-
-
-def _content_of_digest(call: Call, artifact: Row, digest: str) -> str:
-    """The content of a file that was taken over from an earlier version instead of being announced again."""
-    known = call.row(
-        "SELECT content FROM artifact_files f JOIN artifacts a ON a.id = f.artifact_id"
-        " WHERE f.digest = ? AND a.algorithm = ? AND a.state = 'COMMITTED' AND content IS NOT NULL",
-        digest,
-        artifact["algorithm"],
-    )
-    return known["content"] if known else key_of_digest(ALGORITHMS[artifact["algorithm"]], digest)

@@ -8,7 +8,7 @@ from typing import Any
 from graphql import GraphQLError
 
 from ckptsync.server.resolvers.aliases import set_alias
-from ckptsync.server.resolvers.collections import collection_by_row, find_collection, find_membership
+from ckptsync.server.resolvers.collections import collection_by_row
 from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
 from ckptsync.server.resolvers.filters import ordered, selected
 from ckptsync.server.resolvers.paging import page
@@ -40,32 +40,6 @@ def query_artifact(_source: None, call: Call, identifier: str) -> Row | None:
 def client_id_mapping(_source: None, call: Call, client_id: str) -> Row | None:
     found = call.row("SELECT id FROM artifacts WHERE client_id = ? ORDER BY id DESC", client_id)
     return {"serverID": global_id("Artifact", found["id"])} if found else None
-
-
-@resolves("Project.artifact")
-def project_artifact(source: Row, call: Call, name: str) -> Row | None:
-    collection_name, _, alias = name.partition(":")
-    membership = find_membership(call, find_collection(call, source, collection_name), alias or "latest")
-    return find_artifact(call, membership["artifact_id"]) if membership else None
-
-
-@resolves("ArtifactCollectionMembership.artifact")
-def membership_artifact(source: Row, call: Call) -> Row | None:
-    return find_artifact(call, source["artifact_id"])
-
-
-@resolves("ArtifactCollectionMembership.versionIndex")
-def membership_version(source: Row, _call: Call) -> int:
-    return int(source["version"])
-
-
-@resolves("ArtifactCollectionMembership.aliases")
-def membership_aliases(source: Row, call: Call) -> list[Row]:
-    return call.rows(
-        "SELECT * FROM aliases WHERE collection_id = ? AND artifact_id = ? ORDER BY id",
-        source["collection_id"],
-        source["artifact_id"],
-    )
 
 
 @resolves("Artifact.aliases")

@@ -9,16 +9,15 @@ from typing import Any
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.accounts import find_project
-from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
+from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
 from ckptsync.server.resolvers.deletion import delete_version
 from ckptsync.server.resolvers.filters import ordered, selected
 from ckptsync.server.resolvers.paging import page
+from ckptsync.server.resolvers.projects import find_project
 from ckptsync.server.resolvers.tags import add_tags, remove_tags, tags_of
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 TYPE_NAME = re.compile(r"[-\w]+([ ]*[-.\w]+)*")
-VERSION = re.compile(r"v(\d{1,18})")
 
 
 def find_collection(call: Call, project: Row | None, name: str) -> Row | None:
@@ -62,59 +61,9 @@ def collection_by_id(call: Call, identifier: str, kind: str | None = None) -> Ro
     raise GraphQLError("no such artifact collection")
 
 
-def find_membership(call: Call, collection: Row | None, alias: str) -> Row | None:
-    """The membership that `vN` or an alias names."""
-    if collection is None:
-        return None
-    version = VERSION.fullmatch(alias)
-    if version:
-        return call.row("SELECT * FROM memberships WHERE collection_id = ? AND version = ?", collection["id"], int(version[1]))
-    return call.row(
-        "SELECT m.* FROM memberships m JOIN aliases a USING (collection_id, artifact_id) WHERE collection_id = ? AND alias = ?",
-        collection["id"],
-        alias,
-    )
-
-
-def add_member(call: Call, collection: Row, artifact_id: int) -> Row:
-    """The version's membership in a collection; a new one gets the next number, which no version ever had."""
-    found = call.row("SELECT * FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
-    if found is not None:
-        return found
-    version = collection_by_row(call, collection["id"])["next_version"]
-    call.update("collections", collection["id"], next_version=version + 1, updated_at=call.now)
-    columns = {"collection_id": collection["id"], "artifact_id": artifact_id, "version": version}
-    row_id = call.insert("memberships", **columns, created_at=call.now)
-    return {"id": row_id, **columns, "created_at": call.now}
-
-
-def _type(project_id: int, name: str, created_at: float) -> Row:
-    identifier = global_id("ArtifactType", project_id)
-    return {"id": f"{identifier}:{name}", "name": name, "created_at": created_at, "project_id": project_id}
-
-
-@resolves("Project.artifactType")
-def project_artifact_type(source: Row, call: Call, name: str) -> Row | None:
-    first = call.row("SELECT min(created_at) AS at FROM collections WHERE project_id = ? AND type = ?", source["id"], name)
-    return _type(source["id"], name, first["at"]) if first and first["at"] is not None else None
-
-
-@resolves("Project.artifactTypes")
-def project_artifact_types(source: Row, call: Call, first: int | None = None, after: str | None = None, **_arguments: Any) -> Row:
-    rows = call.rows("SELECT type, min(created_at) AS at FROM collections WHERE project_id = ? GROUP BY type", source["id"])
-    types = [_type(source["id"], row["type"], row["at"]) for row in rows]
-    return page(types, first, after)
-
-
 @resolves("Project.artifactCollection")
 def project_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
     return find_collection(call, source, name)
-
-
-@resolves("ArtifactType.artifactCollection")
-def type_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
-    found = find_collection(call, {"id": source["project_id"]}, name)
-    return found if found and found["type"] == source["name"] else None
 
 
 def collections_of(call: Call, project_ids: Sequence[int], filters: str | None, order: str | None, **equal: Any) -> list[Row]:
@@ -146,19 +95,6 @@ def project_artifact_collections(
     return page(collections_of(call, [source["id"]], filters, order), first, after)
 
 
-@resolves("ArtifactType.artifactCollections")
-def type_artifact_collections(
-    source: Row,
-    call: Call,
-    filters: str | None = None,
-    first: int | None = None,
-    after: str | None = None,
-    order: str | None = None,
-) -> Row:
-    rows = collections_of(call, [source["project_id"]], filters, order, type=source["name"])
-    return page(rows, first, after)
-
-
 @resolves("Query.artifactCollection")
 def query_artifact_collection(_source: None, call: Call, identifier: str) -> Row | None:
     try:
@@ -172,11 +108,6 @@ def collection_project(source: Row, call: Call) -> Row | None:
     return call.row("SELECT * FROM projects WHERE id = ?", source["project_id"])
 
 
-@resolves("ArtifactCollection.defaultArtifactType")
-def collection_type(source: Row, _call: Call) -> Row:
-    return _type(source["project_id"], source["type"], source["created_at"])
-
-
 @resolves("ArtifactCollection.tags")
 def collection_tags(source: Row, call: Call) -> Row:
     return {"edges": [{"node": tag} for tag in tags_of(call, "collection", source["id"])]}
@@ -186,21 +117,6 @@ def collection_tags(source: Row, call: Call) -> Row:
 def collection_aliases(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
     rows = call.rows("SELECT * FROM aliases WHERE collection_id = ? ORDER BY id", source["id"])
     return page(rows, first, after)
-
-
-@resolves("ArtifactCollection.artifactMembership")
-def collection_membership(
-    source: Row,
-    call: Call,
-    alias_name: str,
-) -> Row | None:
-    return find_membership(call, source, alias_name)
-
-
-@resolves("Project.artifactCollectionMembership")
-def project_membership(source: Row, call: Call, name: str) -> Row | None:
-    collection_name, _, alias = name.partition(":")
-    return find_membership(call, find_collection(call, source, collection_name), alias or "latest")
 
 
 @resolves("ArtifactAlias.artifactCollection", "ArtifactCollectionMembership.artifactCollection")

@@ -8,19 +8,14 @@ from typing import Any
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.accounts import ensure_project, entities_projects
 from ckptsync.server.resolvers.aliases import set_alias
 from ckptsync.server.resolvers.artifacts import artifact_by_id, find_artifact, lookup
-from ckptsync.server.resolvers.collections import (
-    add_member,
-    collection_by_id,
-    collection_by_row,
-    collections_of,
-    ensure_collection,
-)
+from ckptsync.server.resolvers.collections import collection_by_id, collection_by_row, collections_of, ensure_collection
 from ckptsync.server.resolvers.context import Call, Row, resolves
 from ckptsync.server.resolvers.filters import column, ordered, selected
+from ckptsync.server.resolvers.memberships import add_member
 from ckptsync.server.resolvers.paging import page
+from ckptsync.server.resolvers.projects import ensure_project, entities_projects
 
 
 @resolves("Mutation.linkArtifact")

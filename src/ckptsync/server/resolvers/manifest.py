@@ -1,0 +1,67 @@
+"""Reads an uploaded manifest: the files of a version, each of which has to be here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphql import GraphQLError
+
+from ckptsync.server.resolvers.artifact_files import key_of_digest
+from ckptsync.server.resolvers.artifacts import ALGORITHMS
+from ckptsync.server.resolvers.context import Call, Row, parsed
+from ckptsync.server.resolvers.multipart import content_size
+
+MAX_MANIFEST_BYTES = 512 * 1024 * 1024
+
+
+Entry = tuple[str, str, int, str | None, str | None]
+
+
+def manifest_entries(call: Call, artifact: Row) -> list[Entry]:
+    """(name, digest, size, content, reference) for all entries of the uploaded manifest; GraphQLError if anything is missing."""
+    size = call.content.size(artifact["manifest"]) if artifact["manifest"] else None
+    if size is None or size > MAX_MANIFEST_BYTES:
+        raise GraphQLError("the artifact's manifest has not been uploaded")
+    text = call.content.path(artifact["manifest"]).read_text(encoding="utf-8")
+    contents = parsed(text, dict, "manifest").get("contents")
+    if not isinstance(contents, dict):
+        raise GraphQLError("the manifest has no contents")
+    announced = {
+        row["name"]: row
+        for row in call.rows("SELECT name, digest, content FROM artifact_files WHERE artifact_id = ?", artifact["id"])
+    }
+    entries = [_entry(call, artifact, name, entry, announced.get(name)) for name, entry in contents.items()]
+    missing = sorted(name for name, row in announced.items() if name not in contents and row["content"])
+    if missing:
+        raise GraphQLError(f"announced files are not in the manifest, for example {missing[0]!r}")
+    return entries
+
+
+def _entry(call: Call, artifact: Row, name: str, entry: Any, announced: Row | None) -> Entry:
+    digest = entry.get("digest") if isinstance(entry, dict) else None
+    if not isinstance(digest, str) or len(name) > MAX_NAME:
+        raise GraphQLError("the manifest has an invalid entry")
+    if entry.get("ref"):
+        return (name, digest, int(entry.get("size") or 0), None, str(entry["ref"]))
+    content = announced["content"] if announced and announced["digest"] == digest else None
+    content = content or _content_of_digest(call, artifact, digest)
+    size = content_size(call, content)
+    if size is None:
+        raise GraphQLError(f"the file {name!r} has not been uploaded")
+    if entry.get("size") not in (None, size):
+        raise GraphQLError(f"the file {name!r} does not have the size that the manifest says")
+    return (name, digest, size, content, None)
+
+
+def _content_of_digest(call: Call, artifact: Row, digest: str) -> str:
+    """The content of a file that was taken over from an earlier version instead of being announced again."""
+    known = call.row(
+        "SELECT content FROM artifact_files f JOIN artifacts a ON a.id = f.artifact_id"
+        " WHERE f.digest = ? AND a.algorithm = ? AND a.state = 'COMMITTED' AND content IS NOT NULL",
+        digest,
+        artifact["algorithm"],
+    )
+    return known["content"] if known else key_of_digest(ALGORITHMS[artifact["algorithm"]], digest)
+
+
+MAX_NAME = 1024
