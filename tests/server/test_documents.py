@@ -1,4 +1,4 @@
-"""Every GraphQL document of the installed wandb is known to the schema, or stands here as not supported."""
+"""Every GraphQL document of the installed wandb is known to the schema, or is listed here as unsupported."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _python_documents() -> dict[str, str]:
 
 
 def _core_documents() -> dict[str, str]:
-    """The documents inside the wandb-core binary, where they lie as plain text."""
+    """The documents inside the wandb-core binary, where they are plain text."""
     binary = (Path(wandb.__file__).parent / "bin" / "wandb-core").read_bytes()
     documents = {}
     for match in re.finditer(rb"\n(?:query|mutation) \w+[ ({][^\x00]{0,4000}?\n}\n(?:fragment [^\x00]{0,2000}?\n}\n)*", binary):

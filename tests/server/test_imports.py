@@ -1,4 +1,4 @@
-"""The server stands apart: what it may import, and what may not be needed to find it."""
+"""What the server may import, and what finding it may not need."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ LOCAL_IDS = ("ArtifactAlias", "Tag", "ArtifactManifest")
 
 
 def resolve_field(source: Any, info: Any, **_arguments: Any) -> Any:
-    """A field without a resolver of its own: the key of that name, or the column (camelCase is snake_case there)."""
+    """The default resolver: the key of the field's name, else the column of that name in snake_case."""
     name = info.field_name
     if name in source:
         return source[name]
@@ -57,7 +57,7 @@ def _date(value: Any) -> str:
 
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        raise GraphQLError("Int64 has to be a whole number")
+        raise GraphQLError("an Int64 has to be an integer")
     return value
 
 
@@ -113,7 +113,7 @@ def _object(schema: GraphQLSchema, name: str) -> GraphQLObjectType:
 
 @cache
 def executable_schema() -> GraphQLSchema:
-    """The one schema of this process."""
+    """The schema with its resolvers, built once."""
     text = resources.files(__package__).joinpath("schema.graphql").read_text(encoding="utf-8")
     schema = build_schema(text)
     _attach_scalars(schema)

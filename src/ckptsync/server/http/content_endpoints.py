@@ -43,7 +43,7 @@ class ContentEndpoints:
             with self.service.database.write() as connection:
                 if self.service.content.size(key) is None:
                     # Nothing referred to it until now, and a deletion in between has freed it: the client sends it again.
-                    raise FileNotFoundError(errno.ENOENT, "the content is gone")
+                    raise FileNotFoundError(errno.ENOENT, "the content was deleted")
                 connection.execute(
                     "UPDATE run_files SET content = ?, size = ?, updated_at = ? WHERE id = ?",
                     (key, size, time.time(), file_id),

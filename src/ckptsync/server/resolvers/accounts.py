@@ -1,4 +1,4 @@
-"""Who is there and what they own: the one user, entities, the one organization, projects, and what this server can do."""
+"""Accounts: the one user, its entities, and the one organization."""
 
 from __future__ import annotations
 

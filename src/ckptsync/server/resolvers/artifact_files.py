@@ -1,4 +1,4 @@
-"""The files of a version and its manifest, as clients see them: names, sizes, and links to get or put the bytes."""
+"""The files of a version and its manifest as clients see them: names, sizes, upload and download links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ckptsync.server.storage.content_store import key_of
 
 
 def artifact_file(call: Call, artifact: Row, row: Row) -> Row:
-    """A version's file as clients see it. A reference's link is the reference itself: clients go there on their own."""
+    """A version's file as clients see it. The link of a reference is the reference itself, which clients resolve."""
     link = row["reference"] or call.links.get(f"/storage/content/{row['content']}")
     content = row["content"] or ""
     return {
@@ -71,7 +71,7 @@ def membership_files(
 
 
 def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> Row:
-    """An artifact's manifest as clients see it, with a link to upload it under `upload_key` or else to download it."""
+    """An artifact's manifest as clients see it, with a link to download it, and with `upload_key` one to upload it."""
     key = artifact["manifest"]
     link = call.links.get(f"/storage/content/{key}") if key else ""
     file = {
@@ -88,7 +88,7 @@ def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> 
 
 
 def upload_headers(key: str) -> list[str]:
-    """The headers that a client has to send with the bytes of a key."""
+    """The headers that a client has to send when it uploads the bytes of a key."""
     algorithm, _, digest = key.partition("-")
     if algorithm != "md5":
         return ["Content-Type:application/octet-stream"]
@@ -102,7 +102,7 @@ def current_manifest(source: Row, call: Call) -> Row | None:
 
 
 def key_of_digest(algorithm: str, digest: str) -> str:
-    """The content key for a digest as clients write it; GraphQLError when it isn't one."""
+    """The content key of a digest in hex or base64. Raises GraphQLError if it is invalid."""
     try:
         return key_of(algorithm, digest)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Types of artifacts: a type exists in a project where a collection has it."""
+"""Artifact types. A project has a type if one of its collections has it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""How a version comes to be: created as PENDING, its files and manifest announced and uploaded, committed whole or not at all.
+"""Creates versions: pending while files and manifest are declared and uploaded, then committed as a whole or not at all.
 
 ```
 createArtifact ─▶ PENDING ─▶ createArtifactFiles, PUTs ─▶ createArtifactManifest, PUT ─▶ commitArtifact ─▶ COMMITTED vN
        └─▶ the version with that digest, if the collection has one
 ```
-A PENDING artifact is invisible. It is taken up again by the next createArtifact with the same digest, so that neither a killed
-client nor two at a time make a version twice.
+A PENDING artifact is invisible. The next createArtifact with the same digest continues it, so neither a killed client nor two
+concurrent ones create a version twice.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def _twin(call: Call, collection_id: int, digest: str, algorithm: str, state: st
 
 
 def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
-    """The artifact to upload into: one that an earlier attempt left behind, with what this request says, or a new one."""
-    said: dict[str, Any] = {
+    """The artifact to upload to: the one that an earlier attempt left behind, updated from this request, else a new one."""
+    requested: dict[str, Any] = {
         "description": given.get("description"),
         "metadata": given.get("metadata"),
         "ttl_seconds": given.get("ttlDurationSeconds"),
@@ -91,8 +91,8 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
     left = _twin(call, collection["id"], given["digest"], given["digestAlgorithm"], "PENDING")
     if left is not None:
         artifact_id = left["id"]
-        aliases = {*json.loads(left["wanted_aliases"]), *json.loads(said["wanted_aliases"])}
-        call.update("artifacts", artifact_id, **{**said, "wanted_aliases": json.dumps(sorted(aliases))})
+        aliases = {*json.loads(left["wanted_aliases"]), *json.loads(requested["wanted_aliases"])}
+        call.update("artifacts", artifact_id, **{**requested, "wanted_aliases": json.dumps(sorted(aliases))})
     else:
         artifact_id = call.insert(
             "artifacts",
@@ -102,7 +102,7 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
             state="PENDING",
             run_id=run["id"] if run else None,
             created_at=call.now,
-            **said,
+            **requested,
         )
     artifact = call.one("SELECT * FROM artifacts WHERE id = ?", artifact_id)
     add_tags(call, "artifact", artifact_id, given.get("tags"))
@@ -112,12 +112,12 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
 
 @resolves("Mutation.createArtifactFiles")
 def create_artifact_files(_source: None, call: Call, given: Row) -> Row:
-    """Say for each file where its bytes go, or with a null uploadUrl that they are here already. Keeps the order."""
-    edges = [{"node": _announced(call, spec)} for spec in given["artifactFiles"]]
+    """For each file, in order, the link to upload its bytes to; a null uploadUrl if they are already here."""
+    edges = [{"node": _declared(call, spec)} for spec in given["artifactFiles"]]
     return {"files": {"edges": edges, "pageInfo": {"hasNextPage": False}}}
 
 
-def _announced(call: Call, spec: Row) -> Row:
+def _declared(call: Call, spec: Row) -> Row:
     artifact = artifact_by_id(call, spec["artifactID"])
     if not spec["name"] or len(spec["name"]) > MAX_NAME:
         raise GraphQLError("invalid file name")
@@ -157,7 +157,7 @@ def _announced(call: Call, spec: Row) -> Row:
 def create_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
     if given.get("type") not in (None, "FULL"):
         raise GraphQLError("only full manifests are supported")
-    return _announced_manifest(call, artifact_by_id(call, given["artifactID"]), given["digest"])
+    return _declared_manifest(call, artifact_by_id(call, given["artifactID"]), given["digest"])
 
 
 @resolves("Mutation.updateArtifactManifest")
@@ -165,11 +165,11 @@ def update_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
     artifact = find_artifact(call, row_id_of("ArtifactManifest", given["artifactManifestID"]))
     if artifact is None or artifact["state"] == "DELETED":
         raise GraphQLError("no such artifact manifest")
-    return _announced_manifest(call, artifact, given.get("digest"))
+    return _declared_manifest(call, artifact, given.get("digest"))
 
 
-def _announced_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
-    """A manifest comes twice: without a digest for its id, then with the MD5 of its bytes for the upload link."""
+def _declared_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
+    """Clients declare a manifest twice: without a digest to get its id, then with the MD5 of its bytes to upload it."""
     if not digest:
         return {"artifactManifest": manifest_of(call, artifact)}
     key = key_of_digest("md5", digest)
@@ -180,7 +180,7 @@ def _announced_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
 
 @resolves("Mutation.commitArtifact")
 def commit_artifact(_source: None, call: Call, given: Row) -> Row:
-    """Make a pending artifact the next version, if its manifest and every file in it are here. Repeating it changes nothing."""
+    """Make a pending artifact the next version if its manifest and every file in it are here. Idempotent."""
     artifact = artifact_by_id(call, given["artifactID"])
     if artifact["state"] == "COMMITTED":
         return {"artifact": artifact}

@@ -1,4 +1,4 @@
-"""Versions of artifacts as they are read and edited: fields, memberships, listings."""
+"""Versions of artifacts: their fields, how they are listed, and how they are edited."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_artifact(call: Call, row_id: int) -> Row | None:
 
 
 def artifact_by_id(call: Call, identifier: str) -> Row:
-    """The artifact of a global id; GraphQLError when there is none or it was deleted."""
+    """The artifact of a global id. Raises GraphQLError if there is none or it was deleted."""
     found = find_artifact(call, row_id_of("Artifact", identifier))
     if found is None or found["state"] == "DELETED":
         raise GraphQLError("no such artifact")
@@ -86,7 +86,7 @@ def artifact_commit_hash(source: Row, _call: Call) -> str:
 
 @resolves("Artifact.ttlDurationSeconds")
 def artifact_ttl(source: Row, _call: Call) -> int:
-    """Always a number: wandb 0.31.0 takes one that isn't positive for "no TTL" and refuses null."""
+    """Always a number: wandb 0.31.0 rejects null and takes a number that isn't positive for "no TTL"."""
     return source["ttl_seconds"] or TTL_DISABLED
 
 
@@ -138,7 +138,7 @@ def collection_artifacts(
 
 
 def lookup(call: Call, artifact: Row, name: str) -> Any:
-    """A version's value by the name that filters and orders use."""
+    """A version's value by the name that filters and orders use for it."""
     if name in ("tag", "tags"):
         return [tag["name"] for tag in tags_of(call, "artifact", artifact["id"])]
     if name in ("alias", "aliases"):
@@ -154,7 +154,7 @@ def lookup(call: Call, artifact: Row, name: str) -> Any:
 
 
 def checked_metadata(text: str | None) -> str | None:
-    """The metadata of a request, if it is what W&B takes: an object with at most 100 keys."""
+    """The metadata of a request. Raises GraphQLError unless it is an object with at most 100 keys, W&B's limit."""
     if text and len(parsed(text, dict, "metadata")) > MAX_METADATA_KEYS:
         raise GraphQLError(f"metadata has more than {MAX_METADATA_KEYS} keys")
     return text

@@ -1,4 +1,4 @@
-"""Collections of versions (sequences and portfolios), their types and memberships: found, listed, edited, deleted."""
+"""Collections of versions, sequences and portfolios: found, created, listed, edited and deleted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find_collection(call: Call, project: Row | None, name: str) -> Row | None:
 
 
 def ensure_collection(call: Call, project: Row, name: str, kind: str, type_name: str) -> Row:
-    """The collection, made if it is new. GraphQLError when the name is taken by another kind or type."""
+    """The collection. Creates it if it is new. Raises GraphQLError if one of another kind or type has that name."""
     found = find_collection(call, project, name)
     if found is None:
         if not COLLECTION_NAME.fullmatch(name):
@@ -49,7 +49,7 @@ def collection_by_row(call: Call, row_id: int) -> Row:
 
 
 def collection_by_id(call: Call, identifier: str, kind: str | None = None) -> Row:
-    """The collection of a global id; GraphQLError when it doesn't exist or is of another kind."""
+    """The collection of a global id. Raises GraphQLError if it does not exist or is of another kind."""
     for name in ("ArtifactSequence", "ArtifactPortfolio"):
         try:
             row_id = row_id_of(name, identifier)
@@ -67,7 +67,7 @@ def project_artifact_collection(source: Row, call: Call, name: str) -> Row | Non
 
 
 def collections_of(call: Call, project_ids: Sequence[int], filters: str | None, order: str | None, **equal: Any) -> list[Row]:
-    """The live collections of some projects, newest first unless an order is given."""
+    """The collections of some projects, newest first unless `order` says otherwise."""
     rows: list[Row] = []
     for project_id in project_ids:
         rows += call.rows("SELECT * FROM collections WHERE project_id = ? AND state = 'READY' ORDER BY id DESC", project_id)
@@ -149,7 +149,7 @@ def move_sequence(_source: None, call: Call, given: Row) -> Row:
 
 @resolves("Mutation.deleteArtifactSequence", "Mutation.deleteArtifactPortfolio")
 def delete_collection(_source: None, call: Call, given: Row) -> Row:
-    """Delete a sequence with all its versions, or a portfolio, whose versions live on in their sequences."""
+    """Delete a sequence with all its versions, or a portfolio, whose versions stay in their sequences."""
     collection = collection_by_id(call, given.get("artifactSequenceID") or given["artifactPortfolioID"])
     if collection["kind"] == "SEQUENCE":
         for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection["id"]):
@@ -162,7 +162,7 @@ def delete_collection(_source: None, call: Call, given: Row) -> Row:
 
 
 def named_collection(call: Call, given: Row) -> Row:
-    """The collection that a request names by entity, project and name; GraphQLError when there is none."""
+    """The collection that a request names by entity, project and name. Raises GraphQLError if there is none."""
     project = find_project(call, given["entityName"], given["projectName"])
     collection = find_collection(call, project, given["artifactCollectionName"])
     if collection is None:

@@ -12,7 +12,7 @@ from ckptsync.server.resolvers.runs import run_by_id
 
 @resolves("Mutation.deleteRun")
 def delete_run(_source: None, call: Call, given: Row) -> Row:
-    """Remove a run with its history and files. Its artifacts stay unless deleteArtifacts says otherwise."""
+    """Delete a run with its history and files, and with deleteArtifacts the versions that it created."""
     run = run_by_id(call, given["id"])
     if given.get("deleteArtifacts"):
         for artifact in call.rows("SELECT id FROM artifacts WHERE run_id = ? AND state = 'COMMITTED'", run["id"]):
@@ -24,7 +24,7 @@ def delete_run(_source: None, call: Call, given: Row) -> Row:
 
 
 def delete_version(call: Call, artifact_id: int) -> None:
-    """Make a version deleted: out of every collection, its aliases gone, its number never given again, its bytes freed."""
+    """Delete a version: remove it from every collection with its aliases and free its bytes. Its number is never reused."""
     contents = {row["content"] for row in call.rows("SELECT content FROM artifact_files WHERE artifact_id = ?", artifact_id)}
     contents |= {row["manifest"] for row in call.rows("SELECT manifest FROM artifacts WHERE id = ?", artifact_id)}
     for table in ("artifact_files", "memberships", "aliases", "outputs", "inputs"):
@@ -35,7 +35,7 @@ def delete_version(call: Call, artifact_id: int) -> None:
 
 
 def release(call: Call, contents: set[str | None]) -> None:
-    """Free the bytes of contents that nothing refers to any more, once this transaction is durable."""
+    """Free the bytes of unreferenced contents once this transaction is durable."""
     for content in filter(None, contents):
         if _is_used(call, content):
             continue
@@ -61,7 +61,7 @@ def _is_used(call: Call, content: str) -> bool:
 
 @resolves("Mutation.deleteArtifact")
 def delete_artifact(_source: None, call: Call, given: Row) -> Row:
-    """Delete a version. One that still has aliases only when deleteAliases says so."""
+    """Delete a version. One that has aliases is deleted only with deleteAliases."""
     artifact = call.row("SELECT * FROM artifacts WHERE id = ?", row_id_of("Artifact", given["artifactID"]))
     if artifact is None or artifact["state"] == "DELETED":
         raise GraphQLError("no such artifact")

@@ -1,4 +1,4 @@
-"""Mongo-like filters and orders, as wandb's public API sends them. Pure: looks values up through a function it is given."""
+"""MongoDB-like filters and orders, as wandb's public API sends them. Pure: a function that it is given looks up the values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_PATTERN = 200
 
 
 def parse_filters(text: str | None) -> dict[str, Any]:
-    """The filter of a query; an empty one matches everything."""
+    """The parsed filter of a query. An empty filter matches everything."""
     if not text:
         return {}
     try:
@@ -33,18 +33,18 @@ def parse_filters(text: str | None) -> dict[str, Any]:
 
 
 def column(row: Row, name: str) -> Any:
-    """The look-up for rows whose filters name their columns."""
+    """The look-up for rows whose filters use the names of columns."""
     return row.get(name)
 
 
 def selected(rows: Sequence[Row], filters: str | None, look_up: RowLookup) -> list[Row]:
-    """The rows that meet the filter of a query."""
+    """The rows that match the filter of a query."""
     condition = parse_filters(filters)
     return [row for row in rows if matches(condition, partial(look_up, row))]
 
 
 def matches(filters: Mapping[str, Any], lookup: Lookup) -> bool:
-    """True when what `lookup` finds meets every condition."""
+    """True if the values that `lookup` finds match every condition."""
     return all(_clause(name, condition, lookup) for name, condition in filters.items())
 
 
@@ -109,7 +109,7 @@ def _compares(operator: str, value: Any, operand: Any) -> bool:
 
 
 def ordered(rows: Sequence[Row], order: str | None, look_up: RowLookup) -> list[Row]:
-    """The rows by `+name` (ascending, also without the sign) or `-name`; rows without a value come last."""
+    """The rows sorted by `+name` or `name` (ascending) or `-name` (descending). Rows without a value come last."""
     if not order:
         return list(rows)
     name = order.lstrip("+-")

@@ -1,4 +1,4 @@
-"""Which run made a version, and which runs used it."""
+"""Which run created a version, and which runs used it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads an uploaded manifest: the files of a version, each of which has to be here."""
+"""Reads an uploaded manifest and checks that every file in it is here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Entry = tuple[str, str, int, str | None, str | None]
 
 
 def manifest_entries(call: Call, artifact: Row) -> list[Entry]:
-    """(name, digest, size, content, reference) for all entries of the uploaded manifest; GraphQLError if anything is missing."""
+    """The entries of the uploaded manifest. Raises GraphQLError if it or a file in it is missing."""
     size = call.content.size(artifact["manifest"]) if artifact["manifest"] else None
     if size is None or size > MAX_MANIFEST_BYTES:
         raise GraphQLError("the artifact's manifest has not been uploaded")
@@ -26,35 +26,35 @@ def manifest_entries(call: Call, artifact: Row) -> list[Entry]:
     contents = parsed(text, dict, "manifest").get("contents")
     if not isinstance(contents, dict):
         raise GraphQLError("the manifest has no contents")
-    announced = {
+    declared = {
         row["name"]: row
         for row in call.rows("SELECT name, digest, content FROM artifact_files WHERE artifact_id = ?", artifact["id"])
     }
-    entries = [_entry(call, artifact, name, entry, announced.get(name)) for name, entry in contents.items()]
-    missing = sorted(name for name, row in announced.items() if name not in contents and row["content"])
+    entries = [_entry(call, artifact, name, entry, declared.get(name)) for name, entry in contents.items()]
+    missing = sorted(name for name, row in declared.items() if name not in contents and row["content"])
     if missing:
-        raise GraphQLError(f"announced files are not in the manifest, for example {missing[0]!r}")
+        raise GraphQLError(f"declared files are missing in the manifest, for example {missing[0]!r}")
     return entries
 
 
-def _entry(call: Call, artifact: Row, name: str, entry: Any, announced: Row | None) -> Entry:
+def _entry(call: Call, artifact: Row, name: str, entry: Any, declared: Row | None) -> Entry:
     digest = entry.get("digest") if isinstance(entry, dict) else None
     if not isinstance(digest, str) or len(name) > MAX_NAME:
         raise GraphQLError("the manifest has an invalid entry")
     if entry.get("ref"):
         return (name, digest, int(entry.get("size") or 0), None, str(entry["ref"]))
-    content = announced["content"] if announced and announced["digest"] == digest else None
+    content = declared["content"] if declared and declared["digest"] == digest else None
     content = content or _content_of_digest(call, artifact, digest)
     size = content_size(call, content)
     if size is None:
         raise GraphQLError(f"the file {name!r} has not been uploaded")
     if entry.get("size") not in (None, size):
-        raise GraphQLError(f"the file {name!r} does not have the size that the manifest says")
+        raise GraphQLError(f"the size of the file {name!r} differs from the manifest")
     return (name, digest, size, content, None)
 
 
 def _content_of_digest(call: Call, artifact: Row, digest: str) -> str:
-    """The content of a file that was taken over from an earlier version instead of being announced again."""
+    """The content of a file that was taken from an earlier version without being declared again."""
     known = call.row(
         "SELECT content FROM artifact_files f JOIN artifacts a ON a.id = f.artifact_id"
         " WHERE f.digest = ? AND a.algorithm = ? AND a.state = 'COMMITTED' AND content IS NOT NULL",

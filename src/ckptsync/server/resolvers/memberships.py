@@ -1,4 +1,4 @@
-"""Memberships: the number under which a version is in a collection."""
+"""Memberships: which versions are in which collections, under which number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckptsync.server.resolvers.context import Call, Row, resolves
 
 
 def find_membership(call: Call, collection: Row | None, alias: str) -> Row | None:
-    """The membership that `vN` or an alias names."""
+    """The membership of `vN` or of an alias."""
     if collection is None:
         return None
     version = VERSION.fullmatch(alias)
@@ -23,7 +23,7 @@ def find_membership(call: Call, collection: Row | None, alias: str) -> Row | Non
 
 
 def add_member(call: Call, collection: Row, artifact_id: int) -> Row:
-    """The version's membership in a collection; a new one gets the next number, which no version ever had."""
+    """The version's membership in a collection. A new one gets the next number, which is never reused."""
     found = call.row("SELECT * FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
     if found is not None:
         return found

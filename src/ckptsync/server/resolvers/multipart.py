@@ -1,4 +1,4 @@
-"""Files that are uploaded in parts. The parts are the content: nothing is put together."""
+"""Multipart uploads. The parts are stored as they are and never joined."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parts_of(call: Call, key: str) -> list[str]:
 
 
 def content_size(call: Call, key: str) -> int | None:
-    """The number of bytes of a content, in one piece or in parts; None unless all of it is here."""
+    """The size of a content in bytes, in one piece or in parts. None unless all of it is here."""
     if not key.startswith("parts-"):
         return call.content.size(key)
     sizes = [call.content.size(part) for part in parts_of(call, key)]
@@ -36,12 +36,12 @@ def content_size(call: Call, key: str) -> int | None:
 
 @resolves("Mutation.completeMultipartUploadArtifact")
 def complete_multipart(_source: None, call: Call, given: Row) -> Row:
-    """Say whether all parts of a file are here. The parts are the content already: nothing is put together."""
+    """Confirm that all parts of a file are here."""
     artifact = artifact_by_id(call, given["artifactID"])
     row = call.row("SELECT digest FROM artifact_files WHERE artifact_id = ? AND content = ?", artifact["id"], given["uploadID"])
     if row is None:
         raise GraphQLError("no such multipart upload")
-    told = [key_of_digest("md5", part["hexMD5"].strip('"')) for part in given["completedParts"]]
-    if told != parts_of(call, given["uploadID"]) or content_size(call, given["uploadID"]) is None:
-        raise GraphQLError("some parts are missing or are not the announced ones")
+    completed = [key_of_digest("md5", part["hexMD5"].strip('"')) for part in given["completedParts"]]
+    if completed != parts_of(call, given["uploadID"]) or content_size(call, given["uploadID"]) is None:
+        raise GraphQLError("some parts are missing or differ from the declared ones")
     return {"digest": row["digest"]}

@@ -1,4 +1,4 @@
-"""Projects: found, made on first use, listed, changed."""
+"""Projects: found, created on first use, listed and changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_project(call: Call, entity_name: str | None, name: str | None) -> Row |
 
 
 def ensure_project(call: Call, entity_name: str | None, name: str | None) -> Row:
-    """The project, made if this is its first use."""
+    """The project. Creates it on first use."""
     found = find_project(call, entity_name, name)
     if found is not None:
         return found
@@ -123,5 +123,5 @@ def upsert_project(_source: None, call: Call, given: Row) -> Row:
 
 
 def entities_projects(call: Call, entity_name: str, filters: str | None) -> Sequence[int]:
-    """The row ids of an entity's projects that meet a filter."""
+    """The row ids of an entity's projects that match a filter."""
     return [row["id"] for row in projects_of(call, entity_name, filters)]

@@ -1,4 +1,4 @@
-"""Linking versions into portfolios and registry collections, and reading what an organization's registries hold."""
+"""Links versions into portfolios and registry collections, and lists what an organization's registries contain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ckptsync.server.resolvers.projects import ensure_project, entities_projects
 
 @resolves("Mutation.linkArtifact")
 def link_artifact(_source: None, call: Call, given: Row) -> Row:
-    """Put a committed version into a portfolio (made if it is new) as its newest; linking it again gives the same place."""
+    """Add a committed version to a portfolio, which is created if it is new, as its newest version. Idempotent."""
     artifact = _linkable(call, given)
     portfolio = _portfolio(call, artifact, given)
     membership = add_member(call, portfolio, artifact["id"])
@@ -43,7 +43,7 @@ def _portfolio(call: Call, artifact: Row, given: Row) -> Row:
     if given.get("artifactPortfolioID"):
         return collection_by_id(call, given["artifactPortfolioID"], "PORTFOLIO")
     if not given.get("artifactPortfolioName"):
-        raise GraphQLError("which portfolio?")
+        raise GraphQLError("the request names no portfolio")
     project = ensure_project(call, given.get("entityName"), given.get("projectName"))
     sequence = collection_by_row(call, artifact["collection_id"])
     return ensure_collection(call, project, given["artifactPortfolioName"], "PORTFOLIO", sequence["type"])

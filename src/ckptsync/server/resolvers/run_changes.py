@@ -1,4 +1,4 @@
-"""What changes a run: made and changed by upsertBucket, stopped, alerted."""
+"""Mutations of runs: created and changed by upsertBucket, stopped, alerts, states."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLUMN_OF_INPUT = {
 
 @resolves("Mutation.upsertBucket")
 def upsert_run(_source: None, call: Call, given: Row) -> Row:
-    """Make or change a run. By name it is a client's init or its config; by id only, an edit that is no sign of life."""
+    """Create or change a run. A request by name comes from the run's own client, one by id edits it."""
     changes = {column: given[name] for name, column in COLUMN_OF_INPUT.items() if given.get(name) is not None}
     for column in ("config", "summary"):
         if column in changes:
@@ -69,8 +69,8 @@ def _started_run(call: Call, project: Row, given: Row) -> tuple[int, bool]:
     if run is None:
         columns = {"project_id": project["id"], "name": name, "state": state}
         return call.insert("runs", **columns, created_at=call.now, heartbeat_at=call.now), True
-    # Only an init says on which host it is (wandb 0.31.0, measured); what comes later, such as the config of a
-    # run that is about to be preempted, must not start the run anew.
+    # Only an init names a host (wandb 0.31.0, measured). Later updates, such as the config of a run that is about to be
+    # preempted, must not restart the run.
     if given.get("host") or given.get("state"):
         started = {"state": state, "exit_code": None, "preempting": 0, "stop_requested": 0}
         call.update("runs", run["id"], **started, heartbeat_at=call.now)
@@ -85,7 +85,7 @@ def stop_run(_source: None, call: Call, given: Row) -> Row:
 
 @resolves("Mutation.notifyScriptableRunAlert")
 def alert(_source: None, call: Call, given: Row) -> Row:
-    """A run's alert: nobody to send it to, so it goes to the server's log."""
+    """Log the alert of a run."""
     run = run_at(call, given["entityName"], given["projectName"], given["runName"])
     log.warning("alert of run %s: %s", run["name"], given["title"], extra={"text": given["text"]})
     return {"success": True}

@@ -1,4 +1,4 @@
-"""Files of a run (code, config, media, tables): announced, uploaded by signed link, listed, deleted."""
+"""Files of a run (code, config, media, tables): declared, uploaded through a signed link, listed and deleted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_FILES = 10_000
 
 
 def run_file(call: Call, row: Row, *, upload: bool = False) -> Row:
-    """A run's file as clients see it. Links are made only where there are bytes, or where some are wanted."""
+    """A run's file as clients see it. With `upload`, its URL is a link to upload it."""
     direct_url = call.links.get(f"/storage/content/{row['content']}") if row["content"] else ""
     return {
         "id": global_id("RunFile", row["id"]),
@@ -88,7 +88,7 @@ def create_run_files(_source: None, call: Call, given: Row) -> Row:
 
 @resolves("Mutation.markRunFilesUploaded")
 def mark_run_files_uploaded(_source: None, call: Call, given: Row) -> Row:
-    """Nothing to do: the PUT itself recorded the file. The answer says whether all of them are there."""
+    """Whether all of these files are here. Changes nothing: the upload itself recorded the file."""
     run = run_at(call, given["entityName"], given["projectName"], given["runName"])
     return {"success": len(_uploaded(call, run, given["files"], None)) == len(set(given["files"]))}
 

@@ -1,4 +1,4 @@
-"""Runs by filter and order, as clients list them."""
+"""Lists runs by filter and order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ckptsync.server.resolvers.runs import display_name, state_of
 
 
 def _lookup(call: Call, run: Row, name: str) -> Any:
-    """A run's value by the name that filters and orders use: a column, `config.x`, `summary_metrics.x` or `tags`."""
+    """A run's value by the name that filters and orders use for it: a column, `config.x`, `summary_metrics.x` or `tags`."""
     head, _, rest = name.partition(".")
     if head == "config" and rest:
         return _descend(json.loads(run["config"]), rest.removesuffix(".value"), config=True)

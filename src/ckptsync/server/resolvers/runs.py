@@ -1,11 +1,11 @@
-"""Runs: made and changed by upsertBucket, found by name, listed with filters and orders; their state as a reader sees it.
+"""Runs: found by path or id, their fields, and their state as a reader sees it.
 
 ```
 upsertBucket, file_stream ─▶ running ─▶ finished (exit code 0) | failed (another exit code)
-                                     ─▶ crashed (no sign of life for `crash_after` seconds)
-run.mark_preempting()     ─▶ preempting ─▶ finished | preempted (another exit code, or no sign of life)
+                                     ─▶ crashed (no heartbeat for `crash_after` seconds)
+run.mark_preempting()     ─▶ preempting ─▶ finished | preempted (another exit code, or no heartbeat)
 ```
-Any sign of life of an ended run makes it running again, as a resume does.
+A heartbeat of an ended run makes it running again, as a resume does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ckptsync.server.resolvers.projects import find_project
 
 
 def state_of(run: Row, now: float, crash_after: float) -> str:
-    """The state as of now: a run that went silent while running has crashed, or was preempted if it had said so."""
+    """The current state: a running run without a heartbeat has crashed, or was preempted if it had announced that."""
     if run["state"] == "running" and now - run["heartbeat_at"] > crash_after:
         return "preempted" if run["preempting"] else "crashed"
     if run["state"] == "running" and run["preempting"]:
@@ -35,7 +35,7 @@ def find_run(call: Call, project: Row | None, name: str | None) -> Row | None:
 
 
 def run_at(call: Call, entity_name: str | None, project_name: str | None, name: str | None) -> Row:
-    """The run of that path; GraphQLError when there is none."""
+    """The run of that path. Raises GraphQLError if there is none."""
     run = find_run(call, find_project(call, entity_name, project_name), name)
     if run is None:
         raise GraphQLError("no such run")
@@ -100,7 +100,7 @@ def display_name(run: Row) -> str:
 
 @resolves("Run.wandbConfig")
 def run_wandb_config(source: Row, _call: Call, keys: list[str] | None = None) -> str | None:
-    """The client's own part of the config. A client takes a run without the key `t` for one that never started."""
+    """The client's own part of the config. To a client, a run without the key `t` never started."""
     inner = json.loads(source["config"]).get("_wandb", {})
     inner = inner.get("value", inner) if isinstance(inner, dict) else {}
     if not inner:

@@ -1,4 +1,4 @@
-"""What this server can do, as clients ask before they use it."""
+"""The capabilities of this server, which clients query before they use it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server_info(_source: None, _call: Call) -> Row:
     features = [*FEATURES, *(["ARTIFACT_DIGEST_ALGORITHM"] if "xxh128" in HASHERS else [])]
     return {
         "features": [{"name": name, "isEnabled": True} for name in features],
-        # Clients before 0.29 ask before they log an image or a table. This is no W&B Server, so it has no version of one.
+        # Clients before 0.29 query both before they log an image or a table. The second is about W&B Server, which this is not.
         "cliVersionInfo": {"min_cli_version": None, "max_cli_version": NEWEST_CLIENT},
         "latestLocalVersionInfo": None,
     }

@@ -1,4 +1,4 @@
-"""What every operation works on: one database, one content folder, and the secret that signs links."""
+"""What all operations share: the database, the content folder, and the secret that signs links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A faulty connection: ASGI channels that break, corrupt or slow down what passes through them."""
+"""Faulty connections: wrappers for ASGI's receive and send that break, corrupt or throttle what passes through them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HANG_UP = "ckptsync.hang_up"
 
 @dataclass(frozen=True, slots=True)
 class Disconnectable:
-    """The outermost ASGI layer: gives the scope a function that closes the connection, which ASGI itself doesn't offer."""
+    """The outermost ASGI layer. Adds a function that closes the connection to the scope, since ASGI itself has none."""
 
     app: ASGIApp
 
@@ -26,7 +26,7 @@ class Disconnectable:
 
 
 async def hang_up(scope: Scope, receive: Receive) -> None:
-    """Close the connection and wait until the server has noticed: it would send an answer of its own otherwise."""
+    """Close the connection and wait until uvicorn has noticed: otherwise it would send a response of its own."""
     scope[HANG_UP]()
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -41,7 +41,7 @@ def _content_length(headers: Any) -> int:
 
 
 def cut_receive(scope: Scope, receive: Receive) -> Receive:
-    """An upload's body up to its half; then the connection breaks. Other requests break in their answer."""
+    """Break the connection after half of an upload's body. Other requests break in their response."""
     half = _content_length(scope["headers"]) // 2
     seen = 0
 
@@ -58,7 +58,7 @@ def cut_receive(scope: Scope, receive: Receive) -> Receive:
 
 
 def cut_send(scope: Scope, receive: Receive, send: Send) -> Send:
-    """The answer's body up to its half; then the connection breaks."""
+    """Break the connection after half of the response's body."""
     left = 0
     cut_off = False
 
@@ -83,7 +83,7 @@ def cut_send(scope: Scope, receive: Receive, send: Send) -> Send:
 
 
 def corrupt_send(send: Send) -> Send:
-    """The answer with the first byte of its body flipped."""
+    """Flip the first byte of the response's body."""
     done = False
 
     async def corrupted(message: Message) -> None:
@@ -107,7 +107,7 @@ def slow_receive(receive: Receive, bytes_per_second: float) -> Receive:
 
 
 def slow_send(send: Send, bytes_per_second: float) -> Send:
-    """The answer in pieces of a tenth of a second each."""
+    """Send the response in pieces, ten per second."""
     piece = max(int(bytes_per_second / 10), 1)
 
     async def slow(message: Message) -> None:

@@ -35,7 +35,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 
 @dataclass(slots=True)
 class Faults:
-    """The middleware and the endpoint that scripts it."""
+    """The middleware, and the endpoint at which tests set its rules."""
 
     app: ASGIApp
     key: str
@@ -80,7 +80,7 @@ class Faults:
 
 
 async def _act(action: Mapping[str, Any], app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Do what the action says: first wait, then fail or let the application answer through a faulty line."""
+    """Apply an action: wait if it says so, then fail or let the application respond over a faulty connection."""
     if "delay" in action:
         await asyncio.sleep(action["delay"])
     drop = action.get("drop")
@@ -108,7 +108,7 @@ async def _act(action: Mapping[str, Any], app: ASGIApp, scope: Scope, receive: R
 
 
 def _note_operation(scope: Scope, body: bytes) -> str | None:
-    """What a GraphQL request asks for, noted for the request log in case the application never sees it."""
+    """The operation of a GraphQL request, also recorded for the request log in case the application never sees it."""
     try:
         request = json.loads(body)
     except ValueError:
@@ -128,7 +128,7 @@ async def _body(receive: Receive) -> bytes:
 
 
 async def _drain(receive: Receive) -> None:
-    """Take the rest of the body, or the client would see a broken connection in place of the status."""
+    """Read the rest of the body, or the client would see a broken connection instead of the status."""
     while (await receive()).get("more_body"):
         pass
 

@@ -1,4 +1,4 @@
-"""A fault rule: which requests it matches, how many of them it hits, and what it does to them."""
+"""Fault rules: which requests a rule matches, how many of them it hits, and what it does to them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ACTIONS = {"status", "headers", "delay", "throttle", "drop", "corrupt", "graphql
 
 
 class InvalidRuleError(ValueError):
-    """A rule that cannot be understood; the message says which."""
+    """A malformed rule. The message says what is wrong with it."""
 
 
 @dataclass(slots=True)
 class Rule:
-    """One fault: which requests, how many of them, and what happens to them."""
+    """One fault: which requests it hits, how many of them, and how they fail."""
 
     match: Mapping[str, str]
     action: Mapping[str, Any]
@@ -33,11 +33,11 @@ class Rule:
         unknown = ({*given} - {"match", "skip", "count", "action"}) | ({*match} - {"path", "operation", "method"})
         unknown |= {*given["action"]} - ACTIONS
         if unknown:
-            raise InvalidRuleError(f"unknown in a rule: {', '.join(sorted(unknown))}")
+            raise InvalidRuleError(f"unknown keys in a rule: {', '.join(sorted(unknown))}")
         return cls(match, given["action"], given.get("skip", 0), given.get("count"))
 
     def takes(self, method: str, path: str, operation: str | None) -> bool:
-        """Count a request that matches; True when the fault hits it."""
+        """Count a matching request. True if the fault hits it."""
         if not re.search(self.match.get("path", ""), path):
             return False
         if self.match.get("operation", operation) != operation or self.match.get("method", method) != method:
