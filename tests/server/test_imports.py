@@ -11,7 +11,7 @@ import pytest
 import ckptsync.server
 
 FOLDER = Path(ckptsync.server.__file__).parent
-ALLOWED = {"ckptsync", "starlette", "uvicorn", "graphql", "h11", "xxhash"}
+ALLOWED = {"ckptsync", "starlette", "uvicorn", "graphql", "h11", "re2", "xxhash"}
 
 
 def _imported(path: Path) -> set[str]:

@@ -17,7 +17,7 @@ from ckptsync.server.resolvers.projects import find_project
 from ckptsync.server.resolvers.tags import add_tags, remove_tags, tags_of
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
-TYPE_NAME = re.compile(r"[-\w]+([ ]*[-.\w]+)*")
+TYPE_NAME = re.compile(r"[-\w](?:[-.\w ]*[-.\w])?")
 
 
 def find_collection(call: Call, project: Row | None, name: str) -> Row | None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from graphql import GraphQLError
 
+from ckptsync.server.resolvers.patterns import contains
+
 Row = Mapping[str, Any]
 Lookup = Callable[[str], Any]
 RowLookup = Callable[[Row, str], Any]
-
-MAX_PATTERN = 200
 
 
 def parse_filters(text: str | None) -> dict[str, Any]:
@@ -79,19 +78,10 @@ def _holds(operator: str, value: Any, operand: Any) -> bool:
     if operator == "$contains":
         return operand in value if isinstance(value, (list, str)) else False
     if operator == "$regex":
-        return isinstance(value, str) and _pattern(operand).search(value) is not None
+        return contains(operand, value) if isinstance(value, str) else False
     if operator in ("$gt", "$gte", "$lt", "$lte"):
         return _compares(operator, value, operand)
     raise GraphQLError(f"unknown filter operator {operator}")
-
-
-def _pattern(text: Any) -> re.Pattern[str]:
-    if not isinstance(text, str) or len(text) > MAX_PATTERN:
-        raise GraphQLError("$regex takes a short pattern")
-    try:
-        return re.compile(text)
-    except re.error:
-        raise GraphQLError("$regex takes a regular expression") from None
 
 
 def _compares(operator: str, value: Any, operand: Any) -> bool:

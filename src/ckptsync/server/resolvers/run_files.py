@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mimetypes
-import re
 from collections.abc import Sequence
 
 from graphql import GraphQLError
@@ -11,6 +10,7 @@ from graphql import GraphQLError
 from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
 from ckptsync.server.resolvers.deletion import release
 from ckptsync.server.resolvers.paging import matching, page
+from ckptsync.server.resolvers.patterns import is_like
 from ckptsync.server.resolvers.runs import run_at
 
 MAX_NAME = 1024
@@ -45,8 +45,7 @@ def file_url(source: Row, call: Call, upload: bool | None = None) -> str | None:
 def _uploaded(call: Call, run: Row, names: Sequence[str | None] | None, pattern: str | None) -> list[Row]:
     rows = call.rows("SELECT * FROM run_files WHERE run_id = ? AND content IS NOT NULL ORDER BY name", run["id"])
     if pattern:
-        like = re.compile("".join({"%": ".*", "_": "."}.get(letter, re.escape(letter)) for letter in pattern), re.DOTALL)
-        return [row for row in rows if like.fullmatch(row["name"])]
+        return [row for row in rows if is_like(pattern, row["name"])]
     return list(matching(rows, names))
 
 
