@@ -44,11 +44,10 @@ LOCAL_IDS = ("ArtifactAlias", "Tag", "ArtifactManifest")
 
 
 def resolve_field(source: Any, info: Any, **_arguments: Any) -> Any:
-    """The default resolver: the key of the field's name, else the column of that name in snake_case."""
+    """The default resolver: the key of the field's name, else the column of that name in snake_case. Calls a function."""
     name = info.field_name
-    if name in source:
-        return source[name]
-    return source.get(snake_case(name))
+    found = source[name] if name in source else source.get(snake_case(name))
+    return found() if callable(found) else found
 
 
 def _date(value: Any) -> str:

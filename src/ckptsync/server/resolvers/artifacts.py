@@ -10,13 +10,24 @@ from graphql import GraphQLError
 from ckptsync.server.resolvers.aliases import set_alias
 from ckptsync.server.resolvers.collections import collection_by_row
 from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
-from ckptsync.server.resolvers.filters import ordered, selected
+from ckptsync.server.resolvers.listing import Listing
 from ckptsync.server.resolvers.paging import page
 from ckptsync.server.resolvers.tags import add_tags, remove_tags, tags_of
 
 ALGORITHMS = {"MANIFEST_MD5": "md5", "MANIFEST_XXH128": "xxh128"}
 MAX_METADATA_KEYS = 100
 TTL_INHERITED, TTL_DISABLED = -1, -2
+COLUMNS = {
+    **{name: name for name in ("digest", "state", "description", "size", "file_count", "history_step", "version")},
+    "created_at": "created_at",
+    "createdAt": "created_at",
+    "updated_at": "updated_at",
+    "updatedAt": "updated_at",
+    "fileCount": "file_count",
+    "versionIndex": "version",
+    "version_index": "version",
+}
+"""By the names that filters and orders use for them."""
 
 
 def find_artifact(call: Call, row_id: int) -> Row | None:
@@ -125,13 +136,17 @@ def collection_artifacts(
     order: str | None = None,
 ) -> Row:
     """The versions of a collection, newest first unless an order is given."""
-    rows = call.rows(
-        "SELECT a.*, m.version FROM memberships m JOIN artifacts a ON a.id = m.artifact_id"
-        " WHERE m.collection_id = ? ORDER BY m.version DESC",
-        source["id"],
+    versions = Listing(
+        call,
+        source="(SELECT a.*, m.version FROM memberships m JOIN artifacts a ON a.id = m.artifact_id WHERE m.collection_id = ?)",
+        values=(source["id"],),
+        key="version",
+        order="-version",
+        look_up=partial(lookup, call),
+        reads=_reads,
+        sortable={name: column for name, column in COLUMNS.items() if column in ("version", "created_at", "updated_at")},
     )
-    look_up = partial(lookup, call)
-    connection = page(ordered(selected(rows, filters, look_up), order, look_up), first, after)
+    connection = versions.page(filters, order, first, after)
     for edge in connection["edges"]:
         edge["version"] = f"v{edge['row']['version']}"
     return connection
@@ -149,8 +164,16 @@ def lookup(call: Call, artifact: Row, name: str) -> Any:
         for key in rest.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         return value
-    columns = {"createdAt": "created_at", "updatedAt": "updated_at", "versionIndex": "version", "version_index": "version"}
-    return artifact.get(columns.get(name, name))
+    return artifact.get(COLUMNS.get(name, ""))
+
+
+def _reads(name: str) -> tuple[str, ...]:
+    """The columns that `lookup` reads for a name."""
+    if name in ("tag", "tags", "alias", "aliases"):
+        return ("id",)
+    if name.startswith("metadata."):
+        return ("metadata",)
+    return (COLUMNS[name],) if name in COLUMNS else ()
 
 
 def checked_metadata(text: str | None) -> str | None:

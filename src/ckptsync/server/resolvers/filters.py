@@ -42,6 +42,18 @@ def selected(rows: Sequence[Row], filters: str | None, look_up: RowLookup) -> li
     return [row for row in rows if matches(condition, partial(look_up, row))]
 
 
+def names_in(filters: Mapping[str, Any]) -> set[str]:
+    """The names whose values decide whether a row matches."""
+    found: set[str] = set()
+    for name, condition in filters.items():
+        if not name.startswith("$"):
+            found.add(name)
+            continue
+        parts = condition if isinstance(condition, list) else [condition]
+        found.update(*(names_in(part) for part in parts if isinstance(part, dict)))
+    return found
+
+
 def matches(filters: Mapping[str, Any], lookup: Lookup) -> bool:
     """True if the values that `lookup` finds match every condition."""
     return all(_clause(name, condition, lookup) for name, condition in filters.items())
@@ -105,11 +117,14 @@ def ordered(rows: Sequence[Row], order: str | None, look_up: RowLookup) -> list[
     name = order.lstrip("+-")
     present = [row for row in rows if look_up(row, name) is not None]
     absent = [row for row in rows if look_up(row, name) is None]
-    present.sort(key=lambda row: _sort_key(look_up(row, name)), reverse=order.startswith("-"))
+    present.sort(key=lambda row: _comparable(sort_key(look_up(row, name))), reverse=order.startswith("-"))
     return present + absent
 
 
-def _sort_key(value: Any) -> tuple[int, Any]:
-    if isinstance(value, (bool, int, float)):
-        return (0, value)
-    return (1, str(value))
+def _comparable(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value
+
+
+def sort_key(value: Any) -> int | float | str | None:
+    """What a value sorts by. Numbers come before texts."""
+    return value if value is None or isinstance(value, (int, float)) else str(value)

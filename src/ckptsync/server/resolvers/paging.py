@@ -1,4 +1,4 @@
-"""Relay connections over lists: the requested page and its cursors."""
+"""Relay connections over short lists, which are read as a whole: the requested page and its cursors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from graphql import GraphQLError
 from ckptsync.server.resolvers.context import Row
 
 MAX_PAGE = 10_000
+
+
+def page_size(first: int | None) -> int:
+    """How many rows a page has at most."""
+    return MAX_PAGE if first is None else min(max(first, 0), MAX_PAGE)
 
 
 def page(
@@ -26,7 +31,7 @@ def page(
     A cursor holds a position and the key of the row there, so rows inserted before it meanwhile neither repeat nor hide others.
     """
     start = 0 if not after else _position_after(rows, after, key)
-    count = MAX_PAGE if first is None else min(max(first, 0), MAX_PAGE)
+    count = page_size(first)
     selected = rows[start : start + count]
     edges = [{"cursor": f"{start + offset}:{key(row)}", "node": node(row), "row": row} for offset, row in enumerate(selected)]
     more = start + count < len(rows)

@@ -7,17 +7,44 @@ from functools import partial
 from typing import Any
 
 from ckptsync.server.resolvers.context import Call, Row, resolves
-from ckptsync.server.resolvers.filters import ordered, selected
-from ckptsync.server.resolvers.paging import page
+from ckptsync.server.resolvers.listing import Listing
 from ckptsync.server.resolvers.runs import display_name, state_of
 
+CONFIG, SUMMARY = ("config",), ("summary_metrics", "summaryMetrics", "summary")
+COLUMNS = {
+    **{name: name for name in ("name", "notes", "description", "host", "program", "commit_hash", "sweep", "exit_code", "tags")},
+    "group": "group_name",
+    "jobType": "job_type",
+    "job_type": "job_type",
+    "created_at": "created_at",
+    "createdAt": "created_at",
+    "heartbeat_at": "heartbeat_at",
+    "heartbeatAt": "heartbeat_at",
+}
+SORTABLE = {
+    **{name: column for name, column in COLUMNS.items() if column in ("name", "created_at", "heartbeat_at")},
+    **dict.fromkeys(("display_name", "displayName"), "coalesce(nullif(display_name, ''), name)"),
+}
 
-def _lookup(call: Call, run: Row, name: str) -> Any:
+
+def _reads(name: str) -> tuple[str, ...]:
+    """The columns that `_look_up` reads for a name."""
+    head, _, rest = name.partition(".")
+    if rest:
+        return ("config",) if head in CONFIG else ("summary",) if head in SUMMARY else ()
+    if head in ("display_name", "displayName"):
+        return ("display_name", "name")
+    if head == "state":
+        return ("state", "preempting", "heartbeat_at")
+    return (COLUMNS[head],) if head in COLUMNS else ()
+
+
+def _look_up(call: Call, run: Row, name: str) -> Any:
     """A run's value by the name that filters and orders use for it: a column, `config.x`, `summary_metrics.x` or `tags`."""
     head, _, rest = name.partition(".")
-    if head == "config" and rest:
+    if head in CONFIG and rest:
         return _descend(json.loads(run["config"]), rest.removesuffix(".value"), config=True)
-    if head in ("summary_metrics", "summaryMetrics", "summary") and rest:
+    if head in SUMMARY and rest:
         return _descend(json.loads(run["summary"]), rest)
     if head == "tags":
         return json.loads(run["tags"])
@@ -25,11 +52,7 @@ def _lookup(call: Call, run: Row, name: str) -> Any:
         return display_name(run)
     if head == "state":
         return state_of(run, call.now, call.crash_after)
-    columns = {
-        "group": "group_name", "jobType": "job_type",
-        "createdAt": "created_at", "heartbeatAt": "heartbeat_at",
-    }  # fmt: skip
-    return run.get(columns.get(head, head))
+    return run.get(COLUMNS.get(head, ""))
 
 
 def _descend(value: Any, path: str, *, config: bool = False) -> Any:
@@ -46,9 +69,17 @@ def _descend(value: Any, path: str, *, config: bool = False) -> Any:
     return found["value"] if config and isinstance(found, dict) and "value" in found else found
 
 
-def _matching_runs(call: Call, project: Row, filters: str | None) -> list[Row]:
-    rows = call.rows("SELECT * FROM runs WHERE project_id = ? ORDER BY created_at, id", project["id"])
-    return selected(rows, filters, partial(_lookup, call))
+def _runs(call: Call, project: Row) -> Listing:
+    return Listing(
+        call,
+        source="(SELECT * FROM runs WHERE project_id = ?)",
+        values=(project["id"],),
+        key="id",
+        order="+created_at",
+        look_up=partial(_look_up, call),
+        reads=_reads,
+        sortable=SORTABLE,
+    )
 
 
 @resolves("Project.runs")
@@ -60,10 +91,9 @@ def project_runs(
     after: str | None = None,
     order: str | None = None,
 ) -> Row:
-    rows = _matching_runs(call, source, filters)
-    return page(ordered(rows, order, partial(_lookup, call)), first, after)
+    return _runs(call, source).page(filters, order, first, after)
 
 
 @resolves("Project.runCount")
 def project_run_count(source: Row, call: Call, filters: str | None = None) -> int:
-    return len(_matching_runs(call, source, filters))
+    return _runs(call, source).count(filters)

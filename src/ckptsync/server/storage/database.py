@@ -97,6 +97,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             PRIMARY KEY (run_id, artifact_id)) WITHOUT ROWID""",
         "CREATE INDEX inputs_by_artifact ON inputs (artifact_id)",
     ),
+    ("CREATE INDEX runs_by_creation ON runs (project_id, created_at, id)",),
 )
 
 
