@@ -25,6 +25,7 @@ def sweep_content(database: Database, content: Content) -> None:
                 "SELECT content FROM artifact_files",
                 "SELECT content FROM run_files",
                 "SELECT manifest FROM artifacts",
+                "SELECT content FROM partial_manifests",
                 "SELECT part FROM parts",
             )
             for row in connection.execute(statement)

@@ -40,7 +40,7 @@ RESOLVER_MODULES = (
     "lineage",
 )
 GLOBAL_IDS = ("Project", "Run", "Artifact", "ArtifactSequence", "ArtifactPortfolio", "ArtifactCollectionMembership")
-LOCAL_IDS = ("ArtifactAlias", "Tag", "ArtifactManifest")
+LOCAL_IDS = ("ArtifactAlias", "Tag")
 
 
 def resolve_field(source: Any, info: Any, **_arguments: Any) -> Any:

@@ -72,10 +72,14 @@ def membership_files(
 
 def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> Row:
     """An artifact's manifest as clients see it, with a link to download it, and with `upload_key` one to upload it."""
-    key = artifact["manifest"]
+    return manifest_file(call, global_id("ArtifactManifest", artifact["id"]), artifact["manifest"], upload_key)
+
+
+def manifest_file(call: Call, identifier: str, key: str | None, upload_key: str | None) -> Row:
+    """A manifest as clients see it, whose bytes are the content `key` and may be uploaded as `upload_key`."""
     link = call.links.get(f"/storage/content/{key}") if key else ""
     file = {
-        "id": global_id("ManifestFile", artifact["id"]),
+        "id": f"{identifier}:file",
         "name": "wandb_manifest.json",
         "directUrl": link,
         "sizeBytes": (call.content.size(key) if key else None) or 0,
@@ -84,7 +88,7 @@ def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> 
     if upload_key is not None:
         file["uploadUrl"] = call.links.put(f"/storage/content/{upload_key}")
         file["uploadHeaders"] = upload_headers(upload_key)
-    return {"id": artifact["id"], "file": file}
+    return {"id": identifier, "file": file}
 
 
 def upload_headers(key: str) -> list[str]:

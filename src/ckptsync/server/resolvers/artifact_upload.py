@@ -23,6 +23,13 @@ from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, ro
 from ckptsync.server.resolvers.manifest import MAX_NAME, manifest_entries
 from ckptsync.server.resolvers.memberships import add_member
 from ckptsync.server.resolvers.multipart import content_size, multipart_key
+from ckptsync.server.resolvers.partial_manifests import (
+    PARTIAL_TYPES,
+    declared_part,
+    find_part,
+    updated_part,
+    with_merged_manifest,
+)
 from ckptsync.server.resolvers.projects import ensure_project
 from ckptsync.server.resolvers.runs import find_run
 from ckptsync.server.resolvers.tags import add_tags
@@ -40,7 +47,9 @@ def create_artifact(_source: None, call: Call, given: Row) -> Row:
     project = ensure_project(call, given["entityName"], given["projectName"])
     collection = ensure_collection(call, project, names[0], "SEQUENCE", given["artifactTypeName"])
     run = _creator(call, project, given.get("runName"))
-    artifact = _committed_twin(call, collection, given) if given.get("enableDigestDeduplication") else None
+    # The digest of a distributed artifact is only that of what one process adds.
+    deduplicate = given.get("enableDigestDeduplication") and not given.get("distributedID")
+    artifact = _committed_twin(call, collection, given) if deduplicate else None
     if artifact is not None:
         _give_aliases(call, artifact, json.loads(wanted_aliases(given.get("aliases"))))
         add_tags(call, "artifact", artifact["id"], given.get("tags"))
@@ -77,6 +86,17 @@ def _twin(call: Call, collection_id: int, digest: str, algorithm: str, state: st
     )
 
 
+def _unfinished(call: Call, collection: Row, given: Row) -> Row | None:
+    """The pending artifact that this request continues: that of its distributed id, else that of its digest."""
+    if not given.get("distributedID"):
+        return _twin(call, collection["id"], given["digest"], given["digestAlgorithm"], "PENDING")
+    return call.row(
+        "SELECT * FROM artifacts WHERE collection_id = ? AND distributed_id = ? AND state = 'PENDING'",
+        collection["id"],
+        given["distributedID"],
+    )
+
+
 def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
     """The artifact to upload to: the one that an earlier attempt left behind, updated from this request, else a new one."""
     requested: dict[str, Any] = {
@@ -88,7 +108,7 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
         "wanted_aliases": wanted_aliases(given.get("aliases")),
         "updated_at": call.now,
     }
-    left = _twin(call, collection["id"], given["digest"], given["digestAlgorithm"], "PENDING")
+    left = _unfinished(call, collection, given)
     if left is not None:
         artifact_id = left["id"]
         aliases = {*json.loads(left["wanted_aliases"]), *json.loads(requested["wanted_aliases"])}
@@ -100,6 +120,7 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
             digest=given["digest"],
             algorithm=given["digestAlgorithm"],
             state="PENDING",
+            distributed_id=given.get("distributedID"),
             run_id=run["id"] if run else None,
             created_at=call.now,
             **requested,
@@ -155,13 +176,17 @@ def _declared(call: Call, spec: Row) -> Row:
 
 @resolves("Mutation.createArtifactManifest")
 def create_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
-    if given.get("type") not in (None, "FULL"):
-        raise GraphQLError("only full manifests are supported")
-    return _declared_manifest(call, artifact_by_id(call, given["artifactID"]), given["digest"])
+    artifact = artifact_by_id(call, given["artifactID"])
+    if given.get("type") in PARTIAL_TYPES:
+        return {"artifactManifest": declared_part(call, artifact, given)}
+    return _declared_manifest(call, artifact, given["digest"])
 
 
 @resolves("Mutation.updateArtifactManifest")
 def update_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
+    part = find_part(call, given["artifactManifestID"])
+    if part is not None:
+        return {"artifactManifest": updated_part(call, part, given.get("digest"))}
     artifact = find_artifact(call, row_id_of("ArtifactManifest", given["artifactManifestID"]))
     if artifact is None or artifact["state"] == "DELETED":
         raise GraphQLError("no such artifact manifest")
@@ -184,6 +209,7 @@ def commit_artifact(_source: None, call: Call, given: Row) -> Row:
     artifact = artifact_by_id(call, given["artifactID"])
     if artifact["state"] == "COMMITTED":
         return {"artifact": artifact}
+    artifact = with_merged_manifest(call, artifact)
     entries = manifest_entries(call, artifact)
     call.execute("DELETE FROM artifact_files WHERE artifact_id = ?", artifact["id"])
     call.connection.executemany(

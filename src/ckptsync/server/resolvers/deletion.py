@@ -27,7 +27,8 @@ def delete_version(call: Call, artifact_id: int) -> None:
     """Delete a version: remove it from every collection with its aliases and free its bytes. Its number is never reused."""
     contents = {row["content"] for row in call.rows("SELECT content FROM artifact_files WHERE artifact_id = ?", artifact_id)}
     contents |= {row["manifest"] for row in call.rows("SELECT manifest FROM artifacts WHERE id = ?", artifact_id)}
-    for table in ("artifact_files", "memberships", "aliases", "outputs", "inputs"):
+    contents |= {row["content"] for row in call.rows("SELECT content FROM partial_manifests WHERE artifact_id = ?", artifact_id)}
+    for table in ("artifact_files", "partial_manifests", "memberships", "aliases", "outputs", "inputs"):
         call.execute(f"DELETE FROM {table} WHERE artifact_id = ?", artifact_id)  # noqa: S608 - our own names
     call.execute("DELETE FROM tags WHERE owner = 'artifact' AND owner_id = ?", artifact_id)
     call.update("artifacts", artifact_id, state="DELETED", manifest=None, updated_at=call.now)
@@ -54,6 +55,7 @@ def _is_used(call: Call, content: str) -> bool:
             ("artifact_files", "content"),
             ("run_files", "content"),
             ("artifacts", "manifest"),
+            ("partial_manifests", "content"),
             ("parts", "part"),
         )
     )

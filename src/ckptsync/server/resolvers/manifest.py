@@ -19,13 +19,7 @@ Entry = tuple[str, str, int, str | None, str | None]
 
 def manifest_entries(call: Call, artifact: Row) -> list[Entry]:
     """The entries of the uploaded manifest. Raises GraphQLError if it or a file in it is missing."""
-    size = call.content.size(artifact["manifest"]) if artifact["manifest"] else None
-    if size is None or size > MAX_MANIFEST_BYTES:
-        raise GraphQLError("the artifact's manifest has not been uploaded")
-    text = call.content.path(artifact["manifest"]).read_text(encoding="utf-8")
-    contents = parsed(text, dict, "manifest").get("contents")
-    if not isinstance(contents, dict):
-        raise GraphQLError("the manifest has no contents")
+    contents = manifest_document(call, artifact["manifest"])["contents"]
     declared = {
         row["name"]: row
         for row in call.rows("SELECT name, digest, content FROM artifact_files WHERE artifact_id = ?", artifact["id"])
@@ -35,6 +29,17 @@ def manifest_entries(call: Call, artifact: Row) -> list[Entry]:
     if missing:
         raise GraphQLError(f"declared files are missing in the manifest, for example {missing[0]!r}")
     return entries
+
+
+def manifest_document(call: Call, key: str | None) -> dict[str, Any]:
+    """The JSON of an uploaded manifest. Raises GraphQLError if it is missing or has no contents."""
+    size = call.content.size(key) if key else None
+    if key is None or size is None or size > MAX_MANIFEST_BYTES:
+        raise GraphQLError("the artifact's manifest has not been uploaded")
+    document: dict[str, Any] = parsed(call.content.path(key).read_text(encoding="utf-8"), dict, "manifest")
+    if not isinstance(document.get("contents"), dict):
+        raise GraphQLError("the manifest has no contents")
+    return document
 
 
 def _entry(call: Call, artifact: Row, name: str, entry: Any, declared: Row | None) -> Entry:

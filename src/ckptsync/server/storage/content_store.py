@@ -170,6 +170,16 @@ class Content:
         """Start receiving a body, to be stored under `key` if that is given, else under its MD5."""
         return Upload(self, key, md5)
 
+    def add(self, content: bytes) -> str:
+        """Store bytes under their MD5 and return the key."""
+        upload = self.upload(None, None)
+        try:
+            upload.digest([content])
+            upload.write([content])
+            return upload.keep()
+        finally:
+            upload.drop()
+
     def remove(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
 

@@ -98,6 +98,14 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX inputs_by_artifact ON inputs (artifact_id)",
     ),
     ("CREATE INDEX runs_by_creation ON runs (project_id, created_at, id)",),
+    (
+        "ALTER TABLE artifacts ADD COLUMN distributed_id TEXT",
+        """CREATE TABLE partial_manifests (
+            id INTEGER PRIMARY KEY, artifact_id INTEGER NOT NULL REFERENCES artifacts (id) ON DELETE CASCADE,
+            base_id INTEGER REFERENCES artifacts (id), content TEXT)""",
+        "CREATE INDEX partial_manifests_by_artifact ON partial_manifests (artifact_id)",
+        "CREATE INDEX partial_manifests_by_content ON partial_manifests (content)",
+    ),
 )
 
 
