@@ -21,8 +21,8 @@ GENERATED = (
 UNSUPPORTED = {
     # users, teams and members: this server has one user
     "CreateInvite", "CreateRegistryMembers", "CreateServiceAccount", "CreateTeam", "CreateUserFromAdmin", "DeleteApiKey",
-    "DeleteInvite", "DeleteRegistryMembers", "GenerateApiKey", "GetTeamEntity", "RegistryTeamMembers", "RegistryUserMembers",
-    "SearchUsers", "UpdateTeamRegistryRole", "UpdateUserRegistryRole",
+    "DeleteInvite", "DeleteRegistryMembers", "GenerateApiKey", "RegistryTeamMembers", "RegistryUserMembers",
+    "UpdateTeamRegistryRole", "UpdateUserRegistryRole",
     # renaming and deleting whole projects
     "DeleteRegistry", "RenameRegistry",
     # sweeps, launch, custom charts, rewinding

@@ -23,9 +23,12 @@ def test_committed_versions_survive_kill_9_at_any_moment(tmp_path: Path) -> None
         server.start()
         done = threading.Event()
         threads = [threading.Thread(target=_keep_saving, args=(server, chance.random(), committed, done)) for _ in range(4)]
+        before = len(committed)
         for thread in threads:
             thread.start()
-        time.sleep(chance.uniform(0.3, 0.8))
+        while len(committed) < before + 2:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
         server.kill()
         done.set()
         for thread in threads:

@@ -24,12 +24,15 @@ def routes(service: Service, key: str) -> list[Route]:
     """The routes of a server whose API key is `key`."""
     queries = ThreadPoolExecutor(8, "query")
     api, content = ApiEndpoints(service, queries), ContentEndpoints(service, queries)
+    download = _with_signature(content.get_content, service.signer)
     return [
         Route("/healthz", api.health, methods=["GET"]),
         Route("/graphql", _with_key(api.graphql, key), methods=["POST"]),
         Route("/files/{entity}/{project}/{run}/file_stream", _with_key(api.file_stream, key), methods=["POST"]),
         Route("/storage/content/{key}", _with_signature(content.put_content, service.signer), methods=["PUT"]),
-        Route("/storage/content/{key}", _with_signature(content.get_content, service.signer), methods=["GET"]),
+        Route("/storage/content/{key}", download, methods=["GET"]),
+        Route("/storage/content/{key}/{name}", download, methods=["GET"]),
+        Route("/storage/wandb_artifacts/{key}/{name:path}", download, methods=["GET"]),
         Route("/storage/run-file/{id:int}", _with_signature(content.put_run_file, service.signer), methods=["PUT"]),
         Route(
             "/artifactsV2/{region}/{entity}/{project}/{collection}/{artifact}/{file:path}",

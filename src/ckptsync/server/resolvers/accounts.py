@@ -18,7 +18,7 @@ def user() -> Row:
         "username": ENTITY,
         "email": f"{ENTITY}@localhost",
         "entity": ENTITY,
-        "admin": True,
+        "admin": False,
         "flags": "{}",
         "apiKeys": {"edges": []},
         "teams": {"edges": [{"node": entity(ENTITY)}]},
@@ -33,6 +33,11 @@ def entity(name: str) -> Row:
         "isTeam": name != ORGANIZATION,
         "available": False,
         "readOnly": False,
+        "readOnlyAdmin": False,
+        "privateOnly": False,
+        "isPaid": False,
+        "codeSavingEnabled": True,
+        "defaultAccess": "PRIVATE",
         "xxhashDigestsEnabled": "xxh128" in HASHERS,
     }
 
@@ -50,6 +55,30 @@ def organization() -> Row:
 @resolves("Query.viewer", "Project.user", "Run.user")
 def viewer(_source: Any, _call: Call) -> Row:
     return user()
+
+
+@resolves("Query.users")
+def query_users(_source: None, _call: Call, query: str | None = None) -> Row:
+    """The one user, if the query is its name or email address."""
+    found = user()
+    matches = not query or query in (found["username"], found["email"])
+    return {"edges": [{"node": found}] if matches else []}
+
+
+@resolves("Entity.members")
+def entity_members(_source: Row, _call: Call) -> list[Row]:
+    return [{**user(), "pending": False, "accountType": "USER"}]
+
+
+@resolves("Entity.storageBytes")
+def entity_storage(source: Row, call: Call) -> int:
+    """The sizes of all versions. Bytes that versions share are stored only once."""
+    total = call.row(
+        "SELECT sum(a.size) AS bytes FROM artifacts a JOIN collections c ON c.id = a.collection_id"
+        " JOIN projects p ON p.id = c.project_id WHERE p.entity = ? AND a.state = 'COMMITTED'",
+        source["name"],
+    )
+    return int(total["bytes"] or 0) if total else 0
 
 
 @resolves("Entity.user")

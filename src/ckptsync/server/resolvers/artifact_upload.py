@@ -35,6 +35,8 @@ from ckptsync.server.resolvers.runs import find_run
 from ckptsync.server.resolvers.tags import add_tags
 from ckptsync.server.storage.content_store import HASHERS
 
+REGIONS = (None, "", "default")
+
 
 @resolves("Mutation.createArtifact")
 def create_artifact(_source: None, call: Call, given: Row) -> Row:
@@ -43,6 +45,8 @@ def create_artifact(_source: None, call: Call, given: Row) -> Row:
         raise GraphQLError("an artifact belongs to exactly one collection")
     if ALGORITHMS[given["digestAlgorithm"]] not in HASHERS:
         raise GraphQLError("this server does not support that digest algorithm")
+    if given.get("storageRegion") not in REGIONS:
+        raise GraphQLError(f"invalid storageRegion: {given['storageRegion']}")
     checked_metadata(given.get("metadata"))
     project = ensure_project(call, given["entityName"], given["projectName"])
     collection = ensure_collection(call, project, names[0], "SEQUENCE", given["artifactTypeName"])

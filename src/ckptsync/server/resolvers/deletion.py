@@ -7,13 +7,14 @@ from functools import partial
 from graphql import GraphQLError
 
 from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
-from ckptsync.server.resolvers.runs import run_by_id
 
 
 @resolves("Mutation.deleteRun")
 def delete_run(_source: None, call: Call, given: Row) -> Row:
-    """Delete a run with its history and files, and with deleteArtifacts the versions that it created."""
-    run = run_by_id(call, given["id"])
+    """Delete a run with its history and files, and with deleteArtifacts the versions that it created. Idempotent."""
+    run = call.row("SELECT id FROM runs WHERE id = ?", row_id_of("Run", given["id"]))
+    if run is None:
+        return {"success": True}
     if given.get("deleteArtifacts"):
         for artifact in call.rows("SELECT id FROM artifacts WHERE run_id = ? AND state = 'COMMITTED'", run["id"]):
             delete_version(call, artifact["id"])

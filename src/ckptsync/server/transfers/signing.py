@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +44,4 @@ class Links:
     def _link(self, method: str, path: str) -> str:
         expires = int(time.time() + self.lifetime)
         query = urlencode({"expires": expires, "signature": self.signer.signature(method, path, expires)})
-        return f"{self.base_url}{path}?{query}"
+        return f"{self.base_url}{quote(path)}?{query}"
