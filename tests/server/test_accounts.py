@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.server.api import CREATE
+from tests.server.api import CREATE, data
 from tests.server.conftest import Client
 from tests.server_process import ServerProcess
 
@@ -47,3 +47,38 @@ def test_a_region_that_the_server_does_not_have_is_an_error(server: ServerProces
     answer = server.graphql(CREATE, input={**given, "digest": "d" * 32, "storageRegion": "coreweave-us"})
 
     assert answer["errors"][0]["message"] == "invalid storageRegion: coreweave-us"
+
+
+def test_a_registry_is_renamed_and_deleted_with_all_that_is_in_it(client: Client, server: ServerProcess) -> None:
+    reported = client(
+        """
+api = wandb.Api()
+registry = api.create_registry("models", visibility="organization", organization="local-org")
+with wandb.init(project="source", settings=quiet) as run:
+    version = run.log_artifact(artifact("ck", folder(a="content"))).wait()
+    version.link("wandb-registry-models/good")
+    run.log({"x": 1})
+registry.name = "renamed"
+registry.save()
+report(old=error_of(api.registry, "models", "local-org")[0], new=api.registry("renamed", "local-org").name)
+report(linked=wandb.Api().artifact("local-org/wandb-registry-renamed/good:v0").source_version)
+api.create_registry("taken", visibility="organization", organization="local-org")
+registry.name = "taken"
+report(taken=error_of(registry.save) is not None)
+api.registry("renamed", "local-org").delete()
+report(deleted=error_of(api.registry, "renamed", "local-org")[0], kept=wandb.Api().artifact("local/source/ck:v0").version)
+"""
+    )
+
+    assert reported["old"] == reported["deleted"] == "ValueError"
+    assert (reported["new"], reported["linked"], reported["kept"]) == ("renamed", "v0", "v0")
+    assert reported["taken"] is True
+    project = data(server.graphql('{ project(name: "source", entityName: "local") { id } }'))
+    before = [path for path in (server.data_dir / "content").rglob("*") if path.is_file()]
+
+    deleted = data(server.graphql("mutation($id: String!) { deleteModel(input: {id: $id}) { success } }", id=project["id"]))
+
+    assert before
+    assert deleted == {"success": True}
+    assert [path for path in (server.data_dir / "content").rglob("*") if path.is_file()] == []
+    assert data(server.graphql('{ project(name: "source", entityName: "local") { id } }')) is None

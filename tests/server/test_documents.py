@@ -23,8 +23,6 @@ UNSUPPORTED = {
     "CreateInvite", "CreateRegistryMembers", "CreateServiceAccount", "CreateTeam", "CreateUserFromAdmin", "DeleteApiKey",
     "DeleteInvite", "DeleteRegistryMembers", "GenerateApiKey", "RegistryTeamMembers", "RegistryUserMembers",
     "UpdateTeamRegistryRole", "UpdateUserRegistryRole",
-    # renaming and deleting whole projects
-    "DeleteRegistry", "RenameRegistry",
     # sweeps, launch, custom charts, rewinding
     "CreateCustomChart", "CreateDefaultResourceConfig", "CreateRunQueue", "EnqueueSweepRun", "GetAgentRuns", "GetSweep",
     "GetSweepAgent", "GetSweepAgents", "GetSweepLegacy", "GetSweeps", "RewindRun", "SweepConfig", "SweepRunsWithHistory",

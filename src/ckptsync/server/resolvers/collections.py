@@ -10,7 +10,7 @@ from typing import Any
 from graphql import GraphQLError
 
 from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
-from ckptsync.server.resolvers.deletion import delete_version
+from ckptsync.server.resolvers.deletion import empty_collection
 from ckptsync.server.resolvers.filters import ordered, selected
 from ckptsync.server.resolvers.paging import page
 from ckptsync.server.resolvers.projects import find_project
@@ -151,12 +151,7 @@ def move_sequence(_source: None, call: Call, given: Row) -> Row:
 def delete_collection(_source: None, call: Call, given: Row) -> Row:
     """Delete a sequence with all its versions, or a portfolio, whose versions stay in their sequences."""
     collection = collection_by_id(call, given.get("artifactSequenceID") or given["artifactPortfolioID"])
-    if collection["kind"] == "SEQUENCE":
-        for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection["id"]):
-            delete_version(call, artifact["id"])
-    for table in ("memberships", "aliases"):
-        call.execute(f"DELETE FROM {table} WHERE collection_id = ?", collection["id"])  # noqa: S608 - our own names
-    call.execute("DELETE FROM tags WHERE owner = 'collection' AND owner_id = ?", collection["id"])
+    empty_collection(call, collection["id"])
     call.update("collections", collection["id"], state="DELETED", updated_at=call.now)
     return {"artifactCollection": collection_by_row(call, collection["id"])}
 

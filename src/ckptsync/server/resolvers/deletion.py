@@ -18,10 +18,40 @@ def delete_run(_source: None, call: Call, given: Row) -> Row:
     if given.get("deleteArtifacts"):
         for artifact in call.rows("SELECT id FROM artifacts WHERE run_id = ? AND state = 'COMMITTED'", run["id"]):
             delete_version(call, artifact["id"])
-    contents = {row["content"] for row in call.rows("SELECT content FROM run_files WHERE run_id = ?", run["id"])}
-    call.execute("DELETE FROM runs WHERE id = ?", run["id"])
-    release(call, contents)
+    _remove_run(call, run["id"])
     return {"success": True}
+
+
+def _remove_run(call: Call, run_id: int) -> None:
+    contents = {row["content"] for row in call.rows("SELECT content FROM run_files WHERE run_id = ?", run_id)}
+    call.execute("DELETE FROM runs WHERE id = ?", run_id)
+    release(call, contents)
+
+
+@resolves("Mutation.deleteModel")
+def delete_project(_source: None, call: Call, given: Row) -> Row:
+    """Delete a project with its runs, collections and versions. Versions of other projects that it links to stay."""
+    project_id = row_id_of("Project", given["id"])
+    collections = [row["id"] for row in call.rows("SELECT id FROM collections WHERE project_id = ?", project_id)]
+    for collection_id in collections:
+        empty_collection(call, collection_id)
+        versions = "SELECT id FROM artifacts WHERE collection_id = ?"
+        # Without its base, an incremental version that is being uploaded cannot be committed.
+        call.execute(f"DELETE FROM partial_manifests WHERE base_id IN ({versions})", collection_id)  # noqa: S608
+        call.execute("DELETE FROM artifacts WHERE collection_id = ?", collection_id)
+    for run in call.rows("SELECT id FROM runs WHERE project_id = ?", project_id):
+        _remove_run(call, run["id"])
+    call.execute("DELETE FROM projects WHERE id = ?", project_id)
+    return {"success": True}
+
+
+def empty_collection(call: Call, collection_id: int) -> None:
+    """Remove all versions from a collection, and delete those that belong to it."""
+    for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection_id):
+        delete_version(call, artifact["id"])
+    for table in ("memberships", "aliases"):
+        call.execute(f"DELETE FROM {table} WHERE collection_id = ?", collection_id)  # noqa: S608 - our own names
+    call.execute("DELETE FROM tags WHERE owner = 'collection' AND owner_id = ?", collection_id)
 
 
 def delete_version(call: Call, artifact_id: int) -> None:

@@ -122,6 +122,19 @@ def upsert_project(_source: None, call: Call, given: Row) -> Row:
     return {"inserted": inserted, "project": project, "model": project}
 
 
+@resolves("Mutation.renameProject")
+def rename_project(_source: None, call: Call, given: Row) -> Row:
+    project = find_project(call, given["entityName"], given["oldProjectName"])
+    if project is None:
+        raise GraphQLError("no such project")
+    name = given["newProjectName"]
+    if not NAME.fullmatch(name) or find_project(call, given["entityName"], name) is not None:
+        raise GraphQLError(f"the project name {name!r} is invalid or taken")
+    call.update("projects", project["id"], name=name, updated_at=call.now)
+    project = {**project, "name": name}
+    return {"inserted": False, "project": project, "model": project}
+
+
 def entities_projects(call: Call, entity_name: str, filters: str | None) -> Sequence[int]:
     """The row ids of an entity's projects that match a filter."""
     return [row["id"] for row in projects_of(call, entity_name, filters)]
