@@ -1,4 +1,4 @@
-"""The server's API without the client: for what the client would never send."""
+"""The server's API without the client, for requests that the client would never send."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def create(server: ServerProcess, name: str, digest: str = "d" * 32, **more: Any
 
 
 def announce(server: ServerProcess, artifact_id: str, name: str, content: bytes, parts: Sequence[bytes] = ()) -> dict[str, Any]:
-    """What the server says about a file that is to be uploaded."""
+    """Declare a file; the server's answer."""
     spec: dict[str, Any] = {"artifactID": artifact_id, "name": name, "md5": b64md5(content)}
     if parts:
         spec["uploadPartsInput"] = [{"partNumber": number, "hexMD5": hexmd5(part)} for number, part in enumerate(parts, 1)]

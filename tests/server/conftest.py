@@ -20,11 +20,11 @@ import wandb
 
 work = pathlib.Path(os.environ["WORK"])
 quiet = wandb.Settings(console="off", silent=True)
-told = {}
+reported = {}
 
 
-def tell(**values):
-    told.update(values)
+def report(**values):
+    reported.update(values)
 
 
 def folder(**files):
@@ -49,14 +49,14 @@ def error_of(action, *arguments, **named):
 """
 
 FOOTER = """
-(work / "told.json").write_text(json.dumps(told, default=str))
+(work / "reported.json").write_text(json.dumps(reported, default=str))
 """
 
 Client = Callable[..., dict[str, Any]]
 
 
 def run_client(script: str, server: ServerProcess, work: Path, *, timeout: float = 120, **environment: str) -> dict[str, Any]:
-    """Run a script against the server in a process that sees nothing of the user's; what it told with `tell(...)`."""
+    """Run a script against the server in a process without the user's settings; returns what it reported."""
     work.mkdir(parents=True, exist_ok=True)
     program = work / "client.py"
     program.write_text(HEADER + script + FOOTER, encoding="utf-8")
@@ -74,8 +74,8 @@ def run_client(script: str, server: ServerProcess, work: Path, *, timeout: float
         check=False,
     )
     assert finished.returncode == 0, f"{finished.stdout}\n{finished.stderr}"
-    told: dict[str, Any] = json.loads((work / "told.json").read_text(encoding="utf-8"))
-    return told
+    reported: dict[str, Any] = json.loads((work / "reported.json").read_text(encoding="utf-8"))
+    return reported
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ CLIENTS = 50
 
 @pytest.mark.slow
 def test_the_client_uploads_hundreds_of_files_at_once(server: ServerProcess, client: Client) -> None:
-    told = client(
+    reported = client(
         """
 run = wandb.init(project="p", id="wide", settings=quiet)
 path = folder(**{f"file{number}": os.urandom(20_000 + number) for number in range(400)})
@@ -26,11 +26,11 @@ run.finish()
 found = wandb.Api().artifact("local/p/wide:latest")
 out = pathlib.Path(found.download(str(folder()), skip_cache=True))
 found.verify(str(out))
-tell(files=found.file_count, same=all((out / p.name).read_bytes() == p.read_bytes() for p in path.iterdir()))
+report(files=found.file_count, same=all((out / p.name).read_bytes() == p.read_bytes() for p in path.iterdir()))
 """
     )
 
-    assert told == {"files": 400, "same": True}
+    assert reported == {"files": 400, "same": True}
 
 
 @pytest.mark.slow
@@ -88,15 +88,15 @@ found = wandb.Api().artifact("local/p/big:latest")
 out = pathlib.Path(found.download(str(folder()), skip_cache=True))
 with open(path / "big.bin", "rb") as one, open(out / "big.bin", "rb") as other:
     same = hashlib.file_digest(one, "sha256").digest() == hashlib.file_digest(other, "sha256").digest()
-tell(same=same, size=found.size)
+report(same=same, size=found.size)
 """
     with ServerProcess(tmp_path / "data") as server:
-        told = run_client(script, server, tmp_path / "client", timeout=800)
+        reported = run_client(script, server, tmp_path / "client", timeout=800)
         puts = [request for request in server.requests() if request["method"] == "PUT" and request["received"] > 50_000_000]
         ranges = [request for request in server.requests() if request["method"] == "GET" and request["status"] == 206]
         peak = Path(f"/proc/{server.pid}/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()[0]
 
-    assert told == {"same": True, "size": 2100 * 1024 * 1024}
+    assert reported == {"same": True, "size": 2100 * 1024 * 1024}
     assert len(puts) == 21
     assert len(ranges) == 21
     assert int(peak) < 400 * 1024

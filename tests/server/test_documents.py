@@ -1,4 +1,4 @@
-"""Every GraphQL document of the installed wandb is known to the schema, or stands here as not supported."""
+"""Every GraphQL document of the installed wandb is known to the schema, or is listed here as unsupported."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ GENERATED = (
 UNSUPPORTED = {
     # users, teams and members: this server has one user
     "CreateInvite", "CreateRegistryMembers", "CreateServiceAccount", "CreateTeam", "CreateUserFromAdmin", "DeleteApiKey",
-    "DeleteInvite", "DeleteRegistryMembers", "GenerateApiKey", "GetTeamEntity", "RegistryTeamMembers", "RegistryUserMembers",
-    "SearchUsers", "UpdateTeamRegistryRole", "UpdateUserRegistryRole",
-    # renaming and deleting whole projects
-    "DeleteRegistry", "RenameRegistry",
+    "DeleteInvite", "DeleteRegistryMembers", "GenerateApiKey", "RegistryTeamMembers", "RegistryUserMembers",
+    "UpdateTeamRegistryRole", "UpdateUserRegistryRole",
     # sweeps, launch, custom charts, rewinding
     "CreateCustomChart", "CreateDefaultResourceConfig", "CreateRunQueue", "EnqueueSweepRun", "GetAgentRuns", "GetSweep",
     "GetSweepAgent", "GetSweepAgents", "GetSweepLegacy", "GetSweeps", "RewindRun", "SweepConfig", "SweepRunsWithHistory",
@@ -45,7 +43,7 @@ def _python_documents() -> dict[str, str]:
 
 
 def _core_documents() -> dict[str, str]:
-    """The documents inside the wandb-core binary, where they lie as plain text."""
+    """The documents inside the wandb-core binary, where they are plain text."""
     binary = (Path(wandb.__file__).parent / "bin" / "wandb-core").read_bytes()
     documents = {}
     for match in re.finditer(rb"\n(?:query|mutation) \w+[ ({][^\x00]{0,4000}?\n}\n(?:fragment [^\x00]{0,2000}?\n}\n)*", binary):

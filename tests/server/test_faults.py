@@ -186,7 +186,7 @@ def test_the_client_survives_faults_that_pass(server: ServerProcess, client: Cli
         {"match": {"path": "file_stream"}, "count": 1, "action": {"drop": "after"}},
     ])  # fmt: skip
 
-    told = client(
+    reported = client(
         """
 fast = wandb.Settings(console="off", silent=True, x_graphql_retry_wait_min_seconds=0.1, x_graphql_retry_wait_max_seconds=0.2,
     x_file_transfer_retry_wait_min_seconds=0.1, x_file_transfer_retry_wait_max_seconds=0.2,
@@ -196,24 +196,24 @@ run.log({"loss": 1})
 run.log_artifact(artifact("faulty", folder(a__bin="survives"))).wait()
 run.finish()
 found = wandb.Api().artifact("local/p/faulty:latest")
-tell(text=(pathlib.Path(found.download(str(folder()), skip_cache=True)) / "a.bin").read_text(), version=found.version)
-tell(rows=len(list(wandb.Api().run("local/p/faulty").scan_history())))
+report(text=(pathlib.Path(found.download(str(folder()), skip_cache=True)) / "a.bin").read_text(), version=found.version)
+report(rows=len(list(wandb.Api().run("local/p/faulty").scan_history())))
 """
     )
 
-    assert told == {"text": "survives", "version": "v0", "rows": 1}
+    assert reported == {"text": "survives", "version": "v0", "rows": 1}
 
 
 def test_the_client_finds_a_file_without_its_link(server: ServerProcess, client: Client) -> None:
     api.save(server, "fallback", {"sub/a": b"found by digest"})
     server.faults([{"match": {"method": "GET", "path": "^/storage/"}, "skip": 1, "action": {"status": 403}}])
 
-    told = client(
+    reported = client(
         """
 found = wandb.Api().artifact("local/p/fallback:v0")
-tell(text=(pathlib.Path(found.download(str(folder()), skip_cache=True)) / "sub" / "a").read_text())
+report(text=(pathlib.Path(found.download(str(folder()), skip_cache=True)) / "sub" / "a").read_text())
 """
     )
 
-    assert told == {"text": "found by digest"}
+    assert reported == {"text": "found by digest"}
     assert any(request["path"].startswith("/artifactsV2/") and request["status"] == 200 for request in server.requests())

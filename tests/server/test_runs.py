@@ -23,27 +23,27 @@ run.finish()
 
 api = wandb.Api()
 seen = api.run("local/trials/first")
-tell(first_state=seen.state, config=seen.config, summary=dict(seen.summary), tags=seen.tags)
-tell(scan=list(seen.scan_history(keys=["loss"])), bounds=[row["_step"] for row in seen.scan_history(min_step=1, max_step=3)])
-tell(paged=[row["_step"] for row in seen.scan_history(page_size=2)])
-tell(keys_paged=list(seen.scan_history(keys=["odd"], page_size=2)))
-tell(history=seen.history(pandas=False), sampled=seen.history(samples=3, pandas=False))
-tell(keyed=seen.history(keys=["loss"], pandas=False))
-tell(files=sorted(file.name for file in seen.files()), metadata=bool(seen.metadata), last_step=seen.lastHistoryStep)
+report(first_state=seen.state, config=seen.config, summary=dict(seen.summary), tags=seen.tags)
+report(scan=list(seen.scan_history(keys=["loss"])), bounds=[row["_step"] for row in seen.scan_history(min_step=1, max_step=3)])
+report(paged=[row["_step"] for row in seen.scan_history(page_size=2)])
+report(keys_paged=list(seen.scan_history(keys=["odd"], page_size=2)))
+report(history=seen.history(pandas=False), sampled=seen.history(samples=3, pandas=False))
+report(keyed=seen.history(keys=["loss"], pandas=False))
+report(files=sorted(file.name for file in seen.files()), metadata=bool(seen.metadata), last_step=seen.lastHistoryStep)
 table = next(file for file in seen.files() if file.name.startswith("media/table"))
-tell(table=json.load(table.download(root=str(folder()), replace=True)))
+report(table=json.load(table.download(root=str(folder()), replace=True)))
 
-tell(never=error_of(wandb.init, project="trials", id="first", resume="never", settings=quiet))
-tell(must=error_of(wandb.init, project="trials", id="unknown", resume="must", settings=quiet))
+report(never=error_of(wandb.init, project="trials", id="first", resume="never", settings=quiet))
+report(must=error_of(wandb.init, project="trials", id="unknown", resume="must", settings=quiet))
 wandb.teardown()  # wandb-core keeps the id of an init that failed
-tell(runs_after_must=[run.id for run in wandb.Api().runs("local/trials")])
+report(runs_after_must=[run.id for run in wandb.Api().runs("local/trials")])
 
 again = wandb.init(project="trials", id="first", resume="must", settings=quiet)
-tell(starting_step=again.starting_step, resumed=again.resumed, resumed_config=dict(again.config))
-tell(while_running=wandb.Api().run("local/trials/first").state)
+report(starting_step=again.starting_step, resumed=again.resumed, resumed_config=dict(again.config))
+report(while_running=wandb.Api().run("local/trials/first").state)
 again.log({"loss": 0.05})
 again.finish()
-tell(after_resume=[[row["_step"], row["loss"]] for row in wandb.Api().run("local/trials/first").scan_history(keys=["loss"])])
+report(after_resume=[[row["_step"], row["loss"]] for row in wandb.Api().run("local/trials/first").scan_history(keys=["loss"])])
 
 failed = wandb.init(project="trials", id="failed", resume="allow", group="g", job_type="train", settings=quiet)
 failed.finish(exit_code=3)
@@ -53,13 +53,13 @@ preempted.log({"loss": 1})
 deadline = time.time() + 40
 while (state := wandb.Api().run("local/trials/preempted").state) == "running" and time.time() < deadline:
     time.sleep(0.2)
-tell(preempting=state)
+report(preempting=state)
 preempted.finish(exit_code=1)
-tell(failed=wandb.Api().run("local/trials/failed").state, preempted=wandb.Api().run("local/trials/preempted").state)
+report(failed=wandb.Api().run("local/trials/failed").state, preempted=wandb.Api().run("local/trials/preempted").state)
 
 api = wandb.Api()
 ids = lambda **arguments: [run.id for run in wandb.Api().runs("local/trials", **arguments)]
-tell(
+report(
     newest_first=ids(order="-created_at"),
     small_pages=ids(per_page=1),
     by_state=ids(filters={"state": "failed"}),
@@ -76,135 +76,136 @@ edited.tags.append("seen")
 edited.summary["score"] = 1.5
 edited.update()
 edited = wandb.Api().run("local/trials/failed")
-tell(edited=[edited.config, "seen" in edited.tags, edited.summary["score"], edited.state])
+report(edited=[edited.config, "seen" in edited.tags, edited.summary["score"], edited.state])
 path = folder(up__txt="uploaded")
 edited.upload_file(str(path / "up.txt"), root=str(path))
-tell(uploaded=edited.file("up.txt").download(root=str(folder()), replace=True).read())
+report(uploaded=edited.file("up.txt").download(root=str(folder()), replace=True).read())
 edited.file("up.txt").delete()
-tell(files_left=[file.name for file in edited.files() if file.name == "up.txt"])
+report(files_left=[file.name for file in edited.files() if file.name == "up.txt"])
 edited.delete()
-tell(after_delete=ids(), viewer=wandb.Api().viewer.username, projects=[project.name for project in wandb.Api().projects("local")])
+report(after_delete=ids(), viewer=wandb.Api().viewer.username)
+report(projects=[project.name for project in wandb.Api().projects("local")])
 """
 
 
 @pytest.fixture(scope="module")
-def told(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def reported(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_client(STORY, server, tmp_path_factory.mktemp("story") / "client")
 
 
-def test_a_run_keeps_its_config_summary_and_tags(told: dict[str, Any]) -> None:
-    assert told["config"] == {"lr": 0.1, "model": {"layers": 2}}
-    assert told["summary"]["best"] == 0.2
-    assert told["summary"]["_step"] == 5
-    assert told["tags"] == ["a"]
+def test_a_run_keeps_its_config_summary_and_tags(reported: dict[str, Any]) -> None:
+    assert reported["config"] == {"lr": 0.1, "model": {"layers": 2}}
+    assert reported["summary"]["best"] == 0.2
+    assert reported["summary"]["_step"] == 5
+    assert reported["tags"] == ["a"]
 
 
-def test_a_run_that_ended_with_exit_code_0_is_finished(told: dict[str, Any]) -> None:
-    assert told["first_state"] == "finished"
+def test_a_run_that_ended_with_exit_code_0_is_finished(reported: dict[str, Any]) -> None:
+    assert reported["first_state"] == "finished"
 
 
-def test_a_run_that_ended_with_another_exit_code_failed(told: dict[str, Any]) -> None:
-    assert told["failed"] == "failed"
+def test_a_run_that_ended_with_another_exit_code_failed(reported: dict[str, Any]) -> None:
+    assert reported["failed"] == "failed"
 
 
-def test_a_preempting_run_is_preempted_when_it_ends(told: dict[str, Any]) -> None:
-    assert [told["preempting"], told["preempted"]] == ["preempting", "preempted"]
+def test_a_preempting_run_is_preempted_when_it_ends(reported: dict[str, Any]) -> None:
+    assert [reported["preempting"], reported["preempted"]] == ["preempting", "preempted"]
 
 
-def test_scan_history_gives_every_row_once(told: dict[str, Any]) -> None:
-    assert [row["loss"] for row in told["scan"]] == [1 / (step + 1) for step in range(5)]
-    assert told["paged"] == [0, 1, 2, 3, 4, 5]
-    assert told["keys_paged"] == [{"_step": 1, "odd": 1}, {"_step": 3, "odd": 3}]
+def test_scan_history_gives_every_row_once(reported: dict[str, Any]) -> None:
+    assert [row["loss"] for row in reported["scan"]] == [1 / (step + 1) for step in range(5)]
+    assert reported["paged"] == [0, 1, 2, 3, 4, 5]
+    assert reported["keys_paged"] == [{"_step": 1, "odd": 1}, {"_step": 3, "odd": 3}]
 
 
-def test_scan_history_keeps_to_its_bounds(told: dict[str, Any]) -> None:
-    assert told["bounds"] == [1, 2]
+def test_scan_history_keeps_to_its_bounds(reported: dict[str, Any]) -> None:
+    assert reported["bounds"] == [1, 2]
 
 
-def test_history_is_whole_sampled_or_cut_to_keys(told: dict[str, Any]) -> None:
-    assert [row["_step"] for row in told["history"]] == [0, 1, 2, 3, 4, 5]
-    assert len(told["sampled"]) == 3
-    assert told["keyed"][0] == {"_step": 0, "loss": 1}
-    assert told["last_step"] == 5
+def test_history_is_whole_sampled_or_cut_to_keys(reported: dict[str, Any]) -> None:
+    assert [row["_step"] for row in reported["history"]] == [0, 1, 2, 3, 4, 5]
+    assert len(reported["sampled"]) == 3
+    assert reported["keyed"][0] == {"_step": 0, "loss": 1}
+    assert reported["last_step"] == 5
 
 
-def test_files_and_tables_of_a_run_can_be_read_back(told: dict[str, Any]) -> None:
-    assert {"config.yaml", "wandb-metadata.json", "wandb-summary.json"} <= {*told["files"]}
-    assert told["table"]["data"] == [[1], [2]]
-    assert told["metadata"]
+def test_files_and_tables_of_a_run_can_be_read_back(reported: dict[str, Any]) -> None:
+    assert {"config.yaml", "wandb-metadata.json", "wandb-summary.json"} <= {*reported["files"]}
+    assert reported["table"]["data"] == [[1], [2]]
+    assert reported["metadata"]
 
 
-def test_resume_never_on_an_existing_run_is_the_clients_usage_error(told: dict[str, Any]) -> None:
-    assert told["never"][0] == "UsageError"
+def test_resume_never_on_an_existing_run_is_the_clients_usage_error(reported: dict[str, Any]) -> None:
+    assert reported["never"][0] == "UsageError"
 
 
-def test_resume_must_on_an_unknown_run_is_the_clients_usage_error_and_makes_no_run(told: dict[str, Any]) -> None:
-    assert told["must"][0] == "UsageError"
-    assert told["runs_after_must"] == ["first"]
+def test_resume_must_on_an_unknown_run_is_the_clients_usage_error_and_makes_no_run(reported: dict[str, Any]) -> None:
+    assert reported["must"][0] == "UsageError"
+    assert reported["runs_after_must"] == ["first"]
 
 
-def test_a_resumed_run_continues_at_the_next_step_with_its_config(told: dict[str, Any]) -> None:
-    assert told["starting_step"] == 6
-    assert told["resumed"]
-    assert told["resumed_config"] == {"lr": 0.1, "model": {"layers": 2}}
-    assert told["after_resume"] == [[step, 1 / (step + 1)] for step in range(5)] + [[6, 0.05]]
+def test_a_resumed_run_continues_at_the_next_step_with_its_config(reported: dict[str, Any]) -> None:
+    assert reported["starting_step"] == 6
+    assert reported["resumed"]
+    assert reported["resumed_config"] == {"lr": 0.1, "model": {"layers": 2}}
+    assert reported["after_resume"] == [[step, 1 / (step + 1)] for step in range(5)] + [[6, 0.05]]
 
 
-def test_a_resumed_run_is_running_again(told: dict[str, Any]) -> None:
-    assert told["while_running"] == "running"
+def test_a_resumed_run_is_running_again(reported: dict[str, Any]) -> None:
+    assert reported["while_running"] == "running"
 
 
-def test_runs_are_listed_in_order_and_in_pages(told: dict[str, Any]) -> None:
-    assert told["newest_first"] == ["preempted", "failed", "first"]
-    assert told["small_pages"] == ["first", "failed", "preempted"]
-    assert told["count"] == 2
+def test_runs_are_listed_in_order_and_in_pages(reported: dict[str, Any]) -> None:
+    assert reported["newest_first"] == ["preempted", "failed", "first"]
+    assert reported["small_pages"] == ["first", "failed", "preempted"]
+    assert reported["count"] == 2
 
 
-def test_runs_are_filtered_by_state_config_summary_and_columns(told: dict[str, Any]) -> None:
-    assert told["by_state"] == ["failed"]
-    assert told["by_config"] == ["first"]
-    assert told["by_summary"] == ["first"]
-    assert told["by_group"] == ["failed"]
-    assert told["by_nothing"] == []
+def test_runs_are_filtered_by_state_config_summary_and_columns(reported: dict[str, Any]) -> None:
+    assert reported["by_state"] == ["failed"]
+    assert reported["by_config"] == ["first"]
+    assert reported["by_summary"] == ["first"]
+    assert reported["by_group"] == ["failed"]
+    assert reported["by_nothing"] == []
 
 
-def test_a_run_can_be_edited_and_stays_ended(told: dict[str, Any]) -> None:
-    assert told["edited"] == [{"note": 1}, True, 1.5, "failed"]
+def test_a_run_can_be_edited_and_stays_ended(reported: dict[str, Any]) -> None:
+    assert reported["edited"] == [{"note": 1}, True, 1.5, "failed"]
 
 
-def test_files_are_added_to_and_deleted_from_a_run_through_the_public_api(told: dict[str, Any]) -> None:
-    assert told["uploaded"] == "uploaded"
-    assert told["files_left"] == []
+def test_files_are_added_to_and_deleted_from_a_run_through_the_public_api(reported: dict[str, Any]) -> None:
+    assert reported["uploaded"] == "uploaded"
+    assert reported["files_left"] == []
 
 
-def test_a_deleted_run_is_gone(told: dict[str, Any]) -> None:
-    assert told["after_delete"] == ["first", "preempted"]
+def test_a_deleted_run_is_gone(reported: dict[str, Any]) -> None:
+    assert reported["after_delete"] == ["first", "preempted"]
 
 
-def test_the_one_user_and_its_projects_are_there(told: dict[str, Any]) -> None:
-    assert told["viewer"] == "local"
-    assert told["projects"] == ["trials"]
+def test_the_one_user_and_its_projects_are_there(reported: dict[str, Any]) -> None:
+    assert reported["viewer"] == "local"
+    assert reported["projects"] == ["trials"]
 
 
 def test_a_wrong_key_is_an_authentication_error(client: Client) -> None:
-    told = client(
+    reported = client(
         """
-tell(login=error_of(wandb.login, key="0" * 40, verify=True, relogin=True))
-tell(api=error_of(lambda: wandb.Api().run("local/trials/first")))
-tell(init=error_of(wandb.init, project="trials", settings=quiet))
+report(login=error_of(wandb.login, key="0" * 40, verify=True, relogin=True))
+report(api=error_of(lambda: wandb.Api().run("local/trials/first")))
+report(init=error_of(wandb.init, project="trials", settings=quiet))
 """,
         WANDB_API_KEY="1" * 40,
     )
 
-    assert told["login"][0] == "AuthenticationError"
-    assert told["api"][0] == "AuthenticationError"
-    assert told["init"] == ["CommError", "the API key is not valid for this server"]
+    assert reported["login"][0] == "AuthenticationError"
+    assert reported["api"][0] == "AuthenticationError"
+    assert reported["init"] == ["CommError", "the API key is not valid for this server"]
 
 
 def test_the_right_key_logs_in(client: Client) -> None:
-    told = client("tell(login=wandb.login(key=os.environ['WANDB_API_KEY'], verify=True, relogin=True))")
+    reported = client("report(login=wandb.login(key=os.environ['WANDB_API_KEY'], verify=True, relogin=True))")
 
-    assert told["login"] is True
+    assert reported["login"] is True
 
 
 def test_a_run_without_a_sign_of_life_has_crashed(tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ def test_a_file_in_parts_is_whole_and_deduplicated(server: ServerProcess) -> Non
     node = api.announce(server, artifact_id, "big", whole, parts)
     multipart = node["uploadMultipartUrls"]
     links = [part["uploadUrl"] for part in multipart["uploadUrlParts"]]
-    told = [{"partNumber": number, "hexMD5": f'"{api.hexmd5(part)}"'} for number, part in enumerate(parts, 1)]
-    completion = {"id": artifact_id, "parts": told, "upload": multipart["uploadID"], "path": node["storagePath"]}
+    reported = [{"partNumber": number, "hexMD5": f'"{api.hexmd5(part)}"'} for number, part in enumerate(parts, 1)]
+    completion = {"id": artifact_id, "parts": reported, "upload": multipart["uploadID"], "path": node["storagePath"]}
 
     api.put(server, links[2], parts[2], api.b64md5(parts[2]))
     too_early = server.graphql(api.COMPLETE, **completion)

@@ -1,4 +1,4 @@
-"""Bytes that go past the process or past uvicorn: the same as any others, and no harm in a client that goes away."""
+"""Bodies that bypass the process or uvicorn: the bytes are the same, and a client that disconnects does no harm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server import api
 from tests.server_process import ServerProcess
 
 SIZE = 9 * 2**20 + 7
-"""More than the server sends at once."""
+"""Larger than one piece of the server."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def content() -> bytes:
 
 @pytest.fixture(scope="module")
 def address(plain: ServerProcess, content: bytes) -> str:
-    """Where the content is."""
+    """The path of the content."""
     api.save(plain, "big", {"weights": content})
     (version,) = api.versions(plain, "big")
     return str(version["node"]["files"]["edges"][0]["node"]["directUrl"])
@@ -94,7 +94,7 @@ def _read(line: socket.socket, length: int) -> bytes:
 
 
 def put(server: ServerProcess, content: bytes, *, length: int | None = None, pause: float = 0.0) -> bytes:
-    """Send a body by hand, in two parts with a pause between them, and return all that comes back until the line is closed."""
+    """Send a body in two parts with a pause between them; return the response until the connection is closed."""
     url = urlsplit(str(api.announce(server, api.create(server, f"by-hand-{len(content)}"), "w", content)["uploadUrl"]))
     head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {length or len(content)}\r\n\r\n"
     with socket.create_connection((url.hostname or "", url.port or 0)) as line:
@@ -157,7 +157,7 @@ def test_many_large_bodies_at_once_are_each_kept_whole(plain: ServerProcess) -> 
 
 
 def test_a_short_answer_is_not_held_back_until_the_one_before_is_acknowledged() -> None:
-    """Which would be 40 ms for each: two packets make an answer, and a client acknowledges the first with its next request."""
+    """A delay would be 40 ms each: a response is two packets, and a client acknowledges the first with its next request."""
 
     async def accepted() -> bool:
         delays: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

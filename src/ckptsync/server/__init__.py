@@ -1,5 +1,5 @@
 """The embedded W&B-compatible server: runs and artifacts over W&B's HTTP and GraphQL API, kept in one folder.
 
-Apart from the rest of ckptsync: its modules import nothing of ours but `ckptsync.errors`, and nothing of ours imports them except
-`local`, which needs none of the `server` extra.
+It is independent of the rest of ckptsync: it imports only `ckptsync.errors`, and the rest imports only `local`, which works
+without the `server` extra.
 """

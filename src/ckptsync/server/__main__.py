@@ -14,16 +14,16 @@ from ckptsync.server.local import default_data_dir
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ckptsync.server", description=__doc__)
-    parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="where everything is kept (%(default)s)")
+    parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="folder for all data (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one (%(default)s)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 picks a free port (%(default)s)")
     parser.add_argument("--crash-after", type=float, default=CRASH_SECONDS, metavar="SECONDS",
-                        help="how long a run may be silent before it counts as crashed (%(default)s)")  # fmt: skip
+                        help="a run without a heartbeat for this long has crashed (%(default)s)")  # fmt: skip
     parser.add_argument("--link-lifetime", type=float, default=LINK_SECONDS, metavar="SECONDS",
-                        help="how long an upload or download link is good for (%(default)s)")  # fmt: skip
-    parser.add_argument("--log-requests", type=Path, metavar="FILE", help="append a JSON line for each request")
-    parser.add_argument("--faults", action="store_true", help="let tests inject faults at /_faults")
-    parser.add_argument("--until-unused", action="store_true", help="stop after the end of standard input, when nobody uses it")
+                        help="how long upload and download links are valid (%(default)s)")  # fmt: skip
+    parser.add_argument("--log-requests", type=Path, metavar="FILE", help="append one JSON line per request")
+    parser.add_argument("--faults", action="store_true", help="enable fault injection at /_faults, for tests")
+    parser.add_argument("--until-unused", action="store_true", help="exit once standard input is closed and no client is left")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The life of a server process on its data folder: one at a time, found through server.json, swept at start and once an hour."""
+"""Runs the server on its data folder: one process at a time, announced in server.json, cleaned up at start and every hour."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from starlette.types import ASGIApp
 from ckptsync.errors import ConfigurationError, LockedError
 from ckptsync.server.cleanup import sweep_content, sweep_expired
 from ckptsync.server.http.auth import OriginGuard, api_key, own_names, signing_secret
-from ckptsync.server.http.endpoints import Service
-from ckptsync.server.http.faults import Faults, Line
+from ckptsync.server.http.faults.connection import Disconnectable
+from ckptsync.server.http.faults.middleware import Faults
 from ckptsync.server.http.request_log import RequestLog
+from ckptsync.server.http.routes import routes
 from ckptsync.server.local import USERS
+from ckptsync.server.resolvers.service import Service
 from ckptsync.server.storage.content_store import Content
 from ckptsync.server.storage.database import Database
 from ckptsync.server.transfers.signing import Signer
@@ -51,16 +53,16 @@ def serve(
     log_requests: Path | None = None,
     until_unused: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM (or until nobody uses it). Port 0 takes a free one; server.json says which.
+    """Serve until SIGINT or SIGTERM, or with `until_unused` until no client is left. Port 0 picks a free one; see server.json.
 
-    Raises LockedError when another server holds the data folder, ConfigurationError when the address cannot be used.
+    Raises LockedError if another server holds the data folder, ConfigurationError if the address cannot be used.
     """
-    # A folder that is there already keeps its mode; what is written into it is for its owner alone in any case.
+    # An existing folder keeps its mode. Whatever is written into it is readable only by its owner.
     os.umask(0o077)
     data_dir.mkdir(parents=True, exist_ok=True)
     with _held(data_dir), listening(host, port) as listener:
         service = _service(data_dir, crash_after, link_lifetime)
-        app = _application(service, host, faults=faults, log_requests=log_requests)
+        app = _application(service, api_key(data_dir), host, faults=faults, log_requests=log_requests)
         server = _Server(_uvicorn_config(app), data_dir, _url(host, listener))
         with _swept(service):
             if until_unused:
@@ -76,7 +78,7 @@ def _held(data_dir: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(
-                f"another server holds {data_dir}", hint="Use that one, stop it first, or give another --data-dir."
+                f"another server holds {data_dir}", hint="Use that server, stop it, or choose another --data-dir."
             ) from None
         yield
     finally:
@@ -85,9 +87,9 @@ def _held(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket bound to the address; port 0 takes a free one. Raises ConfigurationError where it cannot be had."""
+    """A socket bound to the address; port 0 picks a free one. Raises ConfigurationError if the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns the delay of small packets off only where the protocol is named: without it each answer waits 40 ms.
+    # asyncio sets TCP_NODELAY only on a socket whose protocol is named. Without it each response is delayed by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with contextlib.closing(listener):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -95,7 +97,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind((host, port))
         except OSError as error:
             raise ConfigurationError(
-                f"cannot listen on {host} port {port}: {error.strerror}", hint="Give another --host or --port."
+                f"cannot listen on {host} port {port}: {error.strerror}", hint="Choose another --host or --port."
             ) from None
         yield listener
 
@@ -112,18 +114,18 @@ def _service(data_dir: Path, crash_after: float, link_lifetime: float) -> Servic
     content.sweep_incoming()
     sweep_content(database, content)
     signer = Signer(signing_secret(data_dir))
-    return Service(database, content, signer, api_key(data_dir), crash_after, link_lifetime)
+    return Service(database, content, signer, crash_after, link_lifetime)
 
 
-def _application(service: Service, host: str, *, faults: bool, log_requests: Path | None) -> ASGIApp:
-    app: ASGIApp = Starlette(routes=service.routes())
+def _application(service: Service, key: str, host: str, *, faults: bool, log_requests: Path | None) -> ASGIApp:
+    app: ASGIApp = Starlette(routes=routes(service, key))
     if faults:
-        app = Faults(app, service.key)
+        app = Faults(app, key)
     app = OriginGuard(app, own_names(host), any_address=host in ("0.0.0.0", "::", ""))  # noqa: S104 - compared only
     if log_requests is not None:
         app = RequestLog(app, log_requests)
-    # Faults change the bytes of an answer, so there they have to pass through here.
-    return Line(app) if faults else ZeroCopy(app)
+    # Faults change the bytes of a response, so these have to pass through Python.
+    return Disconnectable(app) if faults else ZeroCopy(app)
 
 
 def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
@@ -136,14 +138,14 @@ def _uvicorn_config(app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        # wandb-core keeps connections for longer than uvicorn's 5 s and would write into one that is being closed.
+        # wandb-core keeps connections open for longer than uvicorn's 5 s and would write to one that is being closed.
         timeout_keep_alive=120,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
 
 class _Server(uvicorn.Server):
-    """Tells where it listens once it does, and takes that back when it stops."""
+    """Writes server.json once it listens and removes it when it stops."""
 
     def __init__(self, config: uvicorn.Config, data_dir: Path, url: str) -> None:
         super().__init__(config)
@@ -164,10 +166,10 @@ class _Server(uvicorn.Server):
 
 
 def _stop_when_unused(server: uvicorn.Server, data_dir: Path) -> None:
-    """Wait for the end of whoever started this, which closes stdin, and then for that of everybody else who uses it."""
+    """Wait until the process that started this one exits, which closes stdin, and then until all other clients have exited."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    # Kept to the end of this process: who comes now waits for that, and starts one of his own.
+    # Held until this process exits: a client that arrives now waits for that and then starts a server of its own.
     users = os.open(data_dir / USERS, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(users, fcntl.LOCK_EX)
     server.should_exit = True
@@ -175,7 +177,7 @@ def _stop_when_unused(server: uvicorn.Server, data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _swept(service: Service) -> Iterator[None]:
-    """Delete what has expired: now and once an hour."""
+    """Delete expired versions and stale uploads now and every hour."""
     stop = threading.Event()
 
     def sweep() -> None:
@@ -183,7 +185,7 @@ def _swept(service: Service) -> Iterator[None]:
             try:
                 sweep_expired(service)
             except Exception:
-                log.exception("sweeping failed")
+                log.exception("clean-up failed")
             if stop.wait(SWEEP_SECONDS):
                 return
 

@@ -1,12 +1,12 @@
-"""Deletes versions past their TTL, uploads that nobody finished, and bytes that nothing refers to."""
+"""Deletes versions past their TTL, unfinished uploads, and unreferenced bytes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
-from ckptsync.server.http.endpoints import Service
 from ckptsync.server.resolvers.deletion import delete_version
+from ckptsync.server.resolvers.service import Service
 from ckptsync.server.storage.content_store import Content
 from ckptsync.server.storage.database import Database
 
@@ -16,7 +16,7 @@ PENDING_SECONDS = 7 * 24 * 60 * 60
 
 
 def sweep_content(database: Database, content: Content) -> None:
-    """Remove bytes that a crash between a deletion and its clean-up left behind. Only while nobody uploads."""
+    """Remove bytes that were left behind by a crash right after a deletion. Call it only while nothing is being uploaded."""
     with database.write() as connection:
         connection.execute("DELETE FROM parts WHERE content NOT IN (SELECT content FROM artifact_files WHERE content NOT NULL)")
         used = {
@@ -25,6 +25,7 @@ def sweep_content(database: Database, content: Content) -> None:
                 "SELECT content FROM artifact_files",
                 "SELECT content FROM run_files",
                 "SELECT manifest FROM artifacts",
+                "SELECT content FROM partial_manifests",
                 "SELECT part FROM parts",
             )
             for row in connection.execute(statement)
@@ -35,10 +36,10 @@ def sweep_content(database: Database, content: Content) -> None:
 
 
 def sweep_expired(service: Service) -> None:
-    """Delete the versions whose TTL has passed, save those linked into a portfolio, and what stayed pending for a week."""
+    """Delete versions past their TTL, except those linked into a portfolio, and versions that have been pending for a week."""
     actions: list[Callable[[], None]] = []
     with service.database.write(actions) as connection:
-        call = service.call(connection, "")
+        call = service.call(connection)
         call.after_commit = actions
         expired = call.rows(
             "SELECT id FROM artifacts a WHERE state = 'COMMITTED' AND ttl_seconds > 0 AND created_at + ttl_seconds < ?"
@@ -50,4 +51,4 @@ def sweep_expired(service: Service) -> None:
         for artifact in (*expired, *stale):
             delete_version(call, artifact["id"])
     if expired or stale:
-        log.info("swept", extra={"expired": len(expired), "stale": len(stale)})
+        log.info("cleaned up", extra={"expired": len(expired), "stale": len(stale)})

@@ -1,4 +1,4 @@
-"""Finding and starting the server of this user. May not import starlette, uvicorn or graphql: they are an optional extra."""
+"""Finds or starts this user's server. May not import starlette, uvicorn or graphql: they are an optional extra."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ STOP_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 
 USERS = "users"
-"""A file in the data folder. Whoever uses the server shares a lock on it, and the server ends when it can have that alone."""
+"""A file in the data folder. Each client holds a shared lock on it; the server exits when it gets an exclusive one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalServer:
-    """A server that answers: what a client needs to talk to it."""
+    """A reachable server: what a client needs to use it."""
 
     url: str
     api_key: str = field(repr=False)
@@ -37,7 +37,7 @@ class LocalServer:
 
 
 def default_data_dir() -> Path:
-    """$CKPTSYNC_DATA_DIR, else the folder for the user's data."""
+    """$CKPTSYNC_DATA_DIR, else a folder below the user's data folder (XDG)."""
     if chosen := os.environ.get("CKPTSYNC_DATA_DIR"):
         return Path(chosen)
     data_home = os.environ.get("XDG_DATA_HOME")
@@ -45,7 +45,7 @@ def default_data_dir() -> Path:
 
 
 def running(data_dir: Path | None = None) -> LocalServer | None:
-    """The server that runs on the data folder, if its process lives and answers at its address."""
+    """The server on the data folder, if its process is alive and responds at its address."""
     folder = data_dir or default_data_dir()
     try:
         record = json.loads((folder / "server.json").read_text(encoding="utf-8"))
@@ -67,8 +67,8 @@ def _is_alive(pid: int) -> bool:
 
 
 def _answers(url: str, pid: int) -> bool:
-    """True when it is that process that answers, and not another one that got its port."""
-    # A proxy from the environment must not see, and could not reach, a loopback address.
+    """True if that process responds, and not another one that got its port."""
+    # Bypass proxies from the environment: they cannot reach a loopback address.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/healthz", timeout=ANSWER_SECONDS) as response:
@@ -79,10 +79,10 @@ def _answers(url: str, pid: int) -> bool:
 
 @contextlib.contextmanager
 def local_server(data_dir: Path | None = None, *, extra_args: Sequence[str] = ()) -> Iterator[LocalServer]:
-    """The server that runs on the data folder, or one of our own, which lasts for as long as anybody uses it.
+    """The running server on the data folder, else a new one, which exits with its last client, however that client ends.
 
-    It also ends when all of them have died, however they died. Raises ConfigurationError when the `server` extra is missing or
-    the data folder can't be written to, CkptsyncError when the server doesn't start.
+    Raises ConfigurationError if the `server` extra is missing or the data folder is not writable, CkptsyncError if the server
+    does not start.
     """
     folder = data_dir or default_data_dir()
     with _in_use(folder) as users:
@@ -108,13 +108,13 @@ def local_server(data_dir: Path | None = None, *, extra_args: Sequence[str] = ()
 
 @contextlib.contextmanager
 def _in_use(folder: Path) -> Iterator[int]:
-    """Share the lock of the users while the block lasts. Waits for a server that is about to end."""
+    """Hold the shared lock of the clients. Waits for a server that is about to exit."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         users = os.open(folder / USERS, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigurationError(
-            f"{folder} cannot be written to: {error.strerror}", hint="Set CKPTSYNC_DATA_DIR to a folder of yours."
+            f"cannot write to {folder}: {error.strerror}", hint="Set CKPTSYNC_DATA_DIR to a writable folder."
         ) from error
     try:
         fcntl.flock(users, fcntl.LOCK_SH)
@@ -132,7 +132,7 @@ def _require_extra() -> None:
 
 
 def _started(process: subprocess.Popen[bytes], folder: Path, errors: IO[bytes]) -> LocalServer:
-    """Wait until our process answers. Where another one took the folder meanwhile, that one is as good."""
+    """Wait until our process responds. If another process took the folder first, its server is used."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         found = running(folder)
@@ -151,7 +151,7 @@ def _last_line(errors: IO[bytes]) -> str:
 
 
 def _leave(process: subprocess.Popen[bytes], users: int) -> None:
-    """End our server, unless somebody else uses it: then it sees the end of its input, and ends with the last of them."""
+    """Stop our server. If it has other clients, only close its input: it then exits with the last of them."""
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

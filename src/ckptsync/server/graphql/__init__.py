@@ -1,4 +1,4 @@
-"""One GraphQL request: its text is parsed and checked against the schema, and executed inside one transaction.
+"""Executes GraphQL requests: parses a query, validates it against the schema, and runs it in one transaction.
 
-Takes a query with its variables and gives the answer as JSON bytes. May not know HTTP or what a resolver does.
+Takes a query with its variables and returns the answer as JSON. Knows neither HTTP nor what a resolver does.
 """

@@ -1,4 +1,4 @@
-"""Answers one GraphQL request: limits, parsing and validation (remembered by text), then one transaction."""
+"""Executes one GraphQL request: limits, parsing and validation (cached by the query's text), then one transaction."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ OPERATION_NAME = re.compile(r"\b(?:query|mutation)\s+(\w+)")
 
 
 class RejectedQueryError(Exception):
-    """The request is not a query that we answer; the message is for the client."""
+    """The request is not a valid query. The message is meant for the client."""
 
 
 @lru_cache(maxsize=256)
 def checked_document(query: str) -> DocumentNode:
-    """The parsed query; RejectedQueryError when it is too long, too deep, or asks for what the schema doesn't have."""
+    """The parsed query. Raises RejectedQueryError if it is too long, nested too deeply or invalid under the schema."""
     if len(query) > MAX_QUERY_LENGTH:
         raise RejectedQueryError("the query is too long")
     try:
@@ -61,7 +61,7 @@ def checked_document(query: str) -> DocumentNode:
 
 
 def _depth(document: DocumentNode) -> int:
-    """How deep the deepest field lies. Only for a valid document: validation refuses fragments that contain themselves."""
+    """The depth of the deepest field. The document has to be valid: validation rejects recursive fragments."""
     fragments = {
         definition.name.value: definition for definition in document.definitions if isinstance(definition, FragmentDefinitionNode)
     }
@@ -88,7 +88,7 @@ def _depth(document: DocumentNode) -> int:
 
 
 def operation_name(request: Any) -> str | None:
-    """The name of what is asked, for logs and fault rules, without parsing the query."""
+    """The operation's name, for logs and fault rules, without parsing the query."""
     if not isinstance(request, dict):
         return None
     name = request.get("operationName")
@@ -105,12 +105,12 @@ class _Refused(Exception):  # noqa: N818 - rolls a transaction back, never leave
 
 
 def answer(request: Any, database: Database, make_call: Callable[[Any], Call]) -> dict[str, Any]:
-    """Execute a request's operation. A mutation with an error leaves nothing behind; what a query sees is one moment."""
+    """Execute a request's operation. A mutation that fails changes nothing; a query reads one consistent snapshot."""
     query, variables, name = _request_parts(request)
     document = checked_document(query)
     operation = get_operation_ast(document, name)
     if operation is None:
-        raise RejectedQueryError("the request does not say which operation it wants")
+        raise RejectedQueryError("the request does not name its operation")
     if operation.operation is not OperationType.MUTATION:
         with database.read() as connection:
             return _as_json(_execute(document, make_call(connection), variables, name))
@@ -151,23 +151,23 @@ def _execute(document: DocumentNode, call: Call, variables: dict[str, Any], name
 def _as_json(result: ExecutionResult) -> dict[str, Any]:
     answer: dict[str, Any] = {"data": result.data}
     if result.errors:
-        answer["errors"] = [_told(error) for error in result.errors]
+        answer["errors"] = [_public(error) for error in result.errors]
     return answer
 
 
-def _told(error: GraphQLError) -> dict[str, Any]:
-    """What a client learns of an error: our own words; of a bug only that there was one."""
-    told: dict[str, Any] = {"message": error.message}
+def _public(error: GraphQLError) -> dict[str, Any]:
+    """An error as the client sees it: the message of our own errors, "internal error" for a bug."""
+    public: dict[str, Any] = {"message": error.message}
     if error.path:
-        told["path"] = error.path
+        public["path"] = error.path
     if error.original_error is not None and not isinstance(error.original_error, GraphQLError):
         log.error("a resolver failed", extra={"path": error.path}, exc_info=error.original_error)
-        told["message"] = "internal error"
-    return told
+        public["message"] = "internal error"
+    return public
 
 
 def dumps(value: Any) -> bytes:
-    """JSON that every client can read: NaN and the infinities become strings, as W&B sends them."""
+    """Standard JSON: NaN and the infinities become strings, as W&B sends them."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
     except ValueError:

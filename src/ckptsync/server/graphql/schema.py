@@ -19,29 +19,35 @@ from graphql import (
 from ckptsync.server.resolvers.context import RESOLVERS, global_id, snake_case
 
 RESOLVER_MODULES = (
+    "server_info",
     "accounts",
+    "projects",
     "runs",
+    "run_listing",
+    "run_changes",
     "history",
     "run_files",
     "deletion",
     "collections",
+    "artifact_types",
     "aliases",
     "artifacts",
+    "memberships",
     "artifact_files",
     "artifact_upload",
+    "multipart",
     "registry",
     "lineage",
 )
 GLOBAL_IDS = ("Project", "Run", "Artifact", "ArtifactSequence", "ArtifactPortfolio", "ArtifactCollectionMembership")
-LOCAL_IDS = ("ArtifactAlias", "Tag", "ArtifactManifest")
+LOCAL_IDS = ("ArtifactAlias", "Tag")
 
 
 def resolve_field(source: Any, info: Any, **_arguments: Any) -> Any:
-    """A field without a resolver of its own: the key of that name, or the column (camelCase is snake_case there)."""
+    """The default resolver: the key of the field's name, else the column of that name in snake_case. Calls a function."""
     name = info.field_name
-    if name in source:
-        return source[name]
-    return source.get(snake_case(name))
+    found = source[name] if name in source else source.get(snake_case(name))
+    return found() if callable(found) else found
 
 
 def _date(value: Any) -> str:
@@ -50,7 +56,7 @@ def _date(value: Any) -> str:
 
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        raise GraphQLError("Int64 has to be a whole number")
+        raise GraphQLError("an Int64 has to be an integer")
     return value
 
 
@@ -106,7 +112,7 @@ def _object(schema: GraphQLSchema, name: str) -> GraphQLObjectType:
 
 @cache
 def executable_schema() -> GraphQLSchema:
-    """The one schema of this process."""
+    """The schema with its resolvers, built once."""
     text = resources.files(__package__).joinpath("schema.graphql").read_text(encoding="utf-8")
     schema = build_schema(text)
     _attach_scalars(schema)

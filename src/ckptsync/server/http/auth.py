@@ -1,4 +1,4 @@
-"""Who may talk to the server: the API key, and requests that come from where a user's own program would send them."""
+"""Authorizes requests: checks the API key, and rejects requests that a web page sent through a user's browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def _kept_secret(path: Path, make: str) -> str:
-    """The secret in a file that only its owner reads; made, durably, if there is none yet."""
+    """The secret in a file that only its owner can read. Creates it, durably, if it does not exist."""
     try:
         return path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
@@ -40,17 +40,17 @@ def _kept_secret(path: Path, make: str) -> str:
 
 
 def api_key(data_dir: Path) -> str:
-    """The server's API key, in the shape of W&B's: 40 hexadecimal characters."""
+    """The server's API key. Like W&B's, it has 40 hexadecimal characters."""
     return _kept_secret(data_dir / "api-key", secrets.token_hex(20))
 
 
 def signing_secret(data_dir: Path) -> bytes:
-    """The secret that signs links; kept, so that links outlive a restart."""
+    """The secret that signs links. It is stored, so links stay valid across a restart."""
     return bytes.fromhex(_kept_secret(data_dir / "signing-secret", secrets.token_hex(32)))
 
 
 def presented_key(authorization: str | None) -> str:
-    """The key in an Authorization header: `Basic` with any user name, or `Bearer`. Empty when there is none."""
+    """The key in an Authorization header: `Basic` with any user name, or `Bearer`. Empty if there is none."""
     scheme, _, value = (authorization or "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -67,7 +67,7 @@ def is_authorized(headers: Headers, key: str) -> bool:
 
 
 def own_names(host: str) -> frozenset[str]:
-    """The host names under which a server that listens on `host` may be addressed."""
+    """The host names that clients may use for a server that listens on `host`."""
     names = {host.lower(), *LOOPBACK_NAMES}
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
         names.add(socket.gethostname().lower())
@@ -76,10 +76,10 @@ def own_names(host: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class OriginGuard:
-    """Refuses what a web page could send through a user's browser: another Origin, or a Host name that isn't ours.
+    """Rejects requests that a web page could send through a user's browser: a foreign Origin, or a Host that isn't ours.
 
-    The latter is DNS rebinding: a foreign name that resolves to our address. A literal address cannot be rebound, so with
-    `any_address` (listening on all of them) every literal one is fine.
+    A foreign Host means DNS rebinding: a foreign name that resolves to our address. A literal address cannot be rebound, so
+    with `any_address` (the server listens on all addresses) every literal address is accepted.
     """
 
     app: ASGIApp

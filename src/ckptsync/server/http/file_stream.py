@@ -1,4 +1,4 @@
-"""What a running client streams: history, events, console lines and the summary, at the offsets that it gives, and its end."""
+"""Stores what a running client streams: history, events, console lines and the summary, each at a given offset, and its end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HISTORY, EVENTS, SUMMARY, CONSOLE = "wandb-history.jsonl", "wandb-events.jsonl",
 
 
 class InvalidStreamError(Exception):
-    """The body is not what a file stream sends."""
+    """The body is not a valid file stream request."""
 
 
 def parse_body(body: bytes, encoding: str | None) -> dict[str, Any]:
-    """The request of a body that may be gzipped, but not unpack to more than the limit."""
+    """Parse a body that may be gzipped. Never unpacks more than the limit."""
     try:
         if encoding == "gzip":
             with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
@@ -35,7 +35,7 @@ def parse_body(body: bytes, encoding: str | None) -> dict[str, Any]:
 
 
 def apply(connection: sqlite3.Connection, run: Mapping[str, Any], request: Mapping[str, Any], now: float) -> None:
-    """Store what came and note the sign of life. Sending the same again changes nothing."""
+    """Store the chunks and record the heartbeat. Idempotent."""
     files = request.get("files") or {}
     if not isinstance(files, dict):
         raise InvalidStreamError("files has the wrong type")

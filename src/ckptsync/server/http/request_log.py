@@ -1,4 +1,4 @@
-"""One JSON line for each request: who asked for what, never a key, a signature or a long value."""
+"""Logs one JSON line per request, without keys, signatures or long values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET_NAME = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def trimmed(value: Any, depth: int = 0) -> Any:
-    """A value fit for a log: long texts and lists cut, what is named like a secret left out."""
+    """A value fit for a log: long strings and lists are cut, values named like a secret are masked."""
     if isinstance(value, str):
         return value if len(value) <= MAX_VALUE else f"{value[:MAX_VALUE]}… ({len(value)} characters)"
     if isinstance(value, dict) and depth < 6:
@@ -32,7 +32,7 @@ def trimmed(value: Any, depth: int = 0) -> Any:
 
 @dataclass(slots=True)
 class RequestLog:
-    """ASGI middleware. Inner parts may put `ckptsync.operation` and `ckptsync.variables` into the scope."""
+    """ASGI middleware. Inner layers may set `ckptsync.operation`, `ckptsync.variables` and `ckptsync.received` in the scope."""
 
     app: ASGIApp
     path: Path
@@ -67,7 +67,7 @@ class RequestLog:
                 counts["sent"] += message["count"]
             await send(message)
 
-        # The same dict travels inwards, so that what inner parts note in it can be read here.
+        # Inner layers get the same dict, so what they add to it can be read here.
         try:
             await self.app(scope, counting_receive, counting_send)
         finally:

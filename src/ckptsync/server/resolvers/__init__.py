@@ -1,4 +1,4 @@
-"""What each GraphQL type and mutation does, one module per noun of W&B's API, and what a resolver may use.
+"""The resolvers of the GraphQL fields and mutations, one module per noun of W&B's API, and what they share.
 
-Takes one operation inside one transaction and gives rows. May not know HTTP.
+A resolver works inside one transaction and returns rows. It knows nothing of HTTP.
 """

@@ -1,56 +1,14 @@
-"""Who is there and what they own: the one user, entities, the one organization, projects, and what this server can do."""
+"""Accounts: the one user, its entities, and the one organization."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Any
 
-from graphql import GraphQLError
-
-from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
-from ckptsync.server.resolvers.filters import column, ordered, selected
-from ckptsync.server.resolvers.paging import page
+from ckptsync.server.resolvers.context import Call, Row, global_id, resolves
 from ckptsync.server.storage.content_store import HASHERS
 
 ENTITY = "local"
 ORGANIZATION = "local-org"
-DEFAULT_PROJECT = "uncategorized"
-REGISTRY_PREFIX = "wandb-registry-"
-
-NAME = re.compile(r"[^\x00-\x1f/\\#?%:]{1,128}")
-
-FEATURES = (
-    "ARTIFACT_TAGS",
-    "CLIENT_IDS",
-    "ARTIFACT_REGISTRY_SEARCH",
-    "ARTIFACT_COLLECTION_MEMBERSHIP_FILES",
-    "ARTIFACT_COLLECTION_MEMBERSHIP_FILE_DOWNLOAD_HANDLER",
-    "USE_ARTIFACT_WITH_ENTITY_AND_PROJECT_INFORMATION",
-    "INCLUDE_ARTIFACT_TYPES_IN_REGISTRY_CREATION",
-    "PROJECT_ARTIFACT_COLLECTION_MEMBERSHIP",
-    "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
-    "TOTAL_COUNT_IN_FILE_CONNECTION",
-    "ARTIFACT_COLLECTIONS_FILTERING_SORTING",
-    "ARTIFACT_V2_DOWNLOAD_HANDLER_SUPPORTS_ARTIFACT_ID",
-    "MARK_RUN_FILES_UPLOADED",
-    "FILESTREAM_GZIP",
-)
-
-
-NEWEST_CLIENT = "0.31.0"
-"""The newest wandb client that this server was tested with."""
-
-
-@resolves("Query.serverInfo")
-def server_info(_source: None, _call: Call) -> Row:
-    features = [*FEATURES, *(["ARTIFACT_DIGEST_ALGORITHM"] if "xxh128" in HASHERS else [])]
-    return {
-        "features": [{"name": name, "isEnabled": True} for name in features],
-        # Clients before 0.29 ask before they log an image or a table. This is no W&B Server, so it has no version of one.
-        "cliVersionInfo": {"min_cli_version": None, "max_cli_version": NEWEST_CLIENT},
-        "latestLocalVersionInfo": None,
-    }
 
 
 def user() -> Row:
@@ -60,7 +18,7 @@ def user() -> Row:
         "username": ENTITY,
         "email": f"{ENTITY}@localhost",
         "entity": ENTITY,
-        "admin": True,
+        "admin": False,
         "flags": "{}",
         "apiKeys": {"edges": []},
         "teams": {"edges": [{"node": entity(ENTITY)}]},
@@ -75,6 +33,11 @@ def entity(name: str) -> Row:
         "isTeam": name != ORGANIZATION,
         "available": False,
         "readOnly": False,
+        "readOnlyAdmin": False,
+        "privateOnly": False,
+        "isPaid": False,
+        "codeSavingEnabled": True,
+        "defaultAccess": "PRIVATE",
         "xxhashDigestsEnabled": "xxh128" in HASHERS,
     }
 
@@ -92,6 +55,30 @@ def organization() -> Row:
 @resolves("Query.viewer", "Project.user", "Run.user")
 def viewer(_source: Any, _call: Call) -> Row:
     return user()
+
+
+@resolves("Query.users")
+def query_users(_source: None, _call: Call, query: str | None = None) -> Row:
+    """The one user, if the query is its name or email address."""
+    found = user()
+    matches = not query or query in (found["username"], found["email"])
+    return {"edges": [{"node": found}] if matches else []}
+
+
+@resolves("Entity.members")
+def entity_members(_source: Row, _call: Call) -> list[Row]:
+    return [{**user(), "pending": False, "accountType": "USER"}]
+
+
+@resolves("Entity.storageBytes")
+def entity_storage(source: Row, call: Call) -> int:
+    """The sizes of all versions. Bytes that versions share are stored only once."""
+    total = call.row(
+        "SELECT sum(a.size) AS bytes FROM artifacts a JOIN collections c ON c.id = a.collection_id"
+        " JOIN projects p ON p.id = c.project_id WHERE p.entity = ? AND a.state = 'COMMITTED'",
+        source["name"],
+    )
+    return int(total["bytes"] or 0) if total else 0
 
 
 @resolves("Entity.user")
@@ -117,109 +104,3 @@ def query_organization(_source: None, _call: Call, name: str | None = None) -> R
 @resolves("Entity.organization")
 def entity_organization(_source: Row, _call: Call) -> Row:
     return organization()
-
-
-def find_project(call: Call, entity_name: str | None, name: str | None) -> Row | None:
-    return call.row("SELECT * FROM projects WHERE entity = ? AND name = ?", entity_name or ENTITY, name or DEFAULT_PROJECT)
-
-
-def ensure_project(call: Call, entity_name: str | None, name: str | None) -> Row:
-    """The project, made if this is its first use."""
-    found = find_project(call, entity_name, name)
-    if found is not None:
-        return found
-    columns = {"entity": entity_name or ENTITY, "name": name or DEFAULT_PROJECT}
-    for what, value in columns.items():
-        if not NAME.fullmatch(value):
-            raise GraphQLError(f"invalid {what} name")
-    row_id = call.insert("projects", **columns, created_at=call.now, updated_at=call.now)
-    return call.one("SELECT * FROM projects WHERE id = ?", row_id)
-
-
-@resolves("Query.project", "Query.model")
-def query_project(
-    _source: None,
-    call: Call,
-    name: str | None = None,
-    entity_name: str | None = None,
-) -> Row | None:
-    return find_project(call, entity_name, name)
-
-
-@resolves("Entity.project")
-def entity_project(source: Row, call: Call, name: str | None = None) -> Row | None:
-    return find_project(call, source["name"], name)
-
-
-@resolves("Query.models")
-def query_models(
-    _source: None,
-    call: Call,
-    entity_name: str | None = None,
-    first: int | None = None,
-    after: str | None = None,
-) -> Row:
-    return page(projects_of(call, entity_name or ENTITY), first, after)
-
-
-def projects_of(call: Call, entity_name: str, filters: str | None = None, order: str | None = None) -> list[Row]:
-    rows = call.rows("SELECT * FROM projects WHERE entity = ? ORDER BY id DESC", entity_name)
-    return ordered(selected(rows, filters, column), order, column)
-
-
-@resolves("Entity.projects")
-def entity_projects(
-    source: Row,
-    call: Call,
-    filters: str | None = None,
-    first: int | None = None,
-    after: str | None = None,
-    order: str | None = None,
-) -> Row:
-    return page(projects_of(call, source["name"], filters, order), first, after)
-
-
-@resolves("Project.entity")
-def project_entity(source: Row, _call: Call) -> Row:
-    return entity(source["entity"])
-
-
-@resolves("Project.entityName")
-def project_entity_name(source: Row, _call: Call) -> str:
-    return str(source["entity"])
-
-
-@resolves("Project.internalId")
-def project_internal_id(source: Row, _call: Call) -> str:
-    return global_id("ProjectInternalId", source["id"])
-
-
-@resolves("Project.readOnly", "Project.isBenchmark", "Run.readOnly")
-def is_not(_source: Row, _call: Call) -> bool:
-    return False
-
-
-@resolves("Project.allowAllArtifactTypesInRegistry")
-def allows_all_types(source: Row, _call: Call) -> bool:
-    return bool(source["name"].startswith(REGISTRY_PREFIX))
-
-
-@resolves("Mutation.upsertModel")
-def upsert_project(_source: None, call: Call, given: Row) -> Row:
-    if given.get("id"):
-        project = call.row("SELECT * FROM projects WHERE id = ?", row_id_of("Project", given["id"]))
-        if project is None:
-            raise GraphQLError("no such project")
-        inserted = False
-    else:
-        inserted = find_project(call, given.get("entityName"), given.get("name")) is None
-        project = ensure_project(call, given.get("entityName"), given.get("name"))
-    changes = {name: given[name] for name in ("description", "access") if given.get(name) is not None}
-    call.update("projects", project["id"], **changes, updated_at=call.now)
-    project = {**project, **changes}
-    return {"inserted": inserted, "project": project, "model": project}
-
-
-def entities_projects(call: Call, entity_name: str, filters: str | None) -> Sequence[int]:
-    """The row ids of an entity's projects that meet a filter."""
-    return [row["id"] for row in projects_of(call, entity_name, filters)]

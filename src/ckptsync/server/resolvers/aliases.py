@@ -1,4 +1,4 @@
-"""Aliases: names within a collection, each of which points at one version."""
+"""Aliases: names within a collection, each pointing to one version."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Sequence
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.collections import VERSION, named_collection
+from ckptsync.server.resolvers.collections import named_collection
 from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
 
 ALIAS = re.compile(r"[^/:\x00-\x1f]{1,128}")
+VERSION = re.compile(r"v(\d{1,18})")
 
 
 def set_alias(call: Call, collection: Row, alias: str, artifact_id: int) -> None:
-    """Point an alias at a version, away from where it pointed before."""
+    """Point an alias to a version. It no longer points to any other."""
     if not ALIAS.fullmatch(alias) or VERSION.fullmatch(alias):
         raise GraphQLError(f"invalid alias {alias!r}")
     call.execute("DELETE FROM aliases WHERE collection_id = ? AND alias = ?", collection["id"], alias)
@@ -23,7 +24,7 @@ def set_alias(call: Call, collection: Row, alias: str, artifact_id: int) -> None
 
 
 def wanted_aliases(aliases: Sequence[Row] | None) -> str:
-    """The aliases that a version gets at its commit, as kept until then."""
+    """The aliases that a version gets when it is committed, as stored until then."""
     return json.dumps([alias["alias"] for alias in aliases or ()])
 
 

@@ -1,4 +1,4 @@
-"""The files of a version and its manifest, as clients see them: names, sizes, and links to get or put the bytes."""
+"""The files of a version and its manifest as clients see them: names, sizes, upload and download links."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ckptsync.server.storage.content_store import key_of
 
 
 def artifact_file(call: Call, artifact: Row, row: Row) -> Row:
-    """A version's file as clients see it. A reference's link is the reference itself: clients go there on their own."""
-    link = row["reference"] or call.links.get(f"/storage/content/{row['content']}")
+    """A version's file as clients see it. The link of a reference is the reference itself, which clients resolve."""
+    link = row["reference"] or call.links.get(f"/storage/wandb_artifacts/{row['content']}/{_last_part(row['name'])}")
     content = row["content"] or ""
     return {
         "id": global_id("ArtifactFile", row["artifact_id"]) + ":" + row["name"],
@@ -35,7 +35,13 @@ def artifact_file(call: Call, artifact: Row, row: Row) -> Row:
 
 
 def storage_path(artifact: Row, content: str) -> str:
-    return f"artifacts/{artifact['id']}/{content}"
+    return f"wandb_artifacts/{artifact['id']}/{content}"
+
+
+def _last_part(name: str) -> str:
+    """The end of a link, under which a browser saves the file. HTTP clients remove `.` and `..` from a path."""
+    last = name.rpartition("/")[2]
+    return "" if last in (".", "..") else last
 
 
 def _files(
@@ -71,11 +77,15 @@ def membership_files(
 
 
 def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> Row:
-    """An artifact's manifest as clients see it, with a link to upload it under `upload_key` or else to download it."""
-    key = artifact["manifest"]
-    link = call.links.get(f"/storage/content/{key}") if key else ""
+    """An artifact's manifest as clients see it, with a link to download it, and with `upload_key` one to upload it."""
+    return manifest_file(call, global_id("ArtifactManifest", artifact["id"]), artifact["manifest"], upload_key)
+
+
+def manifest_file(call: Call, identifier: str, key: str | None, upload_key: str | None) -> Row:
+    """A manifest as clients see it, whose bytes are the content `key` and may be uploaded as `upload_key`."""
+    link = call.links.get(f"/storage/content/{key}/wandb_manifest.json") if key else ""
     file = {
-        "id": global_id("ManifestFile", artifact["id"]),
+        "id": f"{identifier}:file",
         "name": "wandb_manifest.json",
         "directUrl": link,
         "sizeBytes": (call.content.size(key) if key else None) or 0,
@@ -84,11 +94,11 @@ def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> 
     if upload_key is not None:
         file["uploadUrl"] = call.links.put(f"/storage/content/{upload_key}")
         file["uploadHeaders"] = upload_headers(upload_key)
-    return {"id": artifact["id"], "file": file}
+    return {"id": identifier, "file": file}
 
 
 def upload_headers(key: str) -> list[str]:
-    """The headers that a client has to send with the bytes of a key."""
+    """The headers that a client has to send when it uploads the bytes of a key."""
     algorithm, _, digest = key.partition("-")
     if algorithm != "md5":
         return ["Content-Type:application/octet-stream"]
@@ -102,7 +112,7 @@ def current_manifest(source: Row, call: Call) -> Row | None:
 
 
 def key_of_digest(algorithm: str, digest: str) -> str:
-    """The content key for a digest as clients write it; GraphQLError when it isn't one."""
+    """The content key of a digest in hex or base64. Raises GraphQLError if it is invalid."""
     try:
         return key_of(algorithm, digest)
     except ValueError:

@@ -1,11 +1,11 @@
-"""How a version comes to be: created as PENDING, its files and manifest announced and uploaded, committed whole or not at all.
+"""Creates versions: pending while files and manifest are declared and uploaded, then committed as a whole or not at all.
 
 ```
 createArtifact ─▶ PENDING ─▶ createArtifactFiles, PUTs ─▶ createArtifactManifest, PUT ─▶ commitArtifact ─▶ COMMITTED vN
        └─▶ the version with that digest, if the collection has one
 ```
-A PENDING artifact is invisible. It is taken up again by the next createArtifact with the same digest, so that neither a killed
-client nor two at a time make a version twice.
+A PENDING artifact is invisible. The next createArtifact with the same digest continues it, so neither a killed client nor two
+concurrent ones create a version twice.
 """
 
 from __future__ import annotations
@@ -15,19 +15,27 @@ from typing import Any
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.accounts import ensure_project
 from ckptsync.server.resolvers.aliases import set_alias, wanted_aliases
 from ckptsync.server.resolvers.artifact_files import key_of_digest, manifest_of, storage_path, upload_headers
 from ckptsync.server.resolvers.artifacts import ALGORITHMS, artifact_by_id, checked_metadata, find_artifact
-from ckptsync.server.resolvers.collections import add_member, collection_by_row, ensure_collection
-from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
+from ckptsync.server.resolvers.collections import collection_by_row, ensure_collection
+from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
+from ckptsync.server.resolvers.manifest import MAX_NAME, manifest_entries
+from ckptsync.server.resolvers.memberships import add_member
+from ckptsync.server.resolvers.multipart import content_size, multipart_key
+from ckptsync.server.resolvers.partial_manifests import (
+    PARTIAL_TYPES,
+    declared_part,
+    find_part,
+    updated_part,
+    with_merged_manifest,
+)
+from ckptsync.server.resolvers.projects import ensure_project
 from ckptsync.server.resolvers.runs import find_run
 from ckptsync.server.resolvers.tags import add_tags
-from ckptsync.server.storage.content_store import HASHERS, key_of_parts
+from ckptsync.server.storage.content_store import HASHERS
 
-MAX_NAME = 1024
-MAX_PARTS = 10_000
-MAX_MANIFEST_BYTES = 512 * 1024 * 1024
+REGIONS = (None, "", "default")
 
 
 @resolves("Mutation.createArtifact")
@@ -37,11 +45,15 @@ def create_artifact(_source: None, call: Call, given: Row) -> Row:
         raise GraphQLError("an artifact belongs to exactly one collection")
     if ALGORITHMS[given["digestAlgorithm"]] not in HASHERS:
         raise GraphQLError("this server does not support that digest algorithm")
+    if given.get("storageRegion") not in REGIONS:
+        raise GraphQLError(f"invalid storageRegion: {given['storageRegion']}")
     checked_metadata(given.get("metadata"))
     project = ensure_project(call, given["entityName"], given["projectName"])
     collection = ensure_collection(call, project, names[0], "SEQUENCE", given["artifactTypeName"])
     run = _creator(call, project, given.get("runName"))
-    artifact = _committed_twin(call, collection, given) if given.get("enableDigestDeduplication") else None
+    # The digest of a distributed artifact is only that of what one process adds.
+    deduplicate = given.get("enableDigestDeduplication") and not given.get("distributedID")
+    artifact = _committed_twin(call, collection, given) if deduplicate else None
     if artifact is not None:
         _give_aliases(call, artifact, json.loads(wanted_aliases(given.get("aliases"))))
         add_tags(call, "artifact", artifact["id"], given.get("tags"))
@@ -78,9 +90,20 @@ def _twin(call: Call, collection_id: int, digest: str, algorithm: str, state: st
     )
 
 
+def _unfinished(call: Call, collection: Row, given: Row) -> Row | None:
+    """The pending artifact that this request continues: that of its distributed id, else that of its digest."""
+    if not given.get("distributedID"):
+        return _twin(call, collection["id"], given["digest"], given["digestAlgorithm"], "PENDING")
+    return call.row(
+        "SELECT * FROM artifacts WHERE collection_id = ? AND distributed_id = ? AND state = 'PENDING'",
+        collection["id"],
+        given["distributedID"],
+    )
+
+
 def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
-    """The artifact to upload into: one that an earlier attempt left behind, with what this request says, or a new one."""
-    said: dict[str, Any] = {
+    """The artifact to upload to: the one that an earlier attempt left behind, updated from this request, else a new one."""
+    requested: dict[str, Any] = {
         "description": given.get("description"),
         "metadata": given.get("metadata"),
         "ttl_seconds": given.get("ttlDurationSeconds"),
@@ -89,11 +112,11 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
         "wanted_aliases": wanted_aliases(given.get("aliases")),
         "updated_at": call.now,
     }
-    left = _twin(call, collection["id"], given["digest"], given["digestAlgorithm"], "PENDING")
+    left = _unfinished(call, collection, given)
     if left is not None:
         artifact_id = left["id"]
-        aliases = {*json.loads(left["wanted_aliases"]), *json.loads(said["wanted_aliases"])}
-        call.update("artifacts", artifact_id, **{**said, "wanted_aliases": json.dumps(sorted(aliases))})
+        aliases = {*json.loads(left["wanted_aliases"]), *json.loads(requested["wanted_aliases"])}
+        call.update("artifacts", artifact_id, **{**requested, "wanted_aliases": json.dumps(sorted(aliases))})
     else:
         artifact_id = call.insert(
             "artifacts",
@@ -101,9 +124,10 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
             digest=given["digest"],
             algorithm=given["digestAlgorithm"],
             state="PENDING",
+            distributed_id=given.get("distributedID"),
             run_id=run["id"] if run else None,
             created_at=call.now,
-            **said,
+            **requested,
         )
     artifact = call.one("SELECT * FROM artifacts WHERE id = ?", artifact_id)
     add_tags(call, "artifact", artifact_id, given.get("tags"))
@@ -113,18 +137,18 @@ def _pending(call: Call, collection: Row, run: Row | None, given: Row) -> Row:
 
 @resolves("Mutation.createArtifactFiles")
 def create_artifact_files(_source: None, call: Call, given: Row) -> Row:
-    """Say for each file where its bytes go, or with a null uploadUrl that they are here already. Keeps the order."""
-    edges = [{"node": _announced(call, spec)} for spec in given["artifactFiles"]]
+    """For each file, in order, the link to upload its bytes to; a null uploadUrl if they are already here."""
+    edges = [{"node": _declared(call, spec)} for spec in given["artifactFiles"]]
     return {"files": {"edges": edges, "pageInfo": {"hasNextPage": False}}}
 
 
-def _announced(call: Call, spec: Row) -> Row:
+def _declared(call: Call, spec: Row) -> Row:
     artifact = artifact_by_id(call, spec["artifactID"])
     if not spec["name"] or len(spec["name"]) > MAX_NAME:
         raise GraphQLError("invalid file name")
     digest = spec.get("digest") or spec.get("md5") or ""
     parts = [key_of_digest("md5", part["hexMD5"]) for part in spec.get("uploadPartsInput") or []]
-    key = _multipart_key(call, parts) if parts else key_of_digest(ALGORITHMS[artifact["algorithm"]], digest)
+    key = multipart_key(call, parts) if parts else key_of_digest(ALGORITHMS[artifact["algorithm"]], digest)
     if artifact["state"] == "PENDING":
         call.execute(
             "INSERT OR REPLACE INTO artifact_files (artifact_id, name, digest, content) VALUES (?, ?, ?, ?)",
@@ -154,58 +178,27 @@ def _announced(call: Call, spec: Row) -> Row:
     }
 
 
-def _multipart_key(call: Call, parts: list[str]) -> str:
-    if len(parts) > MAX_PARTS:
-        raise GraphQLError("too many parts")
-    key = key_of_parts(parts)
-    for number, part in enumerate(parts, start=1):
-        call.execute("INSERT OR IGNORE INTO parts (content, number, part) VALUES (?, ?, ?)", key, number, part)
-    return key
-
-
-def parts_of(call: Call, key: str) -> list[str]:
-    return [row["part"] for row in call.rows("SELECT part FROM parts WHERE content = ? ORDER BY number", key)]
-
-
-def content_size(call: Call, key: str) -> int | None:
-    """The number of bytes of a content, in one piece or in parts; None unless all of it is here."""
-    if not key.startswith("parts-"):
-        return call.content.size(key)
-    sizes = [call.content.size(part) for part in parts_of(call, key)]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if sizes and len(known) == len(sizes) else None
-
-
-@resolves("Mutation.completeMultipartUploadArtifact")
-def complete_multipart(_source: None, call: Call, given: Row) -> Row:
-    """Say whether all parts of a file are here. The parts are the content already: nothing is put together."""
-    artifact = artifact_by_id(call, given["artifactID"])
-    row = call.row("SELECT digest FROM artifact_files WHERE artifact_id = ? AND content = ?", artifact["id"], given["uploadID"])
-    if row is None:
-        raise GraphQLError("no such multipart upload")
-    told = [key_of_digest("md5", part["hexMD5"].strip('"')) for part in given["completedParts"]]
-    if told != parts_of(call, given["uploadID"]) or content_size(call, given["uploadID"]) is None:
-        raise GraphQLError("some parts are missing or are not the announced ones")
-    return {"digest": row["digest"]}
-
-
 @resolves("Mutation.createArtifactManifest")
 def create_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
-    if given.get("type") not in (None, "FULL"):
-        raise GraphQLError("only full manifests are supported")
-    return _announced_manifest(call, artifact_by_id(call, given["artifactID"]), given["digest"])
+    artifact = artifact_by_id(call, given["artifactID"])
+    if given.get("type") in PARTIAL_TYPES:
+        return {"artifactManifest": declared_part(call, artifact, given)}
+    return _declared_manifest(call, artifact, given["digest"])
 
 
 @resolves("Mutation.updateArtifactManifest")
 def update_artifact_manifest(_source: None, call: Call, given: Row) -> Row:
+    part = find_part(call, given["artifactManifestID"])
+    if part is not None:
+        return {"artifactManifest": updated_part(call, part, given.get("digest"))}
     artifact = find_artifact(call, row_id_of("ArtifactManifest", given["artifactManifestID"]))
     if artifact is None or artifact["state"] == "DELETED":
         raise GraphQLError("no such artifact manifest")
-    return _announced_manifest(call, artifact, given.get("digest"))
+    return _declared_manifest(call, artifact, given.get("digest"))
 
 
-def _announced_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
-    """A manifest comes twice: without a digest for its id, then with the MD5 of its bytes for the upload link."""
+def _declared_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
+    """Clients declare a manifest twice: without a digest to get its id, then with the MD5 of its bytes to upload it."""
     if not digest:
         return {"artifactManifest": manifest_of(call, artifact)}
     key = key_of_digest("md5", digest)
@@ -216,11 +209,12 @@ def _announced_manifest(call: Call, artifact: Row, digest: str | None) -> Row:
 
 @resolves("Mutation.commitArtifact")
 def commit_artifact(_source: None, call: Call, given: Row) -> Row:
-    """Make a pending artifact the next version, if its manifest and every file in it are here. Repeating it changes nothing."""
+    """Make a pending artifact the next version if its manifest and every file in it are here. Idempotent."""
     artifact = artifact_by_id(call, given["artifactID"])
     if artifact["state"] == "COMMITTED":
         return {"artifact": artifact}
-    entries = _manifest_entries(call, artifact)
+    artifact = with_merged_manifest(call, artifact)
+    entries = manifest_entries(call, artifact)
     call.execute("DELETE FROM artifact_files WHERE artifact_id = ?", artifact["id"])
     call.connection.executemany(
         "INSERT INTO artifact_files (artifact_id, name, digest, size, content, reference) VALUES (?, ?, ?, ?, ?, ?)",
@@ -243,53 +237,3 @@ def _give_aliases(call: Call, artifact: Row, aliases: list[str]) -> None:
     collection = collection_by_row(call, artifact["collection_id"])
     for alias in aliases:
         set_alias(call, collection, alias, artifact["id"])
-
-
-Entry = tuple[str, str, int, str | None, str | None]
-
-
-def _manifest_entries(call: Call, artifact: Row) -> list[Entry]:
-    """(name, digest, size, content, reference) for all entries of the uploaded manifest; GraphQLError if anything is missing."""
-    size = call.content.size(artifact["manifest"]) if artifact["manifest"] else None
-    if size is None or size > MAX_MANIFEST_BYTES:
-        raise GraphQLError("the artifact's manifest has not been uploaded")
-    text = call.content.path(artifact["manifest"]).read_text(encoding="utf-8")
-    contents = parsed(text, dict, "manifest").get("contents")
-    if not isinstance(contents, dict):
-        raise GraphQLError("the manifest has no contents")
-    announced = {
-        row["name"]: row
-        for row in call.rows("SELECT name, digest, content FROM artifact_files WHERE artifact_id = ?", artifact["id"])
-    }
-    entries = [_entry(call, artifact, name, entry, announced.get(name)) for name, entry in contents.items()]
-    missing = sorted(name for name, row in announced.items() if name not in contents and row["content"])
-    if missing:
-        raise GraphQLError(f"announced files are not in the manifest, for example {missing[0]!r}")
-    return entries
-
-
-def _entry(call: Call, artifact: Row, name: str, entry: Any, announced: Row | None) -> Entry:
-    digest = entry.get("digest") if isinstance(entry, dict) else None
-    if not isinstance(digest, str) or len(name) > MAX_NAME:
-        raise GraphQLError("the manifest has an invalid entry")
-    if entry.get("ref"):
-        return (name, digest, int(entry.get("size") or 0), None, str(entry["ref"]))
-    content = announced["content"] if announced and announced["digest"] == digest else None
-    content = content or _content_of_digest(call, artifact, digest)
-    size = content_size(call, content)
-    if size is None:
-        raise GraphQLError(f"the file {name!r} has not been uploaded")
-    if entry.get("size") not in (None, size):
-        raise GraphQLError(f"the file {name!r} does not have the size that the manifest says")
-    return (name, digest, size, content, None)
-
-
-def _content_of_digest(call: Call, artifact: Row, digest: str) -> str:
-    """The content of a file that was taken over from an earlier version instead of being announced again."""
-    known = call.row(
-        "SELECT content FROM artifact_files f JOIN artifacts a ON a.id = f.artifact_id"
-        " WHERE f.digest = ? AND a.algorithm = ? AND a.state = 'COMMITTED' AND content IS NOT NULL",
-        digest,
-        artifact["algorithm"],
-    )
-    return known["content"] if known else key_of_digest(ALGORITHMS[artifact["algorithm"]], digest)

@@ -1,4 +1,4 @@
-"""Versions of artifacts as they are read and edited: fields, memberships, listings."""
+"""Versions of artifacts: their fields, how they are listed, and how they are edited."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ from typing import Any
 from graphql import GraphQLError
 
 from ckptsync.server.resolvers.aliases import set_alias
-from ckptsync.server.resolvers.collections import collection_by_row, find_collection, find_membership
+from ckptsync.server.resolvers.collections import collection_by_row
 from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
-from ckptsync.server.resolvers.filters import ordered, selected
+from ckptsync.server.resolvers.listing import Listing
 from ckptsync.server.resolvers.paging import page
 from ckptsync.server.resolvers.tags import add_tags, remove_tags, tags_of
 
 ALGORITHMS = {"MANIFEST_MD5": "md5", "MANIFEST_XXH128": "xxh128"}
 MAX_METADATA_KEYS = 100
 TTL_INHERITED, TTL_DISABLED = -1, -2
+COLUMNS = {
+    **{name: name for name in ("digest", "state", "description", "size", "file_count", "history_step", "version")},
+    "created_at": "created_at",
+    "createdAt": "created_at",
+    "updated_at": "updated_at",
+    "updatedAt": "updated_at",
+    "fileCount": "file_count",
+    "versionIndex": "version",
+    "version_index": "version",
+}
+"""By the names that filters and orders use for them."""
 
 
 def find_artifact(call: Call, row_id: int) -> Row | None:
@@ -24,7 +35,7 @@ def find_artifact(call: Call, row_id: int) -> Row | None:
 
 
 def artifact_by_id(call: Call, identifier: str) -> Row:
-    """The artifact of a global id; GraphQLError when there is none or it was deleted."""
+    """The artifact of a global id. Raises GraphQLError if there is none or it was deleted."""
     found = find_artifact(call, row_id_of("Artifact", identifier))
     if found is None or found["state"] == "DELETED":
         raise GraphQLError("no such artifact")
@@ -40,32 +51,6 @@ def query_artifact(_source: None, call: Call, identifier: str) -> Row | None:
 def client_id_mapping(_source: None, call: Call, client_id: str) -> Row | None:
     found = call.row("SELECT id FROM artifacts WHERE client_id = ? ORDER BY id DESC", client_id)
     return {"serverID": global_id("Artifact", found["id"])} if found else None
-
-
-@resolves("Project.artifact")
-def project_artifact(source: Row, call: Call, name: str) -> Row | None:
-    collection_name, _, alias = name.partition(":")
-    membership = find_membership(call, find_collection(call, source, collection_name), alias or "latest")
-    return find_artifact(call, membership["artifact_id"]) if membership else None
-
-
-@resolves("ArtifactCollectionMembership.artifact")
-def membership_artifact(source: Row, call: Call) -> Row | None:
-    return find_artifact(call, source["artifact_id"])
-
-
-@resolves("ArtifactCollectionMembership.versionIndex")
-def membership_version(source: Row, _call: Call) -> int:
-    return int(source["version"])
-
-
-@resolves("ArtifactCollectionMembership.aliases")
-def membership_aliases(source: Row, call: Call) -> list[Row]:
-    return call.rows(
-        "SELECT * FROM aliases WHERE collection_id = ? AND artifact_id = ? ORDER BY id",
-        source["collection_id"],
-        source["artifact_id"],
-    )
 
 
 @resolves("Artifact.aliases")
@@ -112,7 +97,7 @@ def artifact_commit_hash(source: Row, _call: Call) -> str:
 
 @resolves("Artifact.ttlDurationSeconds")
 def artifact_ttl(source: Row, _call: Call) -> int:
-    """Always a number: wandb 0.31.0 takes one that isn't positive for "no TTL" and refuses null."""
+    """Always a number: wandb 0.31.0 rejects null and takes a number that isn't positive for "no TTL"."""
     return source["ttl_seconds"] or TTL_DISABLED
 
 
@@ -151,20 +136,24 @@ def collection_artifacts(
     order: str | None = None,
 ) -> Row:
     """The versions of a collection, newest first unless an order is given."""
-    rows = call.rows(
-        "SELECT a.*, m.version FROM memberships m JOIN artifacts a ON a.id = m.artifact_id"
-        " WHERE m.collection_id = ? ORDER BY m.version DESC",
-        source["id"],
+    versions = Listing(
+        call,
+        source="(SELECT a.*, m.version FROM memberships m JOIN artifacts a ON a.id = m.artifact_id WHERE m.collection_id = ?)",
+        values=(source["id"],),
+        key="version",
+        order="-version",
+        look_up=partial(lookup, call),
+        reads=_reads,
+        sortable={name: column for name, column in COLUMNS.items() if column in ("version", "created_at", "updated_at")},
     )
-    look_up = partial(lookup, call)
-    connection = page(ordered(selected(rows, filters, look_up), order, look_up), first, after)
+    connection = versions.page(filters, order, first, after)
     for edge in connection["edges"]:
         edge["version"] = f"v{edge['row']['version']}"
     return connection
 
 
 def lookup(call: Call, artifact: Row, name: str) -> Any:
-    """A version's value by the name that filters and orders use."""
+    """A version's value by the name that filters and orders use for it."""
     if name in ("tag", "tags"):
         return [tag["name"] for tag in tags_of(call, "artifact", artifact["id"])]
     if name in ("alias", "aliases"):
@@ -175,12 +164,20 @@ def lookup(call: Call, artifact: Row, name: str) -> Any:
         for key in rest.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         return value
-    columns = {"createdAt": "created_at", "updatedAt": "updated_at", "versionIndex": "version", "version_index": "version"}
-    return artifact.get(columns.get(name, name))
+    return artifact.get(COLUMNS.get(name, ""))
+
+
+def _reads(name: str) -> tuple[str, ...]:
+    """The columns that `lookup` reads for a name."""
+    if name in ("tag", "tags", "alias", "aliases"):
+        return ("id",)
+    if name.startswith("metadata."):
+        return ("metadata",)
+    return (COLUMNS[name],) if name in COLUMNS else ()
 
 
 def checked_metadata(text: str | None) -> str | None:
-    """The metadata of a request, if it is what W&B takes: an object with at most 100 keys."""
+    """The metadata of a request. Raises GraphQLError unless it is an object with at most 100 keys, W&B's limit."""
     if text and len(parsed(text, dict, "metadata")) > MAX_METADATA_KEYS:
         raise GraphQLError(f"metadata has more than {MAX_METADATA_KEYS} keys")
     return text

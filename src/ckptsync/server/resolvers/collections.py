@@ -1,4 +1,4 @@
-"""Collections of versions (sequences and portfolios), their types and memberships: found, listed, edited, deleted."""
+"""Collections of versions, sequences and portfolios: found, created, listed, edited and deleted."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.accounts import find_project
-from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
-from ckptsync.server.resolvers.deletion import delete_version
+from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
+from ckptsync.server.resolvers.deletion import empty_collection
 from ckptsync.server.resolvers.filters import ordered, selected
 from ckptsync.server.resolvers.paging import page
+from ckptsync.server.resolvers.projects import find_project
 from ckptsync.server.resolvers.tags import add_tags, remove_tags, tags_of
 
 COLLECTION_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
-TYPE_NAME = re.compile(r"[-\w]+([ ]*[-.\w]+)*")
-VERSION = re.compile(r"v(\d{1,18})")
+TYPE_NAME = re.compile(r"[-\w](?:[-.\w ]*[-.\w])?")
 
 
 def find_collection(call: Call, project: Row | None, name: str) -> Row | None:
@@ -28,7 +27,7 @@ def find_collection(call: Call, project: Row | None, name: str) -> Row | None:
 
 
 def ensure_collection(call: Call, project: Row, name: str, kind: str, type_name: str) -> Row:
-    """The collection, made if it is new. GraphQLError when the name is taken by another kind or type."""
+    """The collection. Creates it if it is new. Raises GraphQLError if one of another kind or type has that name."""
     found = find_collection(call, project, name)
     if found is None:
         if not COLLECTION_NAME.fullmatch(name):
@@ -50,7 +49,7 @@ def collection_by_row(call: Call, row_id: int) -> Row:
 
 
 def collection_by_id(call: Call, identifier: str, kind: str | None = None) -> Row:
-    """The collection of a global id; GraphQLError when it doesn't exist or is of another kind."""
+    """The collection of a global id. Raises GraphQLError if it does not exist or is of another kind."""
     for name in ("ArtifactSequence", "ArtifactPortfolio"):
         try:
             row_id = row_id_of(name, identifier)
@@ -62,63 +61,13 @@ def collection_by_id(call: Call, identifier: str, kind: str | None = None) -> Ro
     raise GraphQLError("no such artifact collection")
 
 
-def find_membership(call: Call, collection: Row | None, alias: str) -> Row | None:
-    """The membership that `vN` or an alias names."""
-    if collection is None:
-        return None
-    version = VERSION.fullmatch(alias)
-    if version:
-        return call.row("SELECT * FROM memberships WHERE collection_id = ? AND version = ?", collection["id"], int(version[1]))
-    return call.row(
-        "SELECT m.* FROM memberships m JOIN aliases a USING (collection_id, artifact_id) WHERE collection_id = ? AND alias = ?",
-        collection["id"],
-        alias,
-    )
-
-
-def add_member(call: Call, collection: Row, artifact_id: int) -> Row:
-    """The version's membership in a collection; a new one gets the next number, which no version ever had."""
-    found = call.row("SELECT * FROM memberships WHERE collection_id = ? AND artifact_id = ?", collection["id"], artifact_id)
-    if found is not None:
-        return found
-    version = collection_by_row(call, collection["id"])["next_version"]
-    call.update("collections", collection["id"], next_version=version + 1, updated_at=call.now)
-    columns = {"collection_id": collection["id"], "artifact_id": artifact_id, "version": version}
-    row_id = call.insert("memberships", **columns, created_at=call.now)
-    return {"id": row_id, **columns, "created_at": call.now}
-
-
-def _type(project_id: int, name: str, created_at: float) -> Row:
-    identifier = global_id("ArtifactType", project_id)
-    return {"id": f"{identifier}:{name}", "name": name, "created_at": created_at, "project_id": project_id}
-
-
-@resolves("Project.artifactType")
-def project_artifact_type(source: Row, call: Call, name: str) -> Row | None:
-    first = call.row("SELECT min(created_at) AS at FROM collections WHERE project_id = ? AND type = ?", source["id"], name)
-    return _type(source["id"], name, first["at"]) if first and first["at"] is not None else None
-
-
-@resolves("Project.artifactTypes")
-def project_artifact_types(source: Row, call: Call, first: int | None = None, after: str | None = None, **_arguments: Any) -> Row:
-    rows = call.rows("SELECT type, min(created_at) AS at FROM collections WHERE project_id = ? GROUP BY type", source["id"])
-    types = [_type(source["id"], row["type"], row["at"]) for row in rows]
-    return page(types, first, after)
-
-
 @resolves("Project.artifactCollection")
 def project_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
     return find_collection(call, source, name)
 
 
-@resolves("ArtifactType.artifactCollection")
-def type_artifact_collection(source: Row, call: Call, name: str) -> Row | None:
-    found = find_collection(call, {"id": source["project_id"]}, name)
-    return found if found and found["type"] == source["name"] else None
-
-
 def collections_of(call: Call, project_ids: Sequence[int], filters: str | None, order: str | None, **equal: Any) -> list[Row]:
-    """The live collections of some projects, newest first unless an order is given."""
+    """The collections of some projects, newest first unless `order` says otherwise."""
     rows: list[Row] = []
     for project_id in project_ids:
         rows += call.rows("SELECT * FROM collections WHERE project_id = ? AND state = 'READY' ORDER BY id DESC", project_id)
@@ -146,19 +95,6 @@ def project_artifact_collections(
     return page(collections_of(call, [source["id"]], filters, order), first, after)
 
 
-@resolves("ArtifactType.artifactCollections")
-def type_artifact_collections(
-    source: Row,
-    call: Call,
-    filters: str | None = None,
-    first: int | None = None,
-    after: str | None = None,
-    order: str | None = None,
-) -> Row:
-    rows = collections_of(call, [source["project_id"]], filters, order, type=source["name"])
-    return page(rows, first, after)
-
-
 @resolves("Query.artifactCollection")
 def query_artifact_collection(_source: None, call: Call, identifier: str) -> Row | None:
     try:
@@ -172,11 +108,6 @@ def collection_project(source: Row, call: Call) -> Row | None:
     return call.row("SELECT * FROM projects WHERE id = ?", source["project_id"])
 
 
-@resolves("ArtifactCollection.defaultArtifactType")
-def collection_type(source: Row, _call: Call) -> Row:
-    return _type(source["project_id"], source["type"], source["created_at"])
-
-
 @resolves("ArtifactCollection.tags")
 def collection_tags(source: Row, call: Call) -> Row:
     return {"edges": [{"node": tag} for tag in tags_of(call, "collection", source["id"])]}
@@ -186,21 +117,6 @@ def collection_tags(source: Row, call: Call) -> Row:
 def collection_aliases(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
     rows = call.rows("SELECT * FROM aliases WHERE collection_id = ? ORDER BY id", source["id"])
     return page(rows, first, after)
-
-
-@resolves("ArtifactCollection.artifactMembership")
-def collection_membership(
-    source: Row,
-    call: Call,
-    alias_name: str,
-) -> Row | None:
-    return find_membership(call, source, alias_name)
-
-
-@resolves("Project.artifactCollectionMembership")
-def project_membership(source: Row, call: Call, name: str) -> Row | None:
-    collection_name, _, alias = name.partition(":")
-    return find_membership(call, find_collection(call, source, collection_name), alias or "latest")
 
 
 @resolves("ArtifactAlias.artifactCollection", "ArtifactCollectionMembership.artifactCollection")
@@ -233,20 +149,15 @@ def move_sequence(_source: None, call: Call, given: Row) -> Row:
 
 @resolves("Mutation.deleteArtifactSequence", "Mutation.deleteArtifactPortfolio")
 def delete_collection(_source: None, call: Call, given: Row) -> Row:
-    """Delete a sequence with all its versions, or a portfolio, whose versions live on in their sequences."""
+    """Delete a sequence with all its versions, or a portfolio, whose versions stay in their sequences."""
     collection = collection_by_id(call, given.get("artifactSequenceID") or given["artifactPortfolioID"])
-    if collection["kind"] == "SEQUENCE":
-        for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection["id"]):
-            delete_version(call, artifact["id"])
-    for table in ("memberships", "aliases"):
-        call.execute(f"DELETE FROM {table} WHERE collection_id = ?", collection["id"])  # noqa: S608 - our own names
-    call.execute("DELETE FROM tags WHERE owner = 'collection' AND owner_id = ?", collection["id"])
+    empty_collection(call, collection["id"])
     call.update("collections", collection["id"], state="DELETED", updated_at=call.now)
     return {"artifactCollection": collection_by_row(call, collection["id"])}
 
 
 def named_collection(call: Call, given: Row) -> Row:
-    """The collection that a request names by entity, project and name; GraphQLError when there is none."""
+    """The collection that a request names by entity, project and name. Raises GraphQLError if there is none."""
     project = find_project(call, given["entityName"], given["projectName"])
     collection = find_collection(call, project, given["artifactCollectionName"])
     if collection is None:

@@ -1,4 +1,4 @@
-"""What a resolver may use while it answers one GraphQL operation, and the global ids that W&B's clients see."""
+"""What a resolver works with while it executes one GraphQL operation, and the global ids that clients see."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def argument_name(name: str) -> str:
 
 @dataclass(slots=True)
 class Call:
-    """One operation: the transaction it runs in, the clock it sees, the content and the links it may give out."""
+    """One operation: its transaction, the time it started, the content, and the links for its answer."""
 
     connection: sqlite3.Connection
     content: Content
@@ -68,7 +68,7 @@ class Call:
         return None if found is None else dict(found)
 
     def one(self, statement: str, *values: Any) -> Row:
-        """The row that is there for certain."""
+        """The row of a statement that always finds one."""
         return dict(self.connection.execute(statement, values).fetchone())
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:

@@ -7,27 +7,59 @@ from functools import partial
 from graphql import GraphQLError
 
 from ckptsync.server.resolvers.context import Call, Row, resolves, row_id_of
-from ckptsync.server.resolvers.runs import run_by_id
 
 
 @resolves("Mutation.deleteRun")
 def delete_run(_source: None, call: Call, given: Row) -> Row:
-    """Remove a run with its history and files. Its artifacts stay unless deleteArtifacts says otherwise."""
-    run = run_by_id(call, given["id"])
+    """Delete a run with its history and files, and with deleteArtifacts the versions that it created. Idempotent."""
+    run = call.row("SELECT id FROM runs WHERE id = ?", row_id_of("Run", given["id"]))
+    if run is None:
+        return {"success": True}
     if given.get("deleteArtifacts"):
         for artifact in call.rows("SELECT id FROM artifacts WHERE run_id = ? AND state = 'COMMITTED'", run["id"]):
             delete_version(call, artifact["id"])
-    contents = {row["content"] for row in call.rows("SELECT content FROM run_files WHERE run_id = ?", run["id"])}
-    call.execute("DELETE FROM runs WHERE id = ?", run["id"])
-    release(call, contents)
+    _remove_run(call, run["id"])
     return {"success": True}
 
 
+def _remove_run(call: Call, run_id: int) -> None:
+    contents = {row["content"] for row in call.rows("SELECT content FROM run_files WHERE run_id = ?", run_id)}
+    call.execute("DELETE FROM runs WHERE id = ?", run_id)
+    release(call, contents)
+
+
+@resolves("Mutation.deleteModel")
+def delete_project(_source: None, call: Call, given: Row) -> Row:
+    """Delete a project with its runs, collections and versions. Versions of other projects that it links to stay."""
+    project_id = row_id_of("Project", given["id"])
+    collections = [row["id"] for row in call.rows("SELECT id FROM collections WHERE project_id = ?", project_id)]
+    for collection_id in collections:
+        empty_collection(call, collection_id)
+        versions = "SELECT id FROM artifacts WHERE collection_id = ?"
+        # Without its base, an incremental version that is being uploaded cannot be committed.
+        call.execute(f"DELETE FROM partial_manifests WHERE base_id IN ({versions})", collection_id)  # noqa: S608
+        call.execute("DELETE FROM artifacts WHERE collection_id = ?", collection_id)
+    for run in call.rows("SELECT id FROM runs WHERE project_id = ?", project_id):
+        _remove_run(call, run["id"])
+    call.execute("DELETE FROM projects WHERE id = ?", project_id)
+    return {"success": True}
+
+
+def empty_collection(call: Call, collection_id: int) -> None:
+    """Remove all versions from a collection, and delete those that belong to it."""
+    for artifact in call.rows("SELECT id FROM artifacts WHERE collection_id = ?", collection_id):
+        delete_version(call, artifact["id"])
+    for table in ("memberships", "aliases"):
+        call.execute(f"DELETE FROM {table} WHERE collection_id = ?", collection_id)  # noqa: S608 - our own names
+    call.execute("DELETE FROM tags WHERE owner = 'collection' AND owner_id = ?", collection_id)
+
+
 def delete_version(call: Call, artifact_id: int) -> None:
-    """Make a version deleted: out of every collection, its aliases gone, its number never given again, its bytes freed."""
+    """Delete a version: remove it from every collection with its aliases and free its bytes. Its number is never reused."""
     contents = {row["content"] for row in call.rows("SELECT content FROM artifact_files WHERE artifact_id = ?", artifact_id)}
     contents |= {row["manifest"] for row in call.rows("SELECT manifest FROM artifacts WHERE id = ?", artifact_id)}
-    for table in ("artifact_files", "memberships", "aliases", "outputs", "inputs"):
+    contents |= {row["content"] for row in call.rows("SELECT content FROM partial_manifests WHERE artifact_id = ?", artifact_id)}
+    for table in ("artifact_files", "partial_manifests", "memberships", "aliases", "outputs", "inputs"):
         call.execute(f"DELETE FROM {table} WHERE artifact_id = ?", artifact_id)  # noqa: S608 - our own names
     call.execute("DELETE FROM tags WHERE owner = 'artifact' AND owner_id = ?", artifact_id)
     call.update("artifacts", artifact_id, state="DELETED", manifest=None, updated_at=call.now)
@@ -35,7 +67,7 @@ def delete_version(call: Call, artifact_id: int) -> None:
 
 
 def release(call: Call, contents: set[str | None]) -> None:
-    """Free the bytes of contents that nothing refers to any more, once this transaction is durable."""
+    """Free the bytes of unreferenced contents once this transaction is durable."""
     for content in filter(None, contents):
         if _is_used(call, content):
             continue
@@ -54,6 +86,7 @@ def _is_used(call: Call, content: str) -> bool:
             ("artifact_files", "content"),
             ("run_files", "content"),
             ("artifacts", "manifest"),
+            ("partial_manifests", "content"),
             ("parts", "part"),
         )
     )
@@ -61,7 +94,7 @@ def _is_used(call: Call, content: str) -> bool:
 
 @resolves("Mutation.deleteArtifact")
 def delete_artifact(_source: None, call: Call, given: Row) -> Row:
-    """Delete a version. One that still has aliases only when deleteAliases says so."""
+    """Delete a version. One that has aliases is deleted only with deleteAliases."""
     artifact = call.row("SELECT * FROM artifacts WHERE id = ?", row_id_of("Artifact", given["artifactID"]))
     if artifact is None or artifact["state"] == "DELETED":
         raise GraphQLError("no such artifact")

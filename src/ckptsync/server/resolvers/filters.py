@@ -1,24 +1,23 @@
-"""Mongo-like filters and orders, as wandb's public API sends them. Pure: looks values up through a function it is given."""
+"""MongoDB-like filters and orders, as wandb's public API sends them. Pure: a function that it is given looks up the values."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from graphql import GraphQLError
 
+from ckptsync.server.resolvers.patterns import contains
+
 Row = Mapping[str, Any]
 Lookup = Callable[[str], Any]
 RowLookup = Callable[[Row, str], Any]
 
-MAX_PATTERN = 200
-
 
 def parse_filters(text: str | None) -> dict[str, Any]:
-    """The filter of a query; an empty one matches everything."""
+    """The parsed filter of a query. An empty filter matches everything."""
     if not text:
         return {}
     try:
@@ -33,18 +32,30 @@ def parse_filters(text: str | None) -> dict[str, Any]:
 
 
 def column(row: Row, name: str) -> Any:
-    """The look-up for rows whose filters name their columns."""
+    """The look-up for rows whose filters use the names of columns."""
     return row.get(name)
 
 
 def selected(rows: Sequence[Row], filters: str | None, look_up: RowLookup) -> list[Row]:
-    """The rows that meet the filter of a query."""
+    """The rows that match the filter of a query."""
     condition = parse_filters(filters)
     return [row for row in rows if matches(condition, partial(look_up, row))]
 
 
+def names_in(filters: Mapping[str, Any]) -> set[str]:
+    """The names whose values decide whether a row matches."""
+    found: set[str] = set()
+    for name, condition in filters.items():
+        if not name.startswith("$"):
+            found.add(name)
+            continue
+        parts = condition if isinstance(condition, list) else [condition]
+        found.update(*(names_in(part) for part in parts if isinstance(part, dict)))
+    return found
+
+
 def matches(filters: Mapping[str, Any], lookup: Lookup) -> bool:
-    """True when what `lookup` finds meets every condition."""
+    """True if the values that `lookup` finds match every condition."""
     return all(_clause(name, condition, lookup) for name, condition in filters.items())
 
 
@@ -79,19 +90,10 @@ def _holds(operator: str, value: Any, operand: Any) -> bool:
     if operator == "$contains":
         return operand in value if isinstance(value, (list, str)) else False
     if operator == "$regex":
-        return isinstance(value, str) and _pattern(operand).search(value) is not None
+        return contains(operand, value) if isinstance(value, str) else False
     if operator in ("$gt", "$gte", "$lt", "$lte"):
         return _compares(operator, value, operand)
     raise GraphQLError(f"unknown filter operator {operator}")
-
-
-def _pattern(text: Any) -> re.Pattern[str]:
-    if not isinstance(text, str) or len(text) > MAX_PATTERN:
-        raise GraphQLError("$regex takes a short pattern")
-    try:
-        return re.compile(text)
-    except re.error:
-        raise GraphQLError("$regex takes a regular expression") from None
 
 
 def _compares(operator: str, value: Any, operand: Any) -> bool:
@@ -109,17 +111,20 @@ def _compares(operator: str, value: Any, operand: Any) -> bool:
 
 
 def ordered(rows: Sequence[Row], order: str | None, look_up: RowLookup) -> list[Row]:
-    """The rows by `+name` (ascending, also without the sign) or `-name`; rows without a value come last."""
+    """The rows sorted by `+name` or `name` (ascending) or `-name` (descending). Rows without a value come last."""
     if not order:
         return list(rows)
     name = order.lstrip("+-")
     present = [row for row in rows if look_up(row, name) is not None]
     absent = [row for row in rows if look_up(row, name) is None]
-    present.sort(key=lambda row: _sort_key(look_up(row, name)), reverse=order.startswith("-"))
+    present.sort(key=lambda row: _comparable(sort_key(look_up(row, name))), reverse=order.startswith("-"))
     return present + absent
 
 
-def _sort_key(value: Any) -> tuple[int, Any]:
-    if isinstance(value, (bool, int, float)):
-        return (0, value)
-    return (1, str(value))
+def _comparable(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value
+
+
+def sort_key(value: Any) -> int | float | str | None:
+    """What a value sorts by. Numbers come before texts."""
+    return value if value is None or isinstance(value, (int, float)) else str(value)

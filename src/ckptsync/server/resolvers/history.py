@@ -1,4 +1,4 @@
-"""What a run logged over time: history rows, system events and console lines, whole, sampled or within bounds. Only reads."""
+"""Reads what a run logged: history rows, system events and console lines, all of them, sampled, or within bounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def log_line_count(source: Row, call: Call) -> int:
 
 
 def _next_line(call: Call, table: str, run: Row) -> int:
-    # A resumed client goes on at this line: a count would overwrite rows after a gap.
+    # A resumed client continues at this line. A count of the rows would overwrite rows after a gap.
     found = call.row(f"SELECT max(line) AS line FROM {table} WHERE run_id = ?", run["id"])  # noqa: S608
     return 0 if found is None or found["line"] is None else int(found["line"]) + 1
 
@@ -57,7 +57,7 @@ def system_metrics(source: Row, call: Call) -> str:
 
 
 def rows_between(call: Call, run: Row, first: int, last: int) -> list[str]:
-    """The history rows with first <= step <= last, in the order of their steps."""
+    """The history rows with first <= step <= last, ordered by step."""
     found = call.rows(
         "SELECT content FROM history WHERE run_id = ? AND step BETWEEN ? AND ? ORDER BY step, line",
         run["id"],
@@ -68,7 +68,7 @@ def rows_between(call: Call, run: Row, first: int, last: int) -> list[str]:
 
 
 def sampled(rows: Sequence[Any], count: int | None) -> Sequence[Any]:
-    """At most `count` rows, evenly spread, with the first and the last."""
+    """At most `count` rows, evenly spaced, including the first and the last."""
     wanted = min(DEFAULT_SAMPLES if count is None else max(count, 0), MAX_SAMPLES)
     if len(rows) <= wanted:
         return rows
@@ -85,7 +85,7 @@ def run_history(
     max_step: int | None = None,
     samples: int | None = None,
 ) -> Sequence[str]:
-    """Rows as JSON text. Here max_step is exclusive (wandb 0.31.0: HistoryPage asks for pages of max_step - min_step rows)."""
+    """Rows as JSON text. max_step is exclusive: HistoryPage requests pages of max_step - min_step rows (wandb 0.31.0)."""
     last = LAST_STEP if max_step is None else max_step - 1
     return sampled(rows_between(call, source, min_step or 0, last), samples)
 
@@ -96,7 +96,7 @@ def run_sampled_history(source: Row, call: Call, specs: list[str]) -> list[Any]:
 
 
 def _sampled_history(call: Call, run: Row, spec: dict[str, Any]) -> Sequence[Row]:
-    """The rows that have all the keys of a spec, cut down to them. Here max_step is inclusive."""
+    """The rows that have all keys of a spec, reduced to these keys. maxStep is inclusive here."""
     keys = [str(key) for key in spec.get("keys") or []]
     first, last = spec.get("minStep"), spec.get("maxStep")
     rows = rows_between(call, run, int(first or 0), LAST_STEP if last is None else int(last))
@@ -110,7 +110,7 @@ def _sampled_history(call: Call, run: Row, spec: dict[str, Any]) -> Sequence[Row
 
 
 def _value(row: Any, key: str) -> Any:
-    """A row's value by key, or by the dotted path of a nested one."""
+    """A row's value by key, or by a dotted path for a nested value."""
     if isinstance(row, dict) and key in row:
         return row[key]
     head, _, rest = key.partition(".")
@@ -119,13 +119,13 @@ def _value(row: Any, key: str) -> Any:
 
 @resolves("Run.parquetHistory")
 def parquet_history(_source: Row, _call: Call, **_arguments: Any) -> Row:
-    """Nothing is exported to parquet: clients then read everything through history and sampledHistory."""
+    """Empty, since nothing is exported to parquet: clients then read history and sampledHistory."""
     return {"parquetUrls": [], "liveData": []}
 
 
 @resolves("Run.historyKeys")
 def history_keys(source: Row, call: Call) -> Row | None:
-    """Which metrics there are and how often; null before the first row."""
+    """The logged metrics and how often each was logged. Null before the first row."""
     rows = rows_between(call, source, 0, LAST_STEP)
     if not rows:
         return None

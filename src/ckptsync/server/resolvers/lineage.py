@@ -1,9 +1,10 @@
-"""Which run made a version, and which runs used it."""
+"""Which run created a version, and which runs used it."""
 
 from __future__ import annotations
 
 from ckptsync.server.resolvers.artifacts import artifact_by_id
 from ckptsync.server.resolvers.context import Call, Row, resolves
+from ckptsync.server.resolvers.listing import Listing
 from ckptsync.server.resolvers.paging import page
 from ckptsync.server.resolvers.runs import run_at
 
@@ -36,17 +37,21 @@ def used_by(source: Row, call: Call, first: int | None = None, after: str | None
 
 @resolves("Run.outputArtifacts")
 def output_artifacts(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
-    return page(_versions(call, "outputs", source), first, after)
+    return _versions(call, "outputs", source).page(None, None, first, after)
 
 
 @resolves("Run.inputArtifacts")
 def input_artifacts(source: Row, call: Call, first: int | None = None, after: str | None = None) -> Row:
-    return page(_versions(call, "inputs", source), first, after)
+    return _versions(call, "inputs", source).page(None, None, first, after)
 
 
-def _versions(call: Call, table: str, run: Row) -> list[Row]:
-    return call.rows(
-        f"SELECT a.* FROM {table} t JOIN artifacts a ON a.id = t.artifact_id"  # noqa: S608 - our own names
-        " WHERE t.run_id = ? AND a.state = 'COMMITTED' ORDER BY a.id",
-        run["id"],
+def _versions(call: Call, table: str, run: Row) -> Listing:
+    ids = f"SELECT artifact_id FROM {table} WHERE run_id = ?"  # noqa: S608 - our own names
+    return Listing(
+        call,
+        source=f"(SELECT * FROM artifacts WHERE state = 'COMMITTED' AND id IN ({ids}))",  # noqa: S608
+        values=(run["id"],),
+        key="id",
+        order="+id",
+        sortable={"id": "id"},
     )

@@ -1,4 +1,4 @@
-"""Relay connections over lists: which slice a client asked for, and the cursors it goes on with."""
+"""Relay connections over short lists, which are read as a whole: the requested page and its cursors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from ckptsync.server.resolvers.context import Row
 MAX_PAGE = 10_000
 
 
+def page_size(first: int | None) -> int:
+    """How many rows a page has at most."""
+    return MAX_PAGE if first is None else min(max(first, 0), MAX_PAGE)
+
+
 def page(
     rows: Sequence[Row],
     first: int | None,
@@ -23,11 +28,10 @@ def page(
 ) -> dict[str, Any]:
     """The connection for `first` rows after the cursor.
 
-    A cursor is a position and the key of the row that stood there, so rows that come in front of it in the meantime make no row
-    appear twice and none go missing.
+    A cursor holds a position and the key of the row there, so rows inserted before it meanwhile neither repeat nor hide others.
     """
     start = 0 if not after else _position_after(rows, after, key)
-    count = MAX_PAGE if first is None else min(max(first, 0), MAX_PAGE)
+    count = page_size(first)
     selected = rows[start : start + count]
     edges = [{"cursor": f"{start + offset}:{key(row)}", "node": node(row), "row": row} for offset, row in enumerate(selected)]
     more = start + count < len(rows)
@@ -52,7 +56,7 @@ def _position_after(rows: Sequence[Row], cursor: str, key: Callable[[Row], Any])
 
 
 def matching(rows: Sequence[Row], names: Sequence[str | None] | None) -> Sequence[Row]:
-    """Only the rows with one of these names; all of them when no names are given."""
+    """The rows with one of these names, all rows if no names are given."""
     if not names:
         return rows
     wanted = set(names)

@@ -1,4 +1,4 @@
-"""Linking versions into portfolios and registry collections, and reading what an organization's registries hold."""
+"""Links versions into portfolios and registry collections, and lists what an organization's registries contain."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from typing import Any
 
 from graphql import GraphQLError
 
-from ckptsync.server.resolvers.accounts import ensure_project, entities_projects
 from ckptsync.server.resolvers.aliases import set_alias
 from ckptsync.server.resolvers.artifacts import artifact_by_id, find_artifact, lookup
-from ckptsync.server.resolvers.collections import (
-    add_member,
-    collection_by_id,
-    collection_by_row,
-    collections_of,
-    ensure_collection,
-)
+from ckptsync.server.resolvers.collections import collection_by_id, collection_by_row, collections_of, ensure_collection
 from ckptsync.server.resolvers.context import Call, Row, resolves
 from ckptsync.server.resolvers.filters import column, ordered, selected
+from ckptsync.server.resolvers.memberships import add_member
 from ckptsync.server.resolvers.paging import page
+from ckptsync.server.resolvers.projects import ensure_project, entities_projects
 
 
 @resolves("Mutation.linkArtifact")
 def link_artifact(_source: None, call: Call, given: Row) -> Row:
-    """Put a committed version into a portfolio (made if it is new) as its newest; linking it again gives the same place."""
+    """Add a committed version to a portfolio, which is created if it is new, as its newest version. Idempotent."""
     artifact = _linkable(call, given)
     portfolio = _portfolio(call, artifact, given)
     membership = add_member(call, portfolio, artifact["id"])
@@ -48,7 +43,7 @@ def _portfolio(call: Call, artifact: Row, given: Row) -> Row:
     if given.get("artifactPortfolioID"):
         return collection_by_id(call, given["artifactPortfolioID"], "PORTFOLIO")
     if not given.get("artifactPortfolioName"):
-        raise GraphQLError("which portfolio?")
+        raise GraphQLError("the request names no portfolio")
     project = ensure_project(call, given.get("entityName"), given.get("projectName"))
     sequence = collection_by_row(call, artifact["collection_id"])
     return ensure_collection(call, project, given["artifactPortfolioName"], "PORTFOLIO", sequence["type"])

@@ -1,9 +1,8 @@
-"""Files of a run (code, config, media, tables): announced, uploaded by signed link, listed, deleted."""
+"""Files of a run (code, config, media, tables): declared, uploaded through a signed link, listed and deleted."""
 
 from __future__ import annotations
 
 import mimetypes
-import re
 from collections.abc import Sequence
 
 from graphql import GraphQLError
@@ -11,6 +10,7 @@ from graphql import GraphQLError
 from ckptsync.server.resolvers.context import Call, Row, global_id, resolves, row_id_of
 from ckptsync.server.resolvers.deletion import release
 from ckptsync.server.resolvers.paging import matching, page
+from ckptsync.server.resolvers.patterns import is_like
 from ckptsync.server.resolvers.runs import run_at
 
 MAX_NAME = 1024
@@ -18,7 +18,7 @@ MAX_FILES = 10_000
 
 
 def run_file(call: Call, row: Row, *, upload: bool = False) -> Row:
-    """A run's file as clients see it. Links are made only where there are bytes, or where some are wanted."""
+    """A run's file as clients see it. With `upload`, its URL is a link to upload it."""
     direct_url = call.links.get(f"/storage/content/{row['content']}") if row["content"] else ""
     return {
         "id": global_id("RunFile", row["id"]),
@@ -45,8 +45,7 @@ def file_url(source: Row, call: Call, upload: bool | None = None) -> str | None:
 def _uploaded(call: Call, run: Row, names: Sequence[str | None] | None, pattern: str | None) -> list[Row]:
     rows = call.rows("SELECT * FROM run_files WHERE run_id = ? AND content IS NOT NULL ORDER BY name", run["id"])
     if pattern:
-        like = re.compile("".join({"%": ".*", "_": "."}.get(letter, re.escape(letter)) for letter in pattern), re.DOTALL)
-        return [row for row in rows if like.fullmatch(row["name"])]
+        return [row for row in rows if is_like(pattern, row["name"])]
     return list(matching(rows, names))
 
 
@@ -88,7 +87,7 @@ def create_run_files(_source: None, call: Call, given: Row) -> Row:
 
 @resolves("Mutation.markRunFilesUploaded")
 def mark_run_files_uploaded(_source: None, call: Call, given: Row) -> Row:
-    """Nothing to do: the PUT itself recorded the file. The answer says whether all of them are there."""
+    """Whether all of these files are here. Changes nothing: the upload itself recorded the file."""
     run = run_at(call, given["entityName"], given["projectName"], given["runName"])
     return {"success": len(_uploaded(call, run, given["files"], None)) == len(set(given["files"]))}
 

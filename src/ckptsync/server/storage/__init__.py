@@ -1,4 +1,4 @@
-"""What is stored: one SQLite file, and files named by the digest of their content.
+"""Storage: one SQLite file, and content files named by their digest.
 
-Takes rows and bytes and gives them back after any crash. May not know a rule of runs or artifacts, or a name that a client chose.
+Keeps rows and bytes through any crash. Knows no rules of runs or artifacts, and no names that a client chose.
 """

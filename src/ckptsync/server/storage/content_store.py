@@ -1,11 +1,11 @@
-"""The bytes: files named by the digest of what is in them. Knows no run and no artifact, and no name that a client chose.
+"""Stores bytes in files named by their digest. Knows no runs, no artifacts, and no names that a client chose.
 
 ```
-content/<algorithm>/<first two>/<digest>   whole, verified and durable: being here is all the proof there is
-incoming/<random>                          on its way; swept at the next start
+content/<algorithm>/<first two>/<digest>   complete, verified and durable
+incoming/<random>                          being received; deleted at the next start
 ```
-A key is `md5-<32 hex>` or `xxh128-<32 hex>`. A file of 2 GiB and more comes in parts; each part is content of its own, and the
-whole is the key `parts-<sha256 over the parts' keys>`, which only the database knows.
+A key is `md5-<32 hex>` or `xxh128-<32 hex>`. A file of 2 GiB or more is uploaded in parts. Each part is a content of its own, and
+the file has the key `parts-<sha256 over the parts' keys>`, which exists only in the database.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEY = re.compile(r"(md5|xxh128)-[0-9a-f]{32}")
 
 
 class Hasher(Protocol):
-    """What hashlib's objects and xxhash's have in common."""
+    """The common interface of hashlib's and xxhash's objects."""
 
     def update(self, data: Any, /) -> None: ...
     def digest(self) -> bytes: ...
@@ -38,14 +38,14 @@ def _md5() -> Hasher:
 
 
 HASHERS: dict[str, Callable[[], Hasher]] = {"md5": _md5}
-if importlib.util.find_spec("xxhash") is not None:  # wandb 0.31 requires it; without it XXH128 is not offered
+if importlib.util.find_spec("xxhash") is not None:  # comes with wandb 0.31; without it XXH128 is not offered
     import xxhash
 
     HASHERS["xxh128"] = xxhash.xxh128
 
 
 class BadDigestError(Exception):
-    """The bytes that came are not the ones that were announced."""
+    """The bytes received differ from the declared digest."""
 
 
 def hex_of(digest: str) -> str:
@@ -77,7 +77,7 @@ def _sync_folder(path: Path) -> None:
 
 @dataclass(slots=True)
 class Upload:
-    """A body on its way in: digest and write all of it, then `keep` or `drop` it. Blocks; meant for worker threads."""
+    """A body being received: call `digest` and `write` for all of it, then `keep` or `drop`. Blocking; use worker threads."""
 
     store: Content
     key: str | None
@@ -96,7 +96,7 @@ class Upload:
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
     def digest(self, chunks: Iterable[bytes | memoryview]) -> None:
-        """Hash the next chunks of the body. May run beside `write`: neither holds the interpreter for long."""
+        """Hash the next chunks of the body. May run in parallel to `write`: both release the GIL."""
         for chunk in chunks:
             for hasher in self._hashers.values():
                 hasher.update(chunk)
@@ -110,7 +110,7 @@ class Upload:
             self.size += len(chunk)
 
     def keep(self) -> str:
-        """Make the bytes durable under their key and return it; BadDigestError when they aren't the announced ones."""
+        """Make the bytes durable under their key and return it. Raises BadDigestError if they differ from the declared digest."""
         if self.md5 is not None and self._hashers["md5"].digest() != self.md5:
             raise BadDigestError("The Content-MD5 you specified did not match what we received.")
         algorithm = self.key.partition("-")[0] if self.key is not None else "md5"
@@ -125,7 +125,7 @@ class Upload:
         return key
 
     def drop(self) -> None:
-        """Forget what came so far. Does nothing after `keep`."""
+        """Discard what was received. Does nothing after `keep`."""
         self._close()
         self.path.unlink(missing_ok=True)
 
@@ -137,7 +137,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Keeps content under `root`, a folder that nobody else writes to."""
+    """The contents in `root`, a folder that no other process writes to."""
 
     root: Path
 
@@ -160,15 +160,25 @@ class Content:
         return self.root / "content" / algorithm / digest[:2] / digest
 
     def size(self, key: str) -> int | None:
-        """The number of bytes, or None when we don't have them."""
+        """The number of bytes, None if the content is not here."""
         try:
             return self.path(key).stat().st_size
         except FileNotFoundError:
             return None
 
     def upload(self, key: str | None, md5: bytes | None) -> Upload:
-        """Start taking in a body: under `key` if it is known before, else under its own MD5."""
+        """Start receiving a body, to be stored under `key` if that is given, else under its MD5."""
         return Upload(self, key, md5)
+
+    def add(self, content: bytes) -> str:
+        """Store bytes under their MD5 and return the key."""
+        upload = self.upload(None, None)
+        try:
+            upload.digest([content])
+            upload.write([content])
+            return upload.keep()
+        finally:
+            upload.drop()
 
     def remove(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
@@ -179,7 +189,7 @@ class Content:
                 yield f"{folder.parent.name}-{entry.name}"
 
     def sweep_incoming(self) -> None:
-        """Remove what uploads of a former life left behind. Only before the first upload."""
+        """Delete what unfinished uploads left behind. Call it only before the first upload."""
         for leftover in self.incoming.iterdir():
             with contextlib.suppress(OSError):
                 leftover.unlink()

@@ -1,7 +1,7 @@
-"""The SQLite file that holds everything but the bytes. Knows tables and transactions; no rule of runs or artifacts stands here.
+"""The SQLite file with everything but the bytes. Knows tables and transactions, but no rules of runs or artifacts.
 
-One writer at a time, any number of readers (WAL). `synchronous=FULL` makes a finished transaction survive a killed process and a
-lost machine alike, so what a client was told is committed stays committed.
+One writer at a time, any number of readers (WAL). With `synchronous=FULL`, a committed transaction survives a killed process and
+a power loss alike.
 """
 
 from __future__ import annotations
@@ -97,12 +97,21 @@ MIGRATIONS: tuple[Migration, ...] = (
             PRIMARY KEY (run_id, artifact_id)) WITHOUT ROWID""",
         "CREATE INDEX inputs_by_artifact ON inputs (artifact_id)",
     ),
+    ("CREATE INDEX runs_by_creation ON runs (project_id, created_at, id)",),
+    (
+        "ALTER TABLE artifacts ADD COLUMN distributed_id TEXT",
+        """CREATE TABLE partial_manifests (
+            id INTEGER PRIMARY KEY, artifact_id INTEGER NOT NULL REFERENCES artifacts (id) ON DELETE CASCADE,
+            base_id INTEGER REFERENCES artifacts (id), content TEXT)""",
+        "CREATE INDEX partial_manifests_by_artifact ON partial_manifests (artifact_id)",
+        "CREATE INDEX partial_manifests_by_content ON partial_manifests (content)",
+    ),
 )
 
 
 @dataclass(slots=True)
 class Database:
-    """Opens one connection per thread on `path` and makes or migrates the tables."""
+    """One connection per thread to the file at `path`. Creates or migrates its tables."""
 
     path: Path
     _local: threading.local = field(default_factory=threading.local)
@@ -129,7 +138,7 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view for as long as the block lasts."""
+        """A read transaction: one consistent snapshot."""
         connection = self._connection()
         connection.execute("BEGIN")
         try:
@@ -139,9 +148,9 @@ class Database:
 
     @contextlib.contextmanager
     def write(self, after: list[Callable[[], None]] | None = None) -> Iterator[sqlite3.Connection]:
-        """All of the block or, when it raises, nothing of it.
+        """A write transaction: all of the block or, if it raises, nothing of it.
 
-        What the block put into `after` runs once it is durable and before the next writer starts.
+        The actions that the block put into `after` run once it is durable and before the next writer starts.
         """
         connection = self._connection()
         with self._write_lock:
@@ -150,7 +159,7 @@ class Database:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                # A COMMIT that failed, on a full disk for example, leaves the transaction open.
+                # A failed COMMIT, for example on a full disk, leaves the transaction open.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
@@ -159,7 +168,7 @@ class Database:
 
 
 def _run(action: Callable[[], None]) -> None:
-    """What follows a commit cannot undo it: an error is told in the log, and the next start's sweep does the rest."""
+    """Run an action after its commit. An error is only logged: the clean-up at the next start does the rest."""
     try:
         action()
     except OSError:

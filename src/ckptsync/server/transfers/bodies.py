@@ -1,4 +1,4 @@
-"""PUT and GET of bytes. Streams in blocks, so that memory stays flat whatever the size; hashing and disk work run in threads."""
+"""PUT and GET of bytes, streamed in blocks, so memory stays constant. Hashing and disk I/O run in threads."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def refusal(status: int, message: str) -> JSONResponse:
 async def receive_body(
     request: Request, content: Content, pool: Executor, key: str | None, record: Callable[[str, int], None] | None = None
 ) -> Response:
-    """Take in a PUT: answers 200 with the digest as ETag once the bytes are verified and durable.
+    """Receive a PUT: responds 200 with the digest as ETag once the bytes are verified and durable.
 
-    `record` is called with the key and the size before the answer. A body that doesn't match its Content-MD5 or its key is
-    answered with 400 and leaves nothing.
+    `record` is called with the key and the size before the response. A body that doesn't match its Content-MD5 or its key gets
+    400 and is discarded.
     """
     direct = _direct(request)
     answer = await _received(request, direct, content, pool, key, record)
@@ -55,7 +55,7 @@ async def _received(
     try:
         md5 = _content_md5(request.headers.get("content-md5"))
     except ValueError:
-        return refusal(400, "InvalidDigest: the Content-MD5 is not one")
+        return refusal(400, "InvalidDigest: the Content-MD5 is invalid")
     loop = asyncio.get_running_loop()
     upload = await loop.run_in_executor(pool, content.upload, key, md5)
     try:
@@ -69,7 +69,7 @@ async def _received(
     except ClientDisconnect:
         return refusal(400, "IncompleteBody")
     except OSError as error:
-        return refusal(507, f"the body could not be kept: {error.strerror}")
+        return refusal(507, f"cannot store the body: {error.strerror}")
     finally:
         await loop.run_in_executor(pool, upload.drop)
     return Response(status_code=200, headers={"ETag": f'"{kept.partition("-")[2]}"'})
@@ -88,7 +88,7 @@ def _content_md5(header: str | None) -> bytes | None:
 
 
 async def _fill(upload: Upload, pieces: AsyncIterator[Sequence[Piece]], pool: Executor) -> None:
-    """Hash and write the body in pieces, both at once, while the next piece is received."""
+    """Hash and write each piece of the body in parallel while the next piece is received."""
     loop = asyncio.get_running_loop()
     busy: list[asyncio.Future[None]] = []
     try:
@@ -96,12 +96,12 @@ async def _fill(upload: Upload, pieces: AsyncIterator[Sequence[Piece]], pool: Ex
             await asyncio.gather(*busy)
             busy = [loop.run_in_executor(pool, step, piece) for step in (upload.digest, upload.write)]
     finally:
-        # Also when the client is gone: the file is closed next, and a thread may still be writing to it.
+        # Also after a disconnect: the file is closed next, and a thread may still be writing to it.
         await asyncio.gather(*busy)
 
 
 def _direct(request: Request) -> DirectBody | None:
-    """A large body, past the server that calls us, where that is possible."""
+    """A large body read directly from the socket, if that is possible."""
     take = request.scope.get("extensions", {}).get(BODY)
     return take() if take else None
 
@@ -112,7 +112,7 @@ async def _pieces(body: DirectBody) -> AsyncIterator[Sequence[Piece]]:
 
 
 async def _blocks(request: Request) -> AsyncIterator[Sequence[Piece]]:
-    """The chunks of a body as they come, at least BLOCK bytes of them at once."""
+    """The chunks of a body, at least BLOCK bytes at a time."""
     block: list[Piece] = []
     size = 0
     async for chunk in request.stream():
@@ -125,7 +125,7 @@ async def _blocks(request: Request) -> AsyncIterator[Sequence[Piece]]:
 
 
 def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The (start, stop) of a single byte range; None for the whole. ValueError when no byte of it exists."""
+    """The (start, stop) of a single byte range, None for the whole content. Raises ValueError if the range is empty."""
     match = RANGE.fullmatch(header or "")
     if match is None or not (match[1] or match[2]):
         return None
@@ -140,7 +140,7 @@ def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """An ASGI response that sends a content, or one range of it, from its pieces in order."""
+    """An ASGI response that sends a content, or one range of it, piece by piece."""
 
     content: Content
     pool: Executor
@@ -173,7 +173,7 @@ class Download:
         await send({"type": "http.response.body", "body": b""})
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """(piece, first, last) of the bytes from start to stop."""
+        """(piece, first, last) for the bytes from start to stop."""
         offset = 0
         for key, length in self.pieces:
             first, last = max(start - offset, 0), min(stop - offset, length)
@@ -191,7 +191,7 @@ class Download:
             while first < last:
                 block = await loop.run_in_executor(self.pool, os.pread, file.fileno(), min(BLOCK, last - first), first)
                 if not block:
-                    raise OSError("a content is shorter than it was")
+                    raise OSError("a content file became shorter")
                 first += len(block)
                 await send({"type": "http.response.body", "body": block, "more_body": True})
         finally:

@@ -1,8 +1,7 @@
-"""A request's body straight from the socket into two buffers that are used in turn, past uvicorn and h11.
+"""Reads a request's body directly from the socket into two alternating buffers, bypassing uvicorn and h11.
 
-On its way through them every byte is copied five times into memory that is new each time: 3.4 s of processor time for a gigabyte,
-of which hashing and writing were 0.4 (uvicorn 0.54, measured). uvicorn offers no extension for it; `BODY` in the scope's
-extensions is ours.
+Those two copy every byte five times into newly allocated memory: 3.4 s of CPU time per gigabyte, of which hashing and writing
+take 0.4 s (uvicorn 0.54, measured). uvicorn has no extension for this; `BODY` in the scope's extensions is ours.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 BODY = "ckptsync.body"
 BUFFER, SMALL_BUFFER = 2 * 2**20, 2**19
-"""Bytes handed on at once. With 2 MiB, 2 GB take 1.5 s of processor time, with 512 KiB 2.6 s (measured)."""
+"""The sizes of a buffer in bytes. 2 GB take 1.5 s of CPU time with 2 MiB, 2.6 s with 512 KiB (measured)."""
 
 FEW = 8
-"""How many bodies get large buffers: 50 at once would take 200 MB."""
+"""How many concurrent bodies get large buffers: 50 would take 200 MB."""
 
 WORTH_IT = 2**20
-"""Bytes from which on it pays: afterwards the connection is closed, since h11 knows nothing of what went past it."""
+"""The size in bytes from which on this pays: it costs the connection, since h11 has not seen the body."""
 
 
 class DirectBody(asyncio.BufferedProtocol):
-    """Stands in uvicorn's place at the connection until the body is there. To be iterated once."""
+    """Replaces uvicorn's protocol on the connection until the body is complete. Iterate it once."""
 
     under_way: ClassVar[int] = 0
 
@@ -43,14 +42,14 @@ class DirectBody(asyncio.BufferedProtocol):
 
     @classmethod
     def of(cls, scope: Scope, cycle: RequestResponseCycle) -> DirectBody | None:
-        """For a request whose body is large and still on its way; None for any other. Nothing may have been received of it."""
+        """For a request with a large body that is still being received, else None. Nothing of it may have been read yet."""
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if not length.isdigit() or int(length) < WORTH_IT or not cycle.more_body or cycle.waiting_for_100_continue:
             return None
         return cls(cycle, int(length))
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        """The body in pieces. Each is good until the piece after the next one is asked for. Raises ClientDisconnect."""
+        """The body in pieces. A piece is valid until the next but one is requested. Raises ClientDisconnect."""
         if self._cycle.disconnected or self._transport.is_closing():
             raise ClientDisconnect
         size = BUFFER if DirectBody.under_way < FEW else SMALL_BUFFER
@@ -59,13 +58,13 @@ class DirectBody(asyncio.BufferedProtocol):
         self._left -= len(first)
         self._cycle.body.clear()
         self._transport.set_protocol(self)
-        # The answer ends the connection, whatever it is.
+        # Whatever the response is, the connection is closed after it.
         self._cycle.keep_alive = False
         DirectBody.under_way += 1
         try:
             yield first
             while self._left or self._filled:
-                # Only now: whoever has the piece before the last one is done with it, and that is where the next bytes go.
+                # Not earlier: the next bytes overwrite the piece before the last one, which the caller is done with only now.
                 if not self._ready.is_set():
                     self._transport.resume_reading()
                 await self._ready.wait()
@@ -81,11 +80,11 @@ class DirectBody(asyncio.BufferedProtocol):
             self._transport.set_protocol(self._uvicorns)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer for the next bytes."""
         return self._buffers[0][self._filled : self._filled + self._left]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So many came. A full buffer waits until it is asked for."""
+        """Count the received bytes. Reading pauses while a full buffer is waiting to be consumed."""
         self._filled += nbytes
         self._left -= nbytes
         if not self._left or self._filled == len(self._buffers[0]):
@@ -93,15 +92,15 @@ class DirectBody(asyncio.BufferedProtocol):
             self._ready.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone; uvicorn has to know too."""
+        """The client disconnected; pass it on to uvicorn."""
         self._lost = True
         self._ready.set()
         self._uvicorns.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """For uvicorn, which writes the answer."""
+        """Passed on to uvicorn, which writes the response."""
         cast(asyncio.Protocol, self._uvicorns).pause_writing()
 
     def resume_writing(self) -> None:
-        """For uvicorn, which writes the answer."""
+        """Passed on to uvicorn, which writes the response."""
         cast(asyncio.Protocol, self._uvicorns).resume_writing()

@@ -1,4 +1,4 @@
-"""Links that expire: the one who holds such a URL may PUT or GET exactly one thing until a given time. Does no I/O."""
+"""Signed links: whoever has one may PUT or GET exactly one path until it expires. Does no I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Signer:
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()
 
     def allows(self, method: str, path: str, expires: str, signature: str, now: float) -> bool:
-        """True when we signed this very request and its time has not run out."""
+        """True if this server signed exactly this request and it has not expired."""
         if not (expires.isascii() and expires.isdigit()):
             return False
         expected = self.signature(method, path, int(expires))
@@ -29,7 +29,7 @@ class Signer:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Makes the signed URLs that one answer contains, on the address that its client used to reach us."""
+    """Creates the signed URLs of one response. They start with the address that its client used."""
 
     signer: Signer
     base_url: str
@@ -44,4 +44,4 @@ class Links:
     def _link(self, method: str, path: str) -> str:
         expires = int(time.time() + self.lifetime)
         query = urlencode({"expires": expires, "signature": self.signer.signature(method, path, expires)})
-        return f"{self.base_url}{path}?{query}"
+        return f"{self.base_url}{quote(path)}?{query}"

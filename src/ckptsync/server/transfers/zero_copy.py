@@ -1,6 +1,6 @@
-"""ASGI's Zero Copy Send extension for uvicorn: the kernel moves a file's bytes to the socket, and no byte passes through here.
+"""ASGI's Zero Copy Send extension for uvicorn, which has none (0.54): the kernel copies a file's bytes to the socket.
 
-A range of a file is then sent at a fraction of the processor time of reading and writing it (uvicorn 0.54 offers no extension).
+That takes a fraction of the CPU time of reading and writing them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ckptsync.server.transfers.direct_body import BODY, DirectBody
 EXTENSION = "http.response.zerocopysend"
 
 PIECE = 4 * 2**20
-"""Bytes that go in one call: a client that takes them as fast as they come would keep all others waiting."""
+"""Bytes per sendfile call. More would let one fast client block all others."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroCopy:
-    """The outermost layer: it has to be called by uvicorn itself, with h11."""
+    """The outermost ASGI layer: uvicorn itself has to call it, with h11."""
 
     app: ASGIApp
 
@@ -50,7 +50,7 @@ class ZeroCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Bytes(Sized):
-    """Stands for so many bytes of a body where h11 only counts them."""
+    """A placeholder of that length: h11 only counts the bytes of a body."""
 
     count: int
 
@@ -59,7 +59,7 @@ class _Bytes(Sized):
 
 
 async def _send_file(cycle: RequestResponseCycle, message: Message) -> None:
-    """Send `count` bytes of `file` from `offset` on, more body being to come. A client that is gone is nobody's error."""
+    """Send `count` bytes of `file` from `offset` on. More body may follow. A client that disconnects is no error."""
     file, offset, count = message["file"], message["offset"], message["count"]
     loop = asyncio.get_running_loop()
     end = offset + count
@@ -68,7 +68,7 @@ async def _send_file(cycle: RequestResponseCycle, message: Message) -> None:
         await cycle.flow.drain()
         if cycle.disconnected or cycle.transport.is_closing():
             return
-        # The disk fetches the piece after this one while this one goes out.
+        # The kernel reads the next piece from disk while this one is sent.
         os.posix_fadvise(file.fileno(), offset + size, PIECE, os.POSIX_FADV_WILLNEED)
         placeholder: Any = _Bytes(size)
         cycle.conn.send_with_data_passthrough(h11.Data(data=placeholder))
@@ -77,5 +77,5 @@ async def _send_file(cycle: RequestResponseCycle, message: Message) -> None:
         except ConnectionError:
             return
         if sent != size:
-            raise OSError("a content is shorter than it was")
+            raise OSError("a content file became shorter")
         offset += size
