@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptsync import durable
 from ckptsync.checkpoint import Run
-from ckptsync.errors import RejectedError, TransientStoreError
+from ckptsync.errors import ConfigurationError, RejectedError, TransientStoreError
 from ckptsync.upload.child import PUBLISH, Child
 from ckptsync.upload.settings import UploadSettings
 
@@ -54,6 +54,7 @@ class UploadProcess:
     def ask(self, job: Mapping[str, Any], *, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
         """Have one job done. Raises what the child reports; after a TransientStoreError the next job gets a new process.
 
+        So it does after one that could not start.
         A refused key counts when a new process meets the same refusal: one 401 of a gateway must not end the uploads.
         """
         try:
@@ -66,8 +67,8 @@ class UploadProcess:
         child = self.start()
         try:
             return child.ask(job, stall=self._stall, on_progress=on_progress, passed=self._passed)
-        except TransientStoreError:
-            # Whatever state the client was left in goes with the old process.
+        except (TransientStoreError, ConfigurationError):
+            # Whatever state the client was left in goes with the old process. One that could not start has ended already.
             child.kill()
             self._child = None
             raise
