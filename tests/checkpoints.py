@@ -72,10 +72,11 @@ def torch_bytes(value: Any, size: int = 0) -> bytes:
     """What torch.save writes: a zip of stored members, the pickle in data.pkl."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(value, protocol=2))
-        archive.writestr("archive/version", "3\n")
+        # A ZipInfo has no date of today, as in torch: the bytes are the same whenever they are made.
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickle.dumps(value, protocol=2))
+        archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
         if size:
-            archive.writestr("archive/data/0", _filled(str(value), size))
+            archive.writestr(zipfile.ZipInfo("archive/data/0"), _filled(str(value), size))
     return buffer.getvalue()
 
 

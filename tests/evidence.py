@@ -66,6 +66,13 @@ def digest(content: bytes) -> str:
     return base64.b64encode(xxhash.xxh128(content).digest()).decode()
 
 
+def content(server: ServerProcess, expected: str) -> bytes:
+    """The bytes that a server keeps under a digest, read from its folder; empty where it keeps none."""
+    name = base64.b64decode(expected).hex()
+    path = server.data_dir / "content" / "xxh128" / name[:2] / name
+    return path.read_bytes() if path.exists() else b""
+
+
 def digests(folder: Path) -> Digests:
     """Every file below a folder."""
     paths = [path for path in folder.rglob("*") if path.is_file()]

@@ -72,13 +72,21 @@ def write_json(path: Path, value: Mapping[str, Any], *, mode: int = 0o644) -> No
     write_text(path, json.dumps(value, indent=1) + "\n", mode=mode)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if the file is missing, unreadable or holds no object."""
+def load_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if the file is missing or holds no object. Raises OSError where it can't be read."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """As `load_json`, and None where the file can't be read: for what may be missing."""
+    try:
+        return load_json(path)
+    except OSError:
+        return None
 
 
 def unchanged(folder: Path, files: Iterable[File]) -> bool:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,16 @@ def _lock_within(descriptor: int, seconds: float) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def available(folder: Path) -> bool:
+    """Whether files in this folder can be locked: tried on one that is deleted again. Raises OSError without write access."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 class FolderLock:

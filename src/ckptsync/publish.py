@@ -67,7 +67,14 @@ def main() -> int:
             os.nice(YIELDING)
     from ckptsync.store.wandb_store import WandbStore
 
-    publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
+    try:
+        publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
+    except OSError as error:
+        # Not before the job: who finds nobody to give it to counts this process as broken for good.
+        jobs.get()
+        message = f"the upload process cannot write to {hello['private']}: {error.strerror}"
+        _write(answers, {"event": "failed", "error": "TransientStoreError", "message": message})
+        return 1
     try:
         while (job := jobs.get()) is not None:
             publisher.serve(job)
@@ -137,10 +144,9 @@ class Publisher:
         try:
             result = self._operations[job["op"]](job)
         except Exception as error:
-            name = type(error).__name__ if isinstance(error, CkptsyncError) else "CkptsyncError"
             message = str(error) if isinstance(error, CkptsyncError) else f"{type(error).__name__}: {error}"
             wait = getattr(error, "retry_after", 0.0)
-            self._answer("failed", error=name, message=message, hint=getattr(error, "hint", None), retry_after=wait)
+            self._answer("failed", error=_kind(error), message=message, hint=getattr(error, "hint", None), retry_after=wait)
         else:
             self._answer("done", **result)
 
@@ -244,8 +250,19 @@ class Publisher:
 
     def _answer(self, event: str, **fields: Any) -> None:
         with self._lock:
-            self._answers.write(json.dumps({"event": event, **fields}) + "\n")
-            self._answers.flush()
+            _write(self._answers, {"event": event, **fields})
+
+
+def _kind(error: Exception) -> str:
+    """The name of our class for it. A file system that fails for a while (EIO, EACCES) is no reason to park anything."""
+    if isinstance(error, OSError):
+        return "TransientStoreError"
+    return type(error).__name__ if isinstance(error, CkptsyncError) else "CkptsyncError"
+
+
+def _write(answers: TextIO, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
 
 
 def _upload_of(job: dict[str, Any]) -> Upload:

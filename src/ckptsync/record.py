@@ -199,7 +199,8 @@ def change(output_dir: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, 
     durable.make_folder(path.parent)
     # The watcher and the training both update it: without the lock one could lose what the other wrote.
     with locks.exclusive(path.with_name("run.lock")):
-        before = durable.read_json(path)
+        # Where it can't be read now (EIO), what it says must not be replaced.
+        before = durable.load_json(path)
         merged = {"version": 1, **(before or {}), **decide(before or {})}
         merged = {key: value for key, value in merged.items() if value is not None}
         if merged != before:

@@ -2,12 +2,14 @@
 
 File by file, in place except for the weights, which are renamed into the folder; trainer_state.json last; then rotation.
 Sometimes the same step is saved again. The ledger gets a line before each save, with the content that every file will have, and
-one after it.
+one after it. By its seed, a training has the clock of another machine, and writes the markers of SyncCallback. One whose output
+folder fails ends with the error, as a real one does.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,10 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptsync.trainer import marker
 from tests import evidence
-from tests.checkpoints import safetensors_bytes, state_bytes, torch_bytes
+from tests.checkpoints import safetensors_bytes, torch_bytes
 
 MAX_STEPS = 10**9
+
+LOGGING_STEPS = 10
+
+SKEWS = (0.0, 0.0, -86400.0, 5.0, 3600.0)
+"""Seconds by which a training's clock is ahead: each start may be on another machine."""
 
 PAUSES = (0.0, 0.01, 0.05, 0.7)
 """Seconds between two files of a save. The last one is longer than the soak's quiet period: quiet alone proves nothing."""
@@ -64,6 +72,8 @@ class Training:
         self._output_dir = output_dir
         self._ledger = ledger
         self._random = random.Random(seed)
+        self._skew = self._random.choice(SKEWS)
+        self._marks = self._random.random() < 0.5
         known = Ledger.read(ledger)
         self._step = known.last_step
         self._number = len(known.saves)
@@ -95,8 +105,17 @@ class Training:
                 temporary.rename(folder / name)
             else:
                 (folder / name).write_bytes(value)
+            self._stamp(folder / name)
             time.sleep(self._random.choices(PAUSES, (60, 25, 10, 5))[0])
+        if self._marks:
+            marker.write(self._output_dir, self._step, world_size=1)
         self._note({"content": content})
+
+    def _stamp(self, path: Path) -> None:
+        """Give a file the time of this training's own clock."""
+        if self._skew:
+            now = time.time_ns() + int(self._skew * 1e9)
+            os.utime(path, ns=(now, now))
 
     def _files(self, content: str) -> dict[str, bytes]:
         size = self._random.choice((1000, 30_000, 400_000))
@@ -107,10 +126,14 @@ class Training:
             "optimizer.pt": torch_bytes({"seed": content}, size),
             "scheduler.pt": torch_bytes({"last_epoch": self._step}),
             "rng_state.pth": torch_bytes({"seed": content}),
-            "trainer_state.json": state_bytes(
-                self._step, max_steps=MAX_STEPS, best=None, metrics={"loss": self._random.random()}
-            ),
+            "trainer_state.json": self._state(),
         }
+
+    def _state(self) -> bytes:
+        """The rows are those of the steps before, and one more now and then: it is one training, however often it starts."""
+        rows = [{"step": step, "loss": 1 / step} for step in range(1, self._step + 1, LOGGING_STEPS)]
+        state = {"best_model_checkpoint": None, "epoch": 0.1, "global_step": self._step, "max_steps": MAX_STEPS}
+        return json.dumps(state | {"log_history": rows}).encode()
 
     def _rotate(self) -> None:
         kept = self._random.randint(1, 3)

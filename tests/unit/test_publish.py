@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import time
@@ -101,6 +102,15 @@ def test_an_upload_is_put_attached_and_measured_in_this_order(pinned: Snapshot) 
     assert answer["attached"]
     assert store.attached == Run("a", "p", "me")
     assert (store.measured["step"], store.measured["bytes"]) == (5, pinned.bytes)
+
+
+def test_an_error_of_the_file_system_is_transient(pinned: Snapshot) -> None:
+    store = FakeStore(put=OSError(errno.EIO, "injected: I/O error"))
+
+    (answer,) = answers(store, job(pinned))
+
+    assert answer["error"] == "TransientStoreError"
+    assert "injected: I/O error" in answer["message"]
 
 
 @pytest.mark.parametrize("method", ["check", "put", "attach"])

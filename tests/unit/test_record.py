@@ -6,6 +6,8 @@ import json
 import stat
 from pathlib import Path
 
+import pytest
+
 from ckptsync import record
 
 
@@ -50,3 +52,18 @@ def test_an_attempt_is_numbered_above_everything_that_is_known_here_and_elsewher
 
     assert (attempt.number, attempt.resumed_step) == (8, 10)
     assert record.read(tmp_path).attempt == attempt
+
+
+def test_a_record_that_the_file_system_cannot_read_is_not_replaced(tmp_path: Path) -> None:
+    record.update(tmp_path, run_id="r1")
+    path = record.path_of(tmp_path)
+    aside = path.rename(tmp_path / "aside")
+    # Reading it is an error of the file system (ELOOP), as EIO would be.
+    path.symlink_to(path.name)
+
+    with pytest.raises(OSError, match=r"run\.json"):
+        record.begin_attempt(tmp_path)
+    path.unlink()
+    aside.rename(path)
+
+    assert record.read(tmp_path).text("run_id") == "r1"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import layouts
+from ckptsync import layouts, locks
 from ckptsync.checkpoint import step_of
 from ckptsync.job import grace_period, preemption
 from ckptsync.record import FOLDER
@@ -46,6 +46,7 @@ def machine(output_dir: Path) -> Iterator[Finding]:
     """All checks that need no network beyond this machine's own metadata service."""
     yield _writable(output_dir)
     yield _pinning(output_dir)
+    yield _locks(output_dir)
     yield _events(output_dir)
     yield _space(output_dir)
     yield from _cache()
@@ -70,6 +71,20 @@ def _pinning(output_dir: Path) -> Finding:
         advice = "Use a file system with hard links, or plan for twice the space of the queue; --spool-limit bounds it."
         return Finding("links", WARNING, "no reflinks and no hard links on this file system: each checkpoint is copied", advice)
     return Finding("links", OK, f"checkpoints are pinned by {way}, without copying a byte")
+
+
+def _locks(output_dir: Path) -> Finding:
+    try:
+        available = locks.available(output_dir)
+    except OSError as error:
+        return Finding("locks", ERROR, f"file locks cannot be tried: {error.strerror}", "Make the folder writable.")
+    if not available:
+        message = (
+            "no file locks (flock) on this file system: a lock file keeps a second watcher out, and a lost machine leaves it"
+        )
+        advice = f"Mount it with locks (Lustre: -o flock), or delete {FOLDER}/lock.owner after the loss of a machine."
+        return Finding("locks", WARNING, message, advice)
+    return Finding("locks", OK, "file locks (flock) work")
 
 
 def _events(output_dir: Path) -> Finding:

@@ -117,10 +117,18 @@ def _in_use(folder: Path) -> Iterator[int]:
             f"cannot write to {folder}: {error.strerror}", hint="Set CKPTSYNC_DATA_DIR to a writable folder."
         ) from error
     try:
-        fcntl.flock(users, fcntl.LOCK_SH)
+        _share(users, folder)
         yield users
     finally:
         os.close(users)
+
+
+def _share(users: int, folder: Path) -> None:
+    try:
+        fcntl.flock(users, fcntl.LOCK_SH)
+    except OSError as error:
+        hint = "Set CKPTSYNC_DATA_DIR to a folder on a local disk."
+        raise ConfigurationError(f"{folder} is on a file system without file locks: {error.strerror}", hint=hint) from error
 
 
 def _require_extra() -> None:

@@ -5,6 +5,7 @@ A checkpoint that doesn't is left alone with the reason logged; one that shows a
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ class Continuity:
         return folder.step < last.step and (attempt is None or last.attempt is None or attempt <= last.attempt)
 
     def accepts(self, folder: QuietFolder, checkpoint: Checkpoint) -> bool:
-        """Whether a complete checkpoint is the next save of this training."""
+        """Whether a complete checkpoint is the next save of this training. Raises OSError where its rows can't be read now."""
         marker = self._marker(folder)
         if marker.get("run") not in (None, self._spool.run_id):
             log.warning("skipping %s: run %s saved it, not %s", folder.name, marker["run"], self._spool.run_id)
@@ -78,7 +79,11 @@ class Continuity:
         attempt = _attempt_in(marker)
         inferred = self._attempt.number if self._attempt and appearance is Appearance.CREATED else None
         save = lineage.saved(folder.step, checkpoint.verdict.state, attempt or inferred)
-        found = self._relation(save, appearance, folder.path, marked=attempt is not None)
+        try:
+            found = self._relation(save, appearance, folder.path, marked=attempt is not None)
+        except FileNotFoundError as error:
+            log.info("skipping %s: deleted while it was examined: %s", folder.name, error)
+            return False
         if found is Relation.OLDER:
             log.info("skipping %s: older than step %d, which is pinned already", folder.name, self.step)
             return False
@@ -118,7 +123,7 @@ class Continuity:
             return layouts.rows_digest(self._before_path, count) if self._before_path else None
 
         return lineage.relation(
-            save, self._before, appearance, own=lambda count: layouts.rows_digest(path, count), theirs=theirs, marked=marked
+            save, self._before, appearance, own=lambda count: _own_rows(path, save, count), theirs=theirs, marked=marked
         )
 
     def _belongs_to_restart(self, save: Save) -> bool:
@@ -153,6 +158,15 @@ class Continuity:
             return None
         # Every update renames a new file into place.
         return status.st_ino, status.st_mtime_ns
+
+
+def _own_rows(path: Path, save: Save, count: int) -> str | None:
+    """The digest over the first rows of a save. That they can't be read is no sign of a restart: raises OSError."""
+    digest = layouts.rows_digest(path, count)
+    if digest is None and count <= save.rows.count:
+        path.stat()
+        raise OSError(errno.EIO, "its rows cannot be read", str(path))
+    return digest
 
 
 def _attempt_in(marker: Mapping[str, Any]) -> int | None:

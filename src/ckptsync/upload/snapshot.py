@@ -193,8 +193,8 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def load(directory: Path) -> Snapshot:
-    """Read a pinned snapshot back. Raises IntegrityError when snapshot.json is not one."""
-    value = durable.read_json(directory / "snapshot.json")
+    """Read a pinned snapshot back. Raises IntegrityError when snapshot.json is not one, OSError when it can't be read now."""
+    value = durable.load_json(directory / "snapshot.json")
     try:
         if value is None or value.pop("version") != 1:
             raise ValueError("not a snapshot of this version")

@@ -35,10 +35,13 @@ RETRY_REQUEST = "retry-parked"
 
 
 def _readable(directory: Path) -> bool:
+    """Whether its content is that of a snapshot. A file system that fails for a while (EIO) says nothing of it."""
     try:
         snapshot.load(directory)
     except IntegrityError:
         return False
+    except OSError as error:
+        log.warning("cannot read %s now: %s", directory.name, error)
     return True
 
 
@@ -93,7 +96,7 @@ class Spool:
         """The queued snapshots, in the order of saving."""
         found = []
         for directory in self._directories("spool"):
-            with contextlib.suppress(IntegrityError):
+            with contextlib.suppress(IntegrityError, OSError):
                 found.append(snapshot.load(directory))
         found = [each for each in found if self._is_ours(each.run_id)]
         return sorted(found, key=lambda each: each.sequence)
@@ -106,7 +109,7 @@ class Spool:
         """What a permanent error stopped, with its reason."""
         found = []
         for directory in self._directories("parked"):
-            with contextlib.suppress(IntegrityError):
+            with contextlib.suppress(IntegrityError, OSError):
                 reason = durable.read_json(directory / "reason.json") or {}
                 pinned = snapshot.load(directory)
                 if self._is_ours(pinned.run_id):
@@ -119,7 +122,7 @@ class Spool:
 
     def _find_foreign(self) -> Iterator[str]:
         for directory in (*self._directories("spool"), *self._directories("parked")):
-            with contextlib.suppress(IntegrityError):
+            with contextlib.suppress(IntegrityError, OSError):
                 if not self._is_ours(snapshot.load(directory).run_id):
                     yield directory.name
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptsync import durable
+from ckptsync import durable, locks
 from ckptsync.checkpoint import Run
-from ckptsync.errors import RejectedError, TransientStoreError
+from ckptsync.errors import ConfigurationError, RejectedError, TransientStoreError
 from ckptsync.upload.child import PUBLISH, Child
 from ckptsync.upload.settings import UploadSettings
 
@@ -21,7 +22,7 @@ PASSED_STEP = 64 * 2**10
 
 
 class UploadProcess:
-    """At most one child at a time, with the client's own files in `private`.
+    """At most one child at a time, with the client's own files in `private`, or in a temporary folder where that can't be locked.
 
     Once `urgent` is set, no rate limit and no niceness holds any more, for the current upload too.
     """
@@ -40,7 +41,7 @@ class UploadProcess:
         self.settings = settings
         self.urgent = False
         self._environment = environment
-        self._private = private
+        self._private = self._used = private
         self._command = command
         self._proc = proc
         self._child: Child | None = None
@@ -54,6 +55,7 @@ class UploadProcess:
     def ask(self, job: Mapping[str, Any], *, on_progress: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
         """Have one job done. Raises what the child reports; after a TransientStoreError the next job gets a new process.
 
+        So it does after one that could not start.
         A refused key counts when a new process meets the same refusal: one 401 of a gateway must not end the uploads.
         """
         try:
@@ -66,8 +68,8 @@ class UploadProcess:
         child = self.start()
         try:
             return child.ask(job, stall=self._stall, on_progress=on_progress, passed=self._passed)
-        except TransientStoreError:
-            # Whatever state the client was left in goes with the old process.
+        except (TransientStoreError, ConfigurationError):
+            # Whatever state the client was left in goes with the old process. One that could not start has ended already.
             child.kill()
             self._child = None
             raise
@@ -78,10 +80,11 @@ class UploadProcess:
             # The limit was set after it had been started: the next one goes through it.
             self.close()
         if self._child is None:
-            durable.remove_tree(self._private)
+            durable.remove_tree(self._used)
+            self._used = self._lockable()
             environment = {**self._environment, **self._limited()}
             yielding = self.settings.yielding and not self.urgent
-            self._child = Child(self.run, environment, self._private, yielding=yielding, command=self._command)
+            self._child = Child(self.run, environment, self._used, yielding=yielding, command=self._command)
         return self._child
 
     def close(self) -> None:
@@ -89,7 +92,7 @@ class UploadProcess:
         if self._child:
             self._child.close()
             self._child = None
-            durable.remove_tree(self._private)
+            durable.remove_tree(self._used)
         if self._throttle:
             self._throttle.close()
             self._throttle = None
@@ -99,6 +102,12 @@ class UploadProcess:
         child = self._child
         if child:
             child.kill()
+
+    def _lockable(self) -> Path:
+        """The folder for the client's files, elsewhere if it can't be locked: the client gives up without flock (wandb 0.31)."""
+        if locks.available(durable.make_folder(self._private.parent)):
+            return self._private
+        return Path(tempfile.mkdtemp(prefix="ckptsync-"))
 
     @property
     def _stall(self) -> float:

@@ -49,5 +49,5 @@ def test_every_finding_that_is_not_ok_says_what_to_do(tmp_path: Path, home: Path
 
     findings = list(health_check.machine(tmp_path))
 
-    assert {each.check for each in findings} >= {"output folder", "links", "file events", "disk", "libraries", "notices"}
+    assert {each.check for each in findings} >= {"output folder", "links", "locks", "file events", "disk", "libraries", "notices"}
     assert all(each.advice for each in findings if each.state != health_check.OK)

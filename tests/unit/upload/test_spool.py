@@ -205,3 +205,18 @@ def test_no_name_directly_under_the_output_folder_looks_like_a_checkpoint(spool:
     spool.park(pinned, PermanentStoreError("injected: quota"))
 
     assert {path.name for path in tmp_path.iterdir()} == {".ckptsync", "checkpoint-5"}
+
+
+def test_a_snapshot_that_the_file_system_cannot_read_for_a_while_stays_in_the_queue(spool: Spool, tmp_path: Path) -> None:
+    pinned = spool.pin(checkpoint_at(make_checkpoint(tmp_path, 5)))
+    file = pinned.directory / "snapshot.json"
+    aside = file.rename(tmp_path / "aside")
+    # Reading it is an error of the file system (ELOOP), as EIO would be.
+    file.symlink_to(file.name)
+
+    swept = spool.prepare()
+    file.unlink()
+    aside.rename(file)
+
+    assert not swept
+    assert spool.pending() == [pinned]

@@ -19,7 +19,7 @@ from ckptsync import record
 from ckptsync.checkpoint import Run, Snapshot
 from ckptsync.errors import ConfigurationError, PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.store.retrying import Patience
-from ckptsync.upload.child import Child
+from ckptsync.upload.child import PUBLISH, Child
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.upload_process import UploadProcess
@@ -350,6 +350,41 @@ def test_a_child_that_cannot_start_is_a_configuration_error_with_its_last_words(
         Child(Run("a", "p"), dict(os.environ), tmp_path, command=command).ask(
             {"op": "check"}, stall=30, on_progress=lambda _: None
         )
+
+
+def test_after_a_child_that_cannot_start_the_next_job_gets_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "SCRIPT").write_text("[]")
+    environment = {**os.environ, "SCRIPT": str(tmp_path / "SCRIPT")}
+    broken = tmp_path / "broken"
+    broken.touch()
+    start = "import os, sys; os.path.exists(sys.argv[1]) and sys.exit('injected: broken'); os.execv(sys.argv[2], sys.argv[2:])"
+    process = UploadProcess(
+        Run("a", "p"),
+        environment,
+        tmp_path / "private",
+        UploadSettings(),
+        command=(sys.executable, "-c", start, str(broken), *CHILD),
+    )
+    try:
+        with pytest.raises(ConfigurationError, match="injected: broken"):
+            process.ask({"op": "check"})
+        broken.unlink()
+
+        assert process.ask({"op": "check"})["event"] == "done"
+    finally:
+        process.close()
+
+
+def test_a_child_that_cannot_write_its_folder_is_a_transient_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    child = Child(Run("a", "p"), environment, tmp_path / "file" / "private", command=PUBLISH)
+
+    try:
+        with pytest.raises(TransientStoreError, match=r"the upload process cannot write to .*: Not a directory"):
+            child.ask({"op": "check"}, stall=60, on_progress=lambda _: None)
+    finally:
+        child.kill()
 
 
 def test_where_nothing_shows_progress_nothing_counts_as_a_stall(tmp_path: Path) -> None:
