@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 
 from ckptsync.errors import ConfigurationError
 from ckptsync.server.local import default_data_dir, local_server, running
+from tests.integration.conftest import wait_for
 from tests.server_process import ServerProcess
 
 
@@ -153,3 +156,27 @@ def test_sigterm_is_a_clean_stop(tmp_path: Path) -> None:
     process.stop()
 
     assert not (process.data_dir / "server.json").exists()
+
+
+def test_a_server_that_dies_while_it_is_used_is_started_again_at_its_address(tmp_path: Path) -> None:
+    with local_server(tmp_path) as server:
+        pid = json.loads((tmp_path / "server.json").read_text())["pid"]
+        os.kill(pid, signal.SIGKILL)
+
+        wait_for(lambda: (found := running(tmp_path)) and found.url == server.url, what="the server at its old address")
+
+        assert json.loads((tmp_path / "server.json").read_text())["pid"] != pid
+    assert running(tmp_path) is None
+
+
+def test_the_next_server_listens_where_the_last_one_did(tmp_path: Path) -> None:
+    with local_server(tmp_path) as first:
+        pass
+    with local_server(tmp_path) as second:
+        assert second.url == first.url
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", int(first.url.rpartition(":")[2])))
+        other.listen()
+        with local_server(tmp_path) as third:
+            assert third.url != first.url

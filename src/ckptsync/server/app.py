@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,7 +27,7 @@ from ckptsync.server.http.faults.connection import Disconnectable
 from ckptsync.server.http.faults.middleware import Faults
 from ckptsync.server.http.request_log import RequestLog
 from ckptsync.server.http.routes import routes
-from ckptsync.server.local import USERS
+from ckptsync.server.local import LAST_PORT, USERS
 from ckptsync.server.resolvers.service import Service
 from ckptsync.server.storage.content_store import Content
 from ckptsync.server.storage.database import Database
@@ -158,6 +159,7 @@ class _Server(uvicorn.Server):
         temporary = self._record.with_name(f"server.json.{secrets.token_hex(8)}")
         temporary.write_text(json.dumps(record), encoding="utf-8")
         temporary.rename(self._record)
+        self._record.with_name(LAST_PORT).write_text(str(urlsplit(self._url).port), encoding="ascii")
         log.info("listening", extra={"url": self._url})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
