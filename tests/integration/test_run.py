@@ -284,3 +284,19 @@ def test_artifacts_named_after_a_run_that_logs_nothing_itself_are_found_on_the_n
 
     assert done.returncode == 0, done.stderr
     assert f"goes on from {second / 'checkpoint-4'} as by-name" in done.stdout
+
+
+def test_a_training_that_restarts_from_scratch_is_ended(tool: Tool, tmp_path: Path, output_dir: Path) -> None:
+    make_checkpoint(output_dir, 8, content="over")
+    restarts = program(
+        "make_checkpoint(pathlib.Path(sys.argv[1]), 4, content='over again')",
+        "pathlib.Path(sys.argv[2]).write_text(str(os.getpid()))",
+        "time.sleep(600)",
+    )
+    line: list[str | Path] = ["run", "--run-id", "over", "--output-dir", output_dir, "--quiet-period", "0.2", "--", *restarts]
+
+    done = tool(*line, output_dir, tmp_path / "pid", timeout=120)
+
+    assert done.returncode == 5, done.stderr
+    assert "so the training started over" in refusal(done)
+    assert not _lives(int((tmp_path / "pid").read_text()))

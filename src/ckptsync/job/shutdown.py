@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from ckptsync.errors import PreemptedError
+from ckptsync.errors import PreemptedError, RestartedError
 from ckptsync.job.preemption.listener import NoticeListener
 from ckptsync.job.preemption.notice import Notice, Source
 from ckptsync.job.training import Training
@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 OVERTIME = 10.0
 """Seconds after the deadline for which an unreachable store is still retried, in case the machine is still up."""
+
+END_SECONDS = 30.0
+"""Seconds that a training which restarted from scratch has to exit after its SIGTERM."""
 
 
 class Shutdown:
@@ -87,6 +90,22 @@ class Shutdown:
     def training_ended(self) -> None:
         """There is no training to shut down any more."""
         self._training = None
+
+    def end_restarted(self, error: RestartedError) -> None:
+        """End a training that restarted from scratch: each of its saves would take the place of one that it should continue.
+
+        Not after a notice: then it saved as asked, and a launcher may have started it again.
+        """
+        with self._changing:
+            training = self._training
+            if training is None or self.requested.is_set():
+                return
+            self.requested.set()
+        log.error("ending the training: %s", error)
+        training.signal(signal.SIGTERM)
+        killing = threading.Timer(END_SECONDS, training.signal, [signal.SIGKILL])
+        killing.daemon = True
+        killing.start()
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler. It may run in the middle of anything, so it only queues; the same signal twice exits at once."""

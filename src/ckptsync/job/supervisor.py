@@ -52,7 +52,7 @@ class Supervisor:
         daemon.begun = False
         self._restarts = RestartPolicy(terms.restarts)
         self._grace_check = grace_period.GraceCheck()
-        self._watch = WatchThread(daemon, self._check_grace)
+        self._watch = WatchThread(daemon, self._every_turn)
         self._shutdown = Shutdown(daemon, self._watch, terms.sources, terms.grace)
         self._outcome = Outcome(daemon, self._shutdown, self._watch)
 
@@ -111,6 +111,11 @@ class Supervisor:
             return True
         self._daemon.spool.history.record("restart", code=code, step=reached)
         return self._shutdown.requested.wait(decision.pause)
+
+    def _every_turn(self) -> None:
+        self._check_grace()
+        if self._daemon.restarted:
+            self._shutdown.end_restarted(self._daemon.restarted)
 
     def _check_grace(self) -> None:
         """Warn if an upload, at the measured rate, would not fit into the grace period."""
