@@ -219,11 +219,11 @@ class Daemon:
     @property
     def restarted(self) -> RestartedError | None:
         """The error of a training that restarted from scratch; None for one that goes on."""
-        return self.pinner.continuity.restarted
+        return self.pinner.restart_detection.restarted
 
     def forgive_restart(self) -> None:
         """Drop that verdict: what restarted did so after the training had left as asked."""
-        self.pinner.continuity.restarted = None
+        self.pinner.restart_detection.restarted = None
 
     def raise_outcome(self) -> None:
         """Raise what a user has to know at the end: a training that restarted from scratch, or something that is not durable."""
@@ -244,7 +244,7 @@ class Daemon:
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
         self._follow_replaced_folder()
-        if self.pinner.continuity.attempt_changed:
+        if self.pinner.restart_detection.attempt_changed:
             self.resumed()
         if self.spool.take_retry_request():
             self.uploader.retry_parked()

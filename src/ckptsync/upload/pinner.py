@@ -14,8 +14,8 @@ from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, Verdict, fingerpr
 from ckptsync.errors import CkptsyncError, IntegrityError, SnapshotChangedError
 from ckptsync.sizes import size_of
 from ckptsync.upload import lineage
-from ckptsync.upload.continuity import Continuity
 from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
+from ckptsync.upload.restart_detection import RestartDetection
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.validation import validate
@@ -47,7 +47,7 @@ class Pinner:
 
     def __init__(self, spool: Spool, quiet_period: QuietPeriod, settings: UploadSettings, expectation: Expectation) -> None:
         self.settings = settings
-        self.continuity = Continuity(spool, allow_restart=expectation.allow_restart)
+        self.restart_detection = RestartDetection(spool, allow_restart=expectation.allow_restart)
         self._spool = spool
         self._quiet_period = quiet_period
         self._expectation = expectation
@@ -73,7 +73,7 @@ class Pinner:
 
     def continue_from(self, known: Sequence[Receipt | Snapshot]) -> None:
         """Continue from what is durable or queued: where the training has come to, and what was there at its newest pin."""
-        self.continuity.take_up(known)
+        self.restart_detection.take_up(known)
         newest = lineage.newest(known)
         name = newest.snapshot if isinstance(newest, Receipt) else newest.name if newest else None
         if name and (folders := self._spool.scanned(name)) is not None:
@@ -87,7 +87,7 @@ class Pinner:
             if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, complete[0][1])):
                 self._quiet_period.accept(folder)
             elif checkpoint := self._validate(folder):
-                if self.continuity.accepts(folder, checkpoint):
+                if self.restart_detection.accepts(folder, checkpoint):
                     complete.append((folder, checkpoint))
                 else:
                     self._quiet_period.accept(folder)
@@ -120,13 +120,13 @@ class Pinner:
         for name in self._quiet_period.unfinished:
             raise CkptsyncError(f"{name} is not durable: it was still being written", hint="Start the same command again.")
         newest = max(self._incomplete, key=lambda name: step_of(name) or 0, default=None)
-        if newest and (step_of(newest) or 0) > self.continuity.step and (self._spool.output_dir / newest).is_dir():
+        if newest and (step_of(newest) or 0) > self.restart_detection.step and (self._spool.output_dir / newest).is_dir():
             reason = self._incomplete[newest]
             raise IntegrityError(f"{newest} is not durable: incomplete: {reason}", hint="The checkpoint before it is durable.")
 
     def _dealt_with(self, folder: QuietFolder) -> bool:
         """Whether this very save is queued, parked or durable, or was there, and older, before the first scan."""
-        return self._spool.knows(f"{folder.name}.{folder.fingerprint}") or self.continuity.is_older(folder)
+        return self._spool.knows(f"{folder.name}.{folder.fingerprint}") or self.restart_detection.is_older(folder)
 
     def _wanted_beside(self, folder: QuietFolder, newest: Checkpoint) -> bool:
         """When several appeared at once: whether an older one is wanted too. The best is, since no later upload brings it."""
@@ -170,7 +170,7 @@ class Pinner:
             self._quiet_period.accept(folder)
             return False
         try:
-            pinned = self._spool.pin(checkpoint, attempt=self.continuity.attempt_of(folder), alive=alive)
+            pinned = self._spool.pin(checkpoint, attempt=self.restart_detection.attempt_of(folder), alive=alive)
         except SnapshotChangedError as error:
             log.info("%s; it is scanned again", error)
             return False
@@ -193,7 +193,7 @@ class Pinner:
             self._refused = None
         self._incomplete.pop(checkpoint.name, None)
         self._names = frozenset(file.path for file in checkpoint.files)
-        self.continuity.advance(pinned, checkpoint.path)
+        self.restart_detection.advance(pinned, checkpoint.path)
         self._newest = pinned.name
         for note in checkpoint.verdict.notes:
             log.warning("%s: %s", checkpoint.name, note)

@@ -17,12 +17,12 @@ from ckptsync.checkpoint import Receipt, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
 from ckptsync.store.retrying import retry
 from ckptsync.upload.child import PUBLISH
+from ckptsync.upload.child_lifecycle import ChildLifecycle
 from ckptsync.upload.deadline import Deadline
-from ckptsync.upload.publication import Progress, Publication
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
-from ckptsync.upload.upload_process import UploadProcess
 from ckptsync.upload.upload_queue import UploadQueue
+from ckptsync.upload.version_upload import Progress, VersionUpload
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class Uploader:
         self._stop = stop
         self._deadline: Deadline | None = None
         self._queue = UploadQueue(store)
-        self._process = UploadProcess(run, environment, store.root / "wandb", settings, command=command)
-        self._publication = Publication(run, store, self._process, stem=stem)
+        self._process = ChildLifecycle(run, environment, store.root / "wandb", settings, command=command)
+        self._version_upload = VersionUpload(run, store, self._process, stem=stem)
 
     @property
     def settings(self) -> UploadSettings:
@@ -73,21 +73,21 @@ class Uploader:
     @property
     def durable(self) -> Receipt | None:
         """The receipt of the newest durable checkpoint."""
-        return self._publication.durable
+        return self._version_upload.durable
 
     @durable.setter
     def durable(self, receipt: Receipt | None) -> None:
-        self._publication.durable = receipt
+        self._version_upload.durable = receipt
 
     @property
     def progress(self) -> Progress | None:
         """How far the current upload is; None where none is running."""
-        return self._publication.progress
+        return self._version_upload.progress
 
     @property
     def rate(self) -> float | None:
         """Bytes per second of the current upload, or of the last one."""
-        return self._publication.rate
+        return self._version_upload.rate
 
     @property
     def child_is_there(self) -> bool:
@@ -96,8 +96,8 @@ class Uploader:
 
     def check(self) -> Run:
         """The run with its entity, once the store accepted the key. One attempt."""
-        run = Run(**self._process.ask({"op": "check", "run": asdict(self._publication.run)})["run"])
-        self._publication.run = self._process.run = run
+        run = Run(**self._process.ask({"op": "check", "run": asdict(self._version_upload.run)})["run"])
+        self._version_upload.run = self._process.run = run
         return run
 
     def serve(self) -> None:
@@ -171,7 +171,7 @@ class Uploader:
             return False
         newest = max(self._spool.pending(), key=lambda each: each.sequence, default=current)
         rate, now = known.bytes / known.seconds, time.monotonic()
-        elapsed = now - self._publication.begun
+        elapsed = now - self._version_upload.begun
         if newest.name == current.name or not self._deadline.calls_off(
             current=current.bytes / rate, elapsed=elapsed, newest=newest.bytes / rate, now=now
         ):
@@ -256,7 +256,7 @@ class Uploader:
     def _deal_with(self, pinned: Snapshot) -> None:
         """Publish one snapshot, or drop it where it changed, or park it where only a person can help."""
         try:
-            self._publication.publish(pinned, self.settings, self._deadline)
+            self._version_upload.publish(pinned, self.settings, self._deadline)
             self.last_error = None
         except TransientStoreError:
             raise

@@ -20,9 +20,9 @@ from ckptsync.checkpoint import Run, Snapshot
 from ckptsync.errors import ConfigurationError, PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.child import PUBLISH, Child
+from ckptsync.upload.child_lifecycle import ChildLifecycle
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
-from ckptsync.upload.upload_process import UploadProcess
 from ckptsync.upload.uploader import Uploader
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
@@ -358,7 +358,7 @@ def test_after_a_child_that_cannot_start_the_next_job_gets_a_new_one(tmp_path: P
     broken = tmp_path / "broken"
     broken.touch()
     start = "import os, sys; os.path.exists(sys.argv[1]) and sys.exit('injected: broken'); os.execv(sys.argv[2], sys.argv[2:])"
-    process = UploadProcess(
+    process = ChildLifecycle(
         Run("a", "p"),
         environment,
         tmp_path / "private",
@@ -390,7 +390,7 @@ def test_a_child_that_cannot_write_its_folder_is_a_transient_error(tmp_path: Pat
 def test_where_nothing_shows_progress_nothing_counts_as_a_stall(tmp_path: Path) -> None:
     (tmp_path / "SCRIPT").write_text('["seems to stand"]')
     environment = {**os.environ, "SCRIPT": str(tmp_path / "SCRIPT")}
-    process = UploadProcess(
+    process = ChildLifecycle(
         Run("a", "p"), environment, tmp_path / "private", UploadSettings(stall=0.6), command=CHILD, proc=tmp_path / "no proc here"
     )
     try:

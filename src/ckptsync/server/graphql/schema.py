@@ -36,7 +36,7 @@ RESOLVER_MODULES = (
     "artifact_files",
     "artifact_upload",
     "multipart",
-    "registry",
+    "wandb_registry",
     "lineage",
 )
 GLOBAL_IDS = ("Project", "Run", "Artifact", "ArtifactSequence", "ArtifactPortfolio", "ArtifactCollectionMembership")

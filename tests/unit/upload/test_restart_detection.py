@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from ckptsync.checkpoint import Checkpoint
-from ckptsync.upload.continuity import Continuity
 from ckptsync.upload.lineage import Appearance
 from ckptsync.upload.quiet_period import QuietFolder
+from ckptsync.upload.restart_detection import RestartDetection
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
 
 @pytest.fixture
-def continuity(tmp_path: Path) -> Continuity:
+def continuity(tmp_path: Path) -> RestartDetection:
     """A training that has come to step 4."""
     spool = Spool(tmp_path, run_id="r1")
     spool.prepare()
-    made = Continuity(spool, allow_restart=False)
+    made = RestartDetection(spool, allow_restart=False)
     made.take_up([])
     first = saved(tmp_path, 4)
     made.advance(spool.pin(first), first.path)
@@ -41,13 +41,13 @@ def quiet(checkpoint: Checkpoint) -> QuietFolder:
     return QuietFolder(checkpoint.path.parent, checkpoint.name, checkpoint.fingerprint, Appearance.CHANGED)
 
 
-def test_the_next_save_continues_the_training(tmp_path: Path, continuity: Continuity) -> None:
+def test_the_next_save_continues_the_training(tmp_path: Path, continuity: RestartDetection) -> None:
     following = saved(tmp_path, 8)
 
     assert continuity.accepts(quiet(following), following)
 
 
-def test_a_save_that_is_deleted_while_it_is_examined_is_no_restart(tmp_path: Path, continuity: Continuity) -> None:
+def test_a_save_that_is_deleted_while_it_is_examined_is_no_restart(tmp_path: Path, continuity: RestartDetection) -> None:
     following = saved(tmp_path, 8)
     shutil.rmtree(following.path)
 
@@ -56,7 +56,7 @@ def test_a_save_that_is_deleted_while_it_is_examined_is_no_restart(tmp_path: Pat
 
 
 def test_a_save_that_cannot_be_read_while_it_is_examined_is_no_restart_but_examined_again(
-    tmp_path: Path, continuity: Continuity
+    tmp_path: Path, continuity: RestartDetection
 ) -> None:
     following = saved(tmp_path, 8)
     content = (following.path / "trainer_state.json").read_bytes()

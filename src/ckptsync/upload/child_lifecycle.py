@@ -21,7 +21,7 @@ PASSED_STEP = 64 * 2**10
 """Bytes that have to pass the rate limit to count as progress."""
 
 
-class UploadProcess:
+class ChildLifecycle:
     """At most one child at a time, with the client's own files in `private`, or in a temporary folder where that can't be locked.
 
     Once `urgent` is set, no rate limit and no niceness holds any more, for the current upload too.

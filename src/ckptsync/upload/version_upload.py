@@ -18,10 +18,10 @@ from ckptsync.layouts import final_model
 from ckptsync.sizes import size_of
 from ckptsync.store import artifact
 from ckptsync.upload import lineage
+from ckptsync.upload.child_lifecycle import ChildLifecycle
 from ckptsync.upload.deadline import Deadline
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
-from ckptsync.upload.upload_process import UploadProcess
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ class Progress:
     moved: int
 
 
-class Publication:
+class VersionUpload:
     """Publishes snapshots of one run. `durable` is the receipt of the newest durable checkpoint, `rate` in bytes per second."""
 
-    def __init__(self, run: Run, spool: Spool, process: UploadProcess, *, stem: str) -> None:
+    def __init__(self, run: Run, spool: Spool, process: ChildLifecycle, *, stem: str) -> None:
         self.run = run
         self.durable = spool.receipts.newest()
         self.progress: Progress | None = None

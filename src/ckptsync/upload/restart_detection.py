@@ -22,7 +22,7 @@ from ckptsync.upload.spool import Spool
 log = logging.getLogger(__name__)
 
 
-class Continuity:
+class RestartDetection:
     """The position of one training. `restarted` is the error of one that restarted from scratch, None for one that goes on."""
 
     def __init__(self, spool: Spool, *, allow_restart: bool) -> None:
