@@ -300,3 +300,26 @@ def test_a_training_that_restarts_from_scratch_is_ended(tool: Tool, tmp_path: Pa
     assert done.returncode == 5, done.stderr
     assert "so the training started over" in refusal(done)
     assert not _lives(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.slow
+def test_a_program_that_names_another_project_itself_is_found_there_by_the_same_line(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    names_its_own = (
+        "from ckptsync import record",
+        "record.update(pathlib.Path(sys.argv[1]), project='mine')",
+        *STEP,
+    )
+    line = ["--quiet-period", "0.2", "--", *program(*names_its_own)]
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    assert tool("run", "--run-id", "mine", "--output-dir", first, *line, str(first)).returncode == 0
+
+    again = tool("run", "--run-id", "mine", "--output-dir", second, *line, str(second))
+    finished = tool("run", "--run-id", "mine", "--output-dir", third, *line, str(third))
+
+    assert again.returncode == 0, again.stderr
+    assert "logs to project mine: continuing it there" in again.stderr
+    assert f"goes on from {second / 'checkpoint-4'} as mine" in again.stdout
+    assert "the training is finished" in finished.stderr
+    assert [row["step"] for row in tool.json("list", "local/mine/mine") if row["kind"] == "checkpoint"] == [8, 4]

@@ -175,7 +175,12 @@ class ResumableJob:
             with open_store(self._connection, self.run) as store:
                 self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self._patience)
                 self._exists = _exists(store, self.run, self._patience)
-                return self._place(store, None)
+                try:
+                    return self._place(store, None)
+                except NotFoundError:
+                    if not self._follow_project(store):
+                        raise
+                    return self._place(store, None)
         except NotFoundError as error:
             log.info("starting from scratch: %s", error)
             return None
@@ -185,6 +190,16 @@ class ResumableJob:
                 raise
             log.warning("%s; resuming from the local %s; the store may have a newer checkpoint", error, placed.path)
             return placed
+
+    def _follow_project(self, store: WandbStore) -> bool:
+        """Take the project that the program's own wandb.init named on another machine; False where there is no such run."""
+        project = store.moved_to(self.run)
+        if project is None:
+            return False
+        log.warning("run %s logs to project %s: continuing it there", self.run, project)
+        self.run = store.check(Run(self.run.run_id, project, self.run.entity))
+        self._exists = _exists(store, self.run, self._patience)
+        return True
 
     def _find_here(self) -> Placed | None:
         try:

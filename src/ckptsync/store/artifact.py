@@ -102,7 +102,7 @@ def recorded_command(version: Version) -> list[str] | None:
 def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
     state = snapshot.state
     rows = state.rows if state else Rows()
-    command = record.command
+    command, started_in = record.command, record.text("started_in")
     ours = {
         "version": 1,
         "run": run.run_id,
@@ -125,6 +125,8 @@ def _metadata(snapshot: Snapshot, run: Run, record: Record) -> dict[str, Any]:
         "best": best_step(snapshot),
         "command": command if command and recordable(command) and record.may_record_command else None,
         "cwd": record.text("cwd"),
+        # Where the program's own wandb.init names another project, this is where the next machine looks first.
+        "started_in": started_in if started_in != run.project else None,
     }
     metrics: Mapping[str, float] = state.metrics if state else {}
     return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from ckptsync.checkpoint import Run, Version
-from ckptsync.errors import NotFoundError
+from ckptsync.errors import CkptsyncError, NotFoundError
+from ckptsync.store import artifact
 from ckptsync.store.wandb_client import Client
 
 TYPE = "model"
@@ -17,6 +19,9 @@ TYPE = "model"
 
 REGISTRY = "wandb-registry-"
 """The prefix of the projects that are registries."""
+
+PROJECTS = 50
+"""How many projects are asked for a run that is not where it was looked for."""
 
 
 class WandbCatalogue:
@@ -62,6 +67,23 @@ class WandbCatalogue:
         except NotFoundError:
             return []
         return sorted(found, key=lambda each: each.number, reverse=True)
+
+    def moved_to(self, run: Run) -> str | None:
+        """The project in which the checkpoints of a run are, if its program named another one than it was started with.
+
+        Asks the newest projects of the entity, one request for each. None as well where that fails: the run may be new.
+        """
+        name = artifact.artifact_name(run.run_id)
+        with contextlib.suppress(CkptsyncError), self._client.translated("the list of projects"):
+            client = self._client.api()
+            for project in itertools.islice(client.projects(run.entity, per_page=PROJECTS), PROJECTS):
+                path = f"{run.entity}/{project.name}/{name}"
+                if project.name == run.project or not client.artifact_collection_exists(path, TYPE):
+                    continue
+                newest = version_of(client.artifact(f"{path}:latest"))
+                if newest.ours.get("started_in") == run.project:
+                    return str(project.name)
+        return None
 
     def outputs(self, run: Run) -> list[Version]:
         """See Store."""

@@ -133,7 +133,10 @@ class Daemon:
         run = self.watch.run
         # An unknown entity must not erase the one that an earlier start found out.
         entity = {"entity": run.entity} if run.entity else {}
-        record.update(self.watch.output_dir, run_id=run.run_id, project=run.project, **entity)
+        record.change(
+            self.watch.output_dir,
+            lambda known: {"started_in": run.project, **known, "run_id": run.run_id, "project": run.project, **entity},
+        )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

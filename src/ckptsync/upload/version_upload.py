@@ -87,6 +87,7 @@ class VersionUpload:
         preempted = self._spool.markers.preempted(pinned.checkpoint, pinned.fingerprint)
         preempted |= deadline is not None and pinned.name not in deadline.queued
         known = record.read(self._spool.output_dir)
+        self._follow_project(known)
         self._warn_of_other_run(known)
         upload = artifact.describe(pinned, self.run, known, stem=self._stem, preempted=preempted)
         if self.durable and self.durable.sequence > pinned.sequence:
@@ -98,6 +99,15 @@ class VersionUpload:
             hint = "start the training with WANDB_LOG_MODEL=false, and it no longer waits for that"
             log.warning("HF's WandbCallback uploads these checkpoints too, as %s: %s", answer["others"], hint)
         return answer
+
+    def _follow_project(self, known: record.Record) -> None:
+        """Take the project that the training's own wandb.init names, unless checkpoints are in the other one already."""
+        project = known.text("project")
+        begun = self.durable is not None and self.durable.artifact.split("/")[1:2] == [self.run.project]
+        if begun or project in (None, self.run.project) or known.text("run_id") != self.run.run_id:
+            return
+        log.warning("the training logs to project %s, not %s: its checkpoints go there, too", project, self.run.project)
+        self.run = Run(self.run.run_id, str(project), known.text("entity") or self.run.entity)
 
     def _warn_of_other_run(self, known: record.Record) -> None:
         """Once, where the training's own wandb.init names another run than the one that its checkpoints go to."""

@@ -252,7 +252,7 @@ def test_a_word_to_finish_is_never_missed(make: Make) -> None:
         assert not thread.is_alive()
 
 
-def test_a_training_that_names_another_project_itself_is_told_once(
+def test_checkpoints_go_to_the_project_that_the_training_names_itself_with_one_warning(
     make: Make, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (5, 6):
@@ -261,9 +261,21 @@ def test_a_training_that_names_another_project_itself_is_told_once(
 
     assert make().drain()
 
-    assert caplog.text.count("the training logs to run of-wandb-init/a") == 1
-    assert "give --project of-wandb-init --run-id a" in caplog.text
+    assert caplog.text.count("the training logs to project of-wandb-init, not p: its checkpoints go there, too") == 1
     assert durable(spool) == [5, 6]
+
+
+def test_a_training_that_logs_to_another_run_is_warned_of_once(
+    make: Make, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (5, 6):
+        pin(spool, step)
+    record.update(spool.output_dir, run_id="b", project="p")
+
+    assert make().drain()
+
+    assert caplog.text.count("the training logs to run p/b") == 1
+    assert "give --project p --run-id b" in caplog.text
 
 
 def test_a_child_that_is_expected_to_be_needed_is_started_before_and_does_the_job(
