@@ -151,7 +151,7 @@ class Daemon:
         self._known = record.read(self.watch.output_dir)
         known: list[Receipt | Snapshot] = [*self.spool.receipts, *self.spool.pending()]
         self.pinner.continue_from(known)
-        self.uploader.durable = lineage.newest(each for each in known if isinstance(each, Receipt))
+        self.uploader.uploads.durable = lineage.newest(each for each in known if isinstance(each, Receipt))
 
     def check_store(self) -> None:
         """Find out now, not in an hour, whether the key is accepted. An unreachable store is no reason not to start."""
@@ -179,7 +179,7 @@ class Daemon:
         if self.stop.event.is_set():
             self._raise_unfinished(scanned=scanned)
         self.raise_unsettled()
-        if self.watch.settings.mode == "online" and self.uploader.durable is None:
+        if self.watch.settings.mode == "online" and self.uploader.uploads.durable is None:
             raise NotFoundError(
                 f"{self.watch.output_dir} has no checkpoint to upload",
                 hint="The Trainer saves checkpoint-N folders below its output_dir, every --save_steps.",
@@ -323,16 +323,16 @@ class Daemon:
         """
         seen, since = None, time.monotonic()
         while uploads.is_alive():
-            progress = self.uploader.progress
-            now = (self.uploader.durable, progress.moved if progress else None)
+            progress = self.uploader.uploads.progress
+            now = (self.uploader.uploads.durable, progress.moved if progress else None)
             if now != seen:
                 seen, since = now, time.monotonic()
             limit = self._flush_limit()
             if limit is not None and time.monotonic() - since > limit:
                 self.stop.request()
             self._tell_manager()
-            if self.uploader.progress:
-                self.manager.moving(self.uploader.progress.moved)
+            if self.uploader.uploads.progress:
+                self.manager.moving(self.uploader.uploads.progress.moved)
             uploads.join(FLUSH_BEAT)
 
     def _flush_limit(self) -> float | None:
@@ -365,14 +365,14 @@ class Daemon:
 
     def _status_line(self) -> StatusLine:
         names = self.spool.waiting()
-        durable_, progress = self.uploader.durable, self.uploader.progress
+        durable_, progress = self.uploader.uploads.durable, self.uploader.uploads.progress
         return StatusLine(
             durable=durable_.step if durable_ else None,
             newest=max((step for name in names if (step := step_of(name.partition(".")[0])) is not None), default=None),
             waiting=len(names),
             uploading=progress.snapshot.checkpoint if progress else None,
             percent=100 * progress.done // progress.total if progress and progress.total else None,
-            rate=self.uploader.rate,
+            rate=self.uploader.uploads.rate,
         )
 
     def _reread_if_asked(self) -> None:

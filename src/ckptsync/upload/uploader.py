@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from ckptsync.checkpoint import Receipt, Run, Snapshot
+from ckptsync.checkpoint import Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
 from ckptsync.store.retrying import retry
 from ckptsync.upload.child import PUBLISH
@@ -22,7 +22,7 @@ from ckptsync.upload.deadline import Deadline
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.upload_queue import UploadQueue
-from ckptsync.upload.version_upload import Progress, VersionUpload
+from ckptsync.upload.version_upload import VersionUpload
 
 log = logging.getLogger(__name__)
 
@@ -58,46 +58,23 @@ class Uploader:
         self._stop = stop
         self._deadline: Deadline | None = None
         self._queue = UploadQueue(store)
-        self._process = ChildLifecycle(run, environment, store.root / "wandb", settings, command=command)
-        self._version_upload = VersionUpload(run, store, self._process, stem=stem)
+        # What was uploaded last, and how far the current upload is, stand in `uploads`.
+        self.child = ChildLifecycle(run, environment, store.root / "wandb", settings, command=command)
+        self.uploads = VersionUpload(run, store, self.child, stem=stem)
 
     @property
     def settings(self) -> UploadSettings:
         """How uploads go; a new one holds from the next job on."""
-        return self._process.settings
+        return self.child.settings
 
     @settings.setter
     def settings(self, settings: UploadSettings) -> None:
-        self._process.settings = settings
-
-    @property
-    def durable(self) -> Receipt | None:
-        """The receipt of the newest durable checkpoint."""
-        return self._version_upload.durable
-
-    @durable.setter
-    def durable(self, receipt: Receipt | None) -> None:
-        self._version_upload.durable = receipt
-
-    @property
-    def progress(self) -> Progress | None:
-        """How far the current upload is; None where none is running."""
-        return self._version_upload.progress
-
-    @property
-    def rate(self) -> float | None:
-        """Bytes per second of the current upload, or of the last one."""
-        return self._version_upload.rate
-
-    @property
-    def child_is_there(self) -> bool:
-        """Whether an upload process exists at this moment."""
-        return self._process.running
+        self.child.settings = settings
 
     def check(self) -> Run:
         """The run with its entity, once the store accepted the key. One attempt."""
-        run = Run(**self._process.ask({"op": "check", "run": asdict(self._version_upload.run)})["run"])
-        self._version_upload.run = self._process.run = run
+        run = Run(**self.child.ask({"op": "check", "run": asdict(self.uploads.run)})["run"])
+        self.uploads.run = self.child.run = run
         return run
 
     def serve(self) -> None:
@@ -110,7 +87,7 @@ class Uploader:
             if self._expecting:
                 self._expecting = False
                 with contextlib.suppress(CkptsyncError, OSError):
-                    self._process.start()
+                    self.child.start()
             if time.monotonic() >= next_retry:
                 next_retry = time.monotonic() + PARKED_RETRY_SECONDS
                 self.retry_parked()
@@ -129,7 +106,7 @@ class Uploader:
 
     def expect(self) -> None:
         """Announce that something will soon be pinned: a process that is ready by then saves the upload a second."""
-        if not self._process.running and self.settings.mode == "online":
+        if not self.child.running and self.settings.mode == "online":
             self._expecting = True
             self._wake.set()
 
@@ -153,7 +130,7 @@ class Uploader:
     def hurry(self, seconds: float | None) -> None:
         """The machine goes in so many seconds, None if unknown: from now on the newest is uploaded first."""
         self._deadline = Deadline.after(seconds, self._spool.waiting())
-        self._process.urgent = True
+        self.child.urgent = True
 
     @property
     def hurried(self) -> bool:
@@ -165,13 +142,13 @@ class Uploader:
 
         Without a measured rate the current upload continues: something durable is better than nothing.
         """
-        current, known = self._queue.current, self.durable
+        current, known = self._queue.current, self.uploads.durable
         # What was measured with a limit says nothing of the line without it.
         if current is None or self._deadline is None or known is None or known.seconds <= 0 or self.settings.max_rate:
             return False
         newest = max(self._spool.pending(), key=lambda each: each.sequence, default=current)
         rate, now = known.bytes / known.seconds, time.monotonic()
-        elapsed = now - self._version_upload.begun
+        elapsed = now - self.uploads.begun
         if newest.name == current.name or not self._deadline.calls_off(
             current=current.bytes / rate, elapsed=elapsed, newest=newest.bytes / rate, now=now
         ):
@@ -185,7 +162,7 @@ class Uploader:
 
         Not under a rate limit, which is lifted at the notice: what the line can do then is not known.
         """
-        known, progress, rate = self.durable, self.progress, self.rate
+        known, progress, rate = self.uploads.durable, self.uploads.progress, self.uploads.rate
         if self.settings.max_rate:
             return None
         if known is not None and known.seconds > 0:
@@ -240,11 +217,11 @@ class Uploader:
 
     def close(self) -> None:
         """End the upload process, gently."""
-        self._process.close()
+        self.child.close()
 
     def kill(self) -> None:
         """End the upload process at once: the current upload is lost, its snapshot is not."""
-        self._process.kill()
+        self.child.kill()
 
     def _take(self) -> Snapshot | None:
         return self._queue.take(limit=self.settings.limit, keep_all=self.settings.keep_all, urgent=self._deadline is not None)
@@ -256,7 +233,7 @@ class Uploader:
     def _deal_with(self, pinned: Snapshot) -> None:
         """Publish one snapshot, or drop it where it changed, or park it where only a person can help."""
         try:
-            self._version_upload.publish(pinned, self.settings, self._deadline)
+            self.uploads.publish(pinned, self.settings, self._deadline)
             self.last_error = None
         except TransientStoreError:
             raise

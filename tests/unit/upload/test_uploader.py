@@ -286,7 +286,7 @@ def test_a_child_that_is_expected_to_be_needed_is_started_before_and_does_the_jo
     thread.start()
 
     uploader.expect()
-    wait_until(lambda: uploader.child_is_there)
+    wait_until(lambda: uploader.child.running)
     pin(spool, 10)
     uploader.wake()
     wait_until(lambda: durable(spool) == [10])
@@ -301,7 +301,7 @@ def test_no_child_is_started_where_nothing_is_uploaded(make: Make) -> None:
 
     uploader.expect()
 
-    assert not uploader.child_is_there
+    assert not uploader.child.running
 
 
 @pytest.mark.parametrize("moves", [True, False])
