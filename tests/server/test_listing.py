@@ -140,3 +140,16 @@ def test_a_filter_with_an_unknown_operator_is_an_error(server: ServerProcess) ->
     answer = server.graphql(RUNS, filters=json.dumps({"name": {"$near": 1}}))
 
     assert answer["errors"][0]["message"] == "unknown filter operator $near"
+
+
+def test_a_time_is_filtered_as_the_text_that_clients_see(server: ServerProcess) -> None:
+    for number in range(3):
+        _add(server, f"r{number}", 1_700_000_000 + number * 86_400)
+
+    later: dict[str, Any] = {"created_at": {"$gt": "2023-11-15"}}
+    between: dict[str, Any] = {
+        "$and": [{"createdAt": {"$gte": "2023-11-15T22:13:20Z"}}, {"createdAt": {"$lt": "2023-11-16T00:00:00"}}]
+    }
+
+    assert _all(server, 1, "-created_at", **later) == ["r2", "r1"]
+    assert _all(server, 1, "-created_at", **between) == ["r1"]
