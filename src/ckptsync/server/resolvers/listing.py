@@ -102,13 +102,14 @@ class _Callbacks:
     def __init__(self, listing: Listing) -> None:
         self._listing = listing
         self._error: Exception | None = None
+        self._functions: list[tuple[str, int]] = []
 
     def __enter__(self) -> _Callbacks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in ("meets", "sort_key"):
-            self._listing.call.connection.create_function(name, -1, None)
+        for name, count in self._functions:
+            self._listing.call.connection.create_function(name, count, None)
 
     def condition(self, filters: str | None) -> str:
         """SQL that is true for the rows that match a filter."""
@@ -141,4 +142,5 @@ class _Callbacks:
                 raise
 
         self._listing.call.connection.create_function(name, len(columns), call)
+        self._functions.append((name, len(columns)))
         return f"{name}({', '.join(columns)})"
