@@ -82,3 +82,24 @@ report(deleted=error_of(api.registry, "renamed", "local-org")[0], kept=wandb.Api
     assert deleted == {"success": True}
     assert [path for path in (server.data_dir / "content").rglob("*") if path.is_file()] == []
     assert data(server.graphql('{ project(name: "source", entityName: "local") { id } }')) is None
+
+
+def test_a_registry_keeps_the_artifact_types_that_it_was_given(client: Client) -> None:
+    reported = client(
+        """
+api = wandb.Api()
+registry = api.create_registry("typed", visibility="organization", organization="local-org", artifact_types=["model"])
+registry.artifact_types.append("dataset")
+registry.save()
+found = api.registry("typed", "local-org")
+report(types=sorted(found.artifact_types), all=found.allow_all_artifact_types)
+with wandb.init(project="source", settings=quiet) as run:
+    version = run.log_artifact(artifact("ck", folder(a="a"), "model")).wait()
+    other = run.log_artifact(artifact("txt", folder(a="b"), "text")).wait()
+version.link("wandb-registry-typed/good")
+report(refused=error_of(other.link, "wandb-registry-typed/bad") is not None)
+report(linked=[collection.name for collection in found.collections()])
+"""
+    )
+
+    assert reported == {"types": ["dataset", "model"], "all": False, "refused": True, "linked": ["good"]}

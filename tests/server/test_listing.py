@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.api import data
+from tests.server.api import data, save
 from tests.server_process import ServerProcess
 
 RUNS = """query Runs($filters: JSONString, $order: String, $first: Int, $after: String) {
@@ -104,7 +104,7 @@ def test_runs_that_come_and_go_meanwhile_neither_repeat_nor_hide_others(server: 
 )
 def test_every_order_is_the_same_in_pages_of_any_size(server: ServerProcess, order: str, expected: list[str]) -> None:
     losses: dict[str, dict[str, Any]] = {
-        "high": {"loss": 2},
+        "high": {"loss": 10**30},
         "low": {"loss": 1.5},
         "text": {"loss": "NaN"},
         "none1": {},
@@ -127,7 +127,9 @@ def test_filters_count_and_page_the_same_runs(server: ServerProcess) -> None:
     assert _page(server, **neither)["count"] == 5
 
 
-@pytest.mark.parametrize("cursor", ["nonsense", "WzFd", "W10=", "eyJhIjoxfQ==", "MTI="])
+@pytest.mark.parametrize(
+    "cursor", ["nonsense", "WzFd", "W10=", "eyJhIjoxfQ==", "MTI=", "WzEsIDk5OTk5OTk5OTk5OTk5OTk5OTk5XQ==", "W1tdLCAxXQ=="]
+)
 def test_a_cursor_that_the_server_did_not_give_is_an_error(server: ServerProcess, cursor: str) -> None:
     answer = server.graphql(RUNS, after=cursor)
 
@@ -140,3 +142,41 @@ def test_a_filter_with_an_unknown_operator_is_an_error(server: ServerProcess) ->
     answer = server.graphql(RUNS, filters=json.dumps({"name": {"$near": 1}}))
 
     assert answer["errors"][0]["message"] == "unknown filter operator $near"
+
+
+def test_a_time_is_filtered_as_the_text_that_clients_see(server: ServerProcess) -> None:
+    for number in range(3):
+        _add(server, f"r{number}", 1_700_000_000 + number * 86_400)
+
+    later: dict[str, Any] = {"created_at": {"$gt": "2023-11-15"}}
+    between: dict[str, Any] = {
+        "$and": [{"createdAt": {"$gte": "2023-11-15T22:13:20Z"}}, {"createdAt": {"$lt": "2023-11-16T00:00:00"}}]
+    }
+
+    assert _all(server, 1, "-created_at", **later) == ["r2", "r1"]
+    assert _all(server, 1, "-created_at", **between) == ["r1"]
+
+
+def test_versions_are_filtered_by_their_tags_aliases_and_metadata(server: ServerProcess) -> None:
+    for number in range(4):
+        more: dict[str, Any] = {"tags": [{"tagName": "good"}]} if number % 2 else {}
+        aliases = [{"artifactCollectionName": "ck", "alias": f"step-{number}"}]
+        save(server, "ck", {"a": str(number).encode()}, metadata=json.dumps({"step": number}), aliases=aliases, **more)
+    query = """query($filters: JSONString, $after: String, $order: String) { project(name: "p", entityName: "local") {
+        artifactCollection(name: "ck") { artifacts(filters: $filters, first: 1, after: $after, order: $order) { totalCount
+            edges { version } pageInfo { endCursor hasNextPage } } } } }"""
+
+    def found(order: str, **filters: Any) -> list[str]:
+        versions, after = [], None
+        while True:
+            answer = data(server.graphql(query, filters=json.dumps(filters), after=after, order=order))
+            page = answer["artifactCollection"]["artifacts"]
+            versions += [edge["version"] for edge in page["edges"]]
+            after = page["pageInfo"]["endCursor"]
+            if not page["pageInfo"]["hasNextPage"]:
+                assert page["totalCount"] == len(versions)
+                return versions
+
+    assert found("", tags="good") == ["v3", "v1"]
+    assert found("+versionIndex", alias={"$in": ["step-0", "step-2"]}) == ["v0", "v2"]
+    assert found("-metadata.step", **{"metadata.step": {"$gte": 1}}) == ["v3", "v2", "v1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module, resources
 from typing import Any, cast
@@ -16,7 +15,7 @@ from graphql import (
     build_schema,
 )
 
-from ckptsync.server.resolvers.context import RESOLVERS, global_id, snake_case
+from ckptsync.server.resolvers.context import RESOLVERS, global_id, iso_date, snake_case
 
 RESOLVER_MODULES = (
     "server_info",
@@ -50,10 +49,6 @@ def resolve_field(source: Any, info: Any, **_arguments: Any) -> Any:
     return found() if callable(found) else found
 
 
-def _date(value: Any) -> str:
-    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
         raise GraphQLError("an Int64 has to be an integer")
@@ -71,7 +66,7 @@ def _attach_scalars(schema: GraphQLSchema) -> None:
     for name, attributes, function in (
         ("Int64", ("parse_value", "coerce_input_value"), _integer),
         ("JSONString", ("parse_value", "coerce_input_value"), _text),
-        ("DateTime", ("serialize", "coerce_output_value"), _date),
+        ("DateTime", ("serialize", "coerce_output_value"), iso_date),
     ):
         for attribute in attributes:
             setattr(schema.type_map[name], attribute, function)

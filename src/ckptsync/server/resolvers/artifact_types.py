@@ -1,4 +1,4 @@
-"""Artifact types. A project has a type if one of its collections has it."""
+"""Artifact types. A project has those of its collections, a registry also those that it was given."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ def artifact_type_of(project_id: int, name: str, created_at: float) -> Row:
 
 @resolves("Project.artifactType")
 def project_artifact_type(source: Row, call: Call, name: str) -> Row | None:
-    first = call.row("SELECT min(created_at) AS at FROM collections WHERE project_id = ? AND type = ?", source["id"], name)
-    return artifact_type_of(source["id"], name, first["at"]) if first and first["at"] is not None else None
+    return next((found for found in _types(call, source["id"]) if found["name"] == name), None)
 
 
 @resolves("Project.artifactTypes")
 def project_artifact_types(source: Row, call: Call, first: int | None = None, after: str | None = None, **_arguments: Any) -> Row:
-    rows = call.rows("SELECT type, min(created_at) AS at FROM collections WHERE project_id = ? GROUP BY type", source["id"])
-    types = [artifact_type_of(source["id"], row["type"], row["at"]) for row in rows]
-    return page(types, first, after)
+    return page(_types(call, source["id"]), first, after)
+
+
+def _types(call: Call, project_id: int) -> list[Row]:
+    rows = call.rows(
+        "SELECT name, min(created_at) AS at FROM (SELECT type AS name, created_at FROM collections WHERE project_id = ?"
+        " UNION ALL SELECT name, created_at FROM project_types WHERE project_id = ?) GROUP BY name",
+        project_id,
+        project_id,
+    )
+    return [artifact_type_of(project_id, row["name"], row["at"]) for row in rows]
 
 
 @resolves("ArtifactType.artifactCollection")

@@ -9,7 +9,7 @@ from graphql import GraphQLError
 
 from ckptsync.server.resolvers.aliases import set_alias
 from ckptsync.server.resolvers.collections import collection_by_row
-from ckptsync.server.resolvers.context import Call, Row, global_id, parsed, resolves, row_id_of
+from ckptsync.server.resolvers.context import Call, Row, global_id, iso_date, parsed, resolves, row_id_of
 from ckptsync.server.resolvers.listing import Listing
 from ckptsync.server.resolvers.paging import page
 from ckptsync.server.resolvers.tags import add_tags, remove_tags, tags_of
@@ -164,7 +164,8 @@ def lookup(call: Call, artifact: Row, name: str) -> Any:
         for key in rest.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         return value
-    return artifact.get(COLUMNS.get(name, ""))
+    found = artifact.get(COLUMNS.get(name, ""))
+    return iso_date(found) if found and COLUMNS[name] in ("created_at", "updated_at") else found
 
 
 def _reads(name: str) -> tuple[str, ...]:

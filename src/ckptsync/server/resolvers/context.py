@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -85,6 +86,11 @@ class Call:
         if columns:
             names = ", ".join(f"{name} = ?" for name in columns)
             self.connection.execute(f"UPDATE {table} SET {names} WHERE id = ?", (*columns.values(), row_id))  # noqa: S608
+
+
+def iso_date(timestamp: float) -> str:
+    """A time as clients see it, and as they write it in filters."""
+    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def global_id(kind: str, row_id: int) -> str:

@@ -15,6 +15,9 @@ Row = Mapping[str, Any]
 Lookup = Callable[[str], Any]
 RowLookup = Callable[[Row, str], Any]
 
+MAX_INTEGER = 2**63 - 1
+"""The largest one that SQLite has."""
+
 
 def parse_filters(text: str | None) -> dict[str, Any]:
     """The parsed filter of a query. An empty filter matches everything."""
@@ -126,5 +129,7 @@ def _comparable(value: Any) -> tuple[bool, Any]:
 
 
 def sort_key(value: Any) -> int | float | str | None:
-    """What a value sorts by. Numbers come before texts."""
-    return value if value is None or isinstance(value, (int, float)) else str(value)
+    """What a value sorts by, as SQLite can store it. Numbers come before texts."""
+    if isinstance(value, int):
+        return value if abs(value) <= MAX_INTEGER else float("inf" if value > 0 else "-inf")
+    return value if value is None or isinstance(value, float) else str(value)

@@ -18,7 +18,7 @@ from typing import Any
 from graphql import GraphQLError
 
 from ckptsync.server.resolvers.context import Call
-from ckptsync.server.resolvers.filters import RowLookup, column, matches, names_in, parse_filters, sort_key
+from ckptsync.server.resolvers.filters import MAX_INTEGER, RowLookup, column, matches, names_in, parse_filters, sort_key
 from ckptsync.server.resolvers.paging import page_size
 
 
@@ -88,7 +88,8 @@ def _position(cursor: str | None, sign: str, *, nullable: bool) -> tuple[str, li
         sort, row_key = json.loads(base64.urlsafe_b64decode(cursor))
     except (binascii.Error, ValueError, TypeError):
         raise GraphQLError("invalid cursor") from None
-    if not isinstance(row_key, int) or not isinstance(sort, (str, int, float, None.__class__)):
+    sortable = sort is None or isinstance(sort, (str, float)) or (isinstance(sort, int) and abs(sort) <= MAX_INTEGER)
+    if not sortable or not isinstance(row_key, int) or abs(row_key) > MAX_INTEGER:
         raise GraphQLError("invalid cursor")
     if sort is None:
         return f"sort IS NULL AND row {sign} ?", [row_key]
@@ -101,13 +102,14 @@ class _Callbacks:
     def __init__(self, listing: Listing) -> None:
         self._listing = listing
         self._error: Exception | None = None
+        self._functions: list[tuple[str, int]] = []
 
     def __enter__(self) -> _Callbacks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in ("meets", "sort_key"):
-            self._listing.call.connection.create_function(name, -1, None)
+        for name, count in self._functions:
+            self._listing.call.connection.create_function(name, count, None)
 
     def condition(self, filters: str | None) -> str:
         """SQL that is true for the rows that match a filter."""
@@ -140,4 +142,5 @@ class _Callbacks:
                 raise
 
         self._listing.call.connection.create_function(name, len(columns), call)
+        self._functions.append((name, len(columns)))
         return f"{name}({', '.join(columns)})"

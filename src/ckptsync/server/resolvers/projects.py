@@ -103,7 +103,8 @@ def is_not(_source: Row, _call: Call) -> bool:
 
 @resolves("Project.allowAllArtifactTypesInRegistry")
 def allows_all_types(source: Row, _call: Call) -> bool:
-    return bool(source["name"].startswith(REGISTRY_PREFIX))
+    """Whether a registry takes artifacts of any type, or only of the types that it was given."""
+    return bool(source["name"].startswith(REGISTRY_PREFIX) and source["any_type"] != 0)
 
 
 @resolves("Mutation.upsertModel")
@@ -117,7 +118,12 @@ def upsert_project(_source: None, call: Call, given: Row) -> Row:
         inserted = find_project(call, given.get("entityName"), given.get("name")) is None
         project = ensure_project(call, given.get("entityName"), given.get("name"))
     changes = {name: given[name] for name in ("description", "access") if given.get(name) is not None}
+    if given.get("allowAllArtifactTypesInRegistry") is not None:
+        changes["any_type"] = int(given["allowAllArtifactTypesInRegistry"])
     call.update("projects", project["id"], **changes, updated_at=call.now)
+    for artifact_type in given.get("artifactTypes") or ():
+        values = (project["id"], artifact_type["name"], call.now)
+        call.execute("INSERT OR IGNORE INTO project_types (project_id, name, created_at) VALUES (?, ?, ?)", *values)
     project = {**project, **changes}
     return {"inserted": inserted, "project": project, "model": project}
 

@@ -6,7 +6,7 @@ import json
 from functools import partial
 from typing import Any
 
-from ckptsync.server.resolvers.context import Call, Row, resolves
+from ckptsync.server.resolvers.context import Call, Row, iso_date, resolves
 from ckptsync.server.resolvers.listing import Listing
 from ckptsync.server.resolvers.runs import display_name, state_of
 
@@ -52,7 +52,8 @@ def _look_up(call: Call, run: Row, name: str) -> Any:
         return display_name(run)
     if head == "state":
         return state_of(run, call.now, call.crash_after)
-    return run.get(COLUMNS.get(head, ""))
+    value = run.get(COLUMNS.get(head, ""))
+    return iso_date(value) if value is not None and COLUMNS[head] in ("created_at", "heartbeat_at") else value
 
 
 def _descend(value: Any, path: str, *, config: bool = False) -> Any:

@@ -46,7 +46,13 @@ def _portfolio(call: Call, artifact: Row, given: Row) -> Row:
         raise GraphQLError("the request names no portfolio")
     project = ensure_project(call, given.get("entityName"), given.get("projectName"))
     sequence = collection_by_row(call, artifact["collection_id"])
+    if project["any_type"] == 0 and not _has_type(call, project, sequence["type"]):
+        raise GraphQLError(f"the registry does not take artifacts of the type {sequence['type']!r}")
     return ensure_collection(call, project, given["artifactPortfolioName"], "PORTFOLIO", sequence["type"])
+
+
+def _has_type(call: Call, project: Row, name: str) -> bool:
+    return call.row("SELECT 1 FROM project_types WHERE project_id = ? AND name = ?", project["id"], name) is not None
 
 
 @resolves("Mutation.unlinkArtifact")

@@ -106,6 +106,12 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX partial_manifests_by_artifact ON partial_manifests (artifact_id)",
         "CREATE INDEX partial_manifests_by_content ON partial_manifests (content)",
     ),
+    (
+        "ALTER TABLE projects ADD COLUMN any_type INTEGER",
+        """CREATE TABLE project_types (
+            project_id INTEGER NOT NULL REFERENCES projects (id) ON DELETE CASCADE, name TEXT NOT NULL,
+            created_at REAL NOT NULL, PRIMARY KEY (project_id, name)) WITHOUT ROWID""",
+    ),
 )
 
 
