@@ -161,7 +161,14 @@ def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_
         begun.append(Attempt(number, os.urandom(4).hex(), round(time.time(), 3), resumed_step, resumed_version))
         attempts = [asdict(each) for each in (*known[-ATTEMPTS_KEPT:], *begun)]
         # The number of processes and the verdict "restarted from scratch" belong to one attempt.
-        return {"attempts": attempts, "world_size": None, "restarted": None, "restarted_at": None, "acknowledged": None}
+        return {
+            "attempts": attempts,
+            "world_size": None,
+            "restarted": None,
+            "restarted_at": None,
+            "acknowledged": None,
+            "elsewhere": None,
+        }
 
     change(output_dir, add)
     return begun[0]

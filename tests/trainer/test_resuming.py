@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from ckptsync.trainer import marker
 from tests.trainer.trainings import TINY, Training, copy_until, difference
 
 PROGRAM = """
@@ -141,14 +143,45 @@ def test_a_seq2seq_trainer_that_asks_for_the_last_checkpoint_gets_the_pulled_one
 
 
 @pytest.mark.slow
-def test_a_path_that_the_program_gives_itself_is_respected(training: Training, short: Path, tmp_path: Path) -> None:
-    shutil.copytree(short, tmp_path / "out")
+def test_a_path_in_its_own_folder_that_the_program_gives_itself_is_respected(
+    training: Training, short: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(short, tmp_path / "out"))
     file = program(tmp_path, "print(first_step(trainer(sys.argv[1]), resume_from_checkpoint=sys.argv[2]))")
 
-    out, said = training.run(file, tmp_path / "out", short / "checkpoint-5", resume=tmp_path / "out/checkpoint-10")
+    out, said = training.run(file, own, own / "checkpoint-5", resume=own / "checkpoint-10")
 
     assert out.split()[-1] == "5"
-    assert f"the program resumes from {short / 'checkpoint-5'} itself" in said
+    assert f"the program resumes from {own / 'checkpoint-5'} itself" in said
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_its_own_wins_over_the_base_checkpoint_that_the_command_names(
+    training: Training, short: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(short, tmp_path / "out"))
+    file = program(tmp_path, "print(first_step(trainer(sys.argv[1]), resume_from_checkpoint=sys.argv[2]))")
+
+    out, said = training.run(file, own, short / "checkpoint-5", resume=own / "checkpoint-10")
+
+    assert out.split()[-1] == "10"
+    assert f"resuming from {own / 'checkpoint-10'}, the training's own checkpoint" in said
+
+
+@pytest.mark.slow
+def test_a_rank_that_torchrun_starts_again_resumes_from_the_newest_finished_checkpoint(
+    training: Training, short: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(short, tmp_path / "out"))
+    marker.write(own, 10, world_size=1)
+    file = program(tmp_path, "print(first_step(trainer(sys.argv[1])))")
+
+    launched, _ = training.run(file, own, resume=own / "checkpoint-5", follow=own)
+    again = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    restarted, _ = training.run(file, own, resume=own / "checkpoint-5", follow=own, env=again)
+
+    assert launched.split()[-1] == "5"
+    assert restarted.split()[-1] == "10"
 
 
 def test_a_missing_checkpoint_ends_the_training_instead_of_starting_over(training: Training, tmp_path: Path) -> None:
@@ -156,3 +189,13 @@ def test_a_missing_checkpoint_ends_the_training_instead_of_starting_over(trainin
 
     assert f"the checkpoint to resume from is missing: {tmp_path / 'checkpoint-8'}" in said
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_saves_in_another_folder_is_an_error_of_run_in_the_end(training: Training, tmp_path: Path) -> None:
+    words = ("-m", "ckptsync", "run", "--run-id", "elsewhere", "--output-dir", tmp_path / "watched", "--", sys.executable)
+
+    _, said = training.run(*words, *TINY, tmp_path / "mine", code=1, env={"WANDB_MODE": "offline"})
+
+    assert f"the training saved in {tmp_path / 'mine'}, not in {tmp_path / 'watched'}" in said
+    assert f"--output-dir {tmp_path / 'mine'}" in said

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from ckptsync import record
 from ckptsync.checkpoint import Checkpoint
 from ckptsync.errors import CkptsyncError, PreemptedError
 from ckptsync.job.shutdown import Shutdown
@@ -62,8 +63,15 @@ class Outcome:
         )
 
     def _warn_of_none(self, newest: Checkpoint | None) -> None:
-        """Warn of a training that exited with 0 and saved nothing here: its output_dir may be another folder."""
+        """Warn of a program that exited with 0 and saved nothing here. Raises CkptsyncError if its Trainer saves elsewhere."""
         spool = self._daemon.spool
+        known = record.read(spool.output_dir)
+        elsewhere = known.text("elsewhere")
+        if elsewhere and known.attempt and known.acknowledged != known.attempt.number:
+            raise CkptsyncError(
+                f"the training saved in {elsewhere}, not in {spool.output_dir}: nothing of it was uploaded or resumed",
+                hint=f"Give --output-dir {elsewhere}, or that folder to the program.",
+            )
         if newest is None and spool.receipts.newest() is None:
             hint = "its output_dir must be that folder: check --output-dir, --output_dir and --save_strategy"
             log.warning("the training exited with 0 and saved not one checkpoint in %s: %s", spool.output_dir, hint)

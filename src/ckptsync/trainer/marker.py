@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptsync.checkpoint import File, fingerprint, is_storable
+from ckptsync.checkpoint import File, fingerprint, is_storable, step_of
 
 FOLDER = Path(".ckptsync") / "complete"
 
@@ -54,6 +54,23 @@ def write(
         if not (output_dir / other.name).is_dir():
             other.unlink(missing_ok=True)
     return marker
+
+
+def newest_finished(output_dir: Path) -> Path | None:
+    """The checkpoint with the highest step whose marker names exactly the files that are there; None if there is none."""
+    for marker in sorted((output_dir / FOLDER).glob("checkpoint-*"), key=_step_of, reverse=True):
+        checkpoint = output_dir / marker.name
+        try:
+            said = json.loads(marker.read_text("utf-8"))
+            if said["print"] == fingerprint(files(checkpoint)):
+                return checkpoint
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _step_of(marker: Path) -> int:
+    return step_of(marker.name) or 0
 
 
 def files(checkpoint: Path) -> Iterator[File]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptsync.errors import IntegrityError
-from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, ranks, wandb_init
+from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, marker, ranks, wandb_init
 
 _resumed: set[str] = set()
 """The checkpoints that a `train()` of this process resumed from. A second `train()` must not go back to them."""
@@ -51,7 +51,7 @@ def _resume_arguments(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     That is the first `train()` of the Trainer whose output folder holds the checkpoint, and never a trial of a hyperparameter
     search. Raises IntegrityError if the checkpoint is missing, because the training would start over.
     """
-    wanted = os.environ.get(RESUME_FROM)
+    wanted = _after_elastic_restart(os.environ.get(RESUME_FROM))
     if not wanted or wanted in _resumed or _trial(args, kwargs) is not None:
         return args, kwargs
     if not _same_folder(trainer.args.output_dir, Path(wanted).parent):
@@ -60,14 +60,29 @@ def _resume_arguments(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     _resumed.add(wanted)
     given = args[0] if args else kwargs.get("resume_from_checkpoint")
     if given is not None and not isinstance(given, bool):
-        if os.path.realpath(given) != os.path.realpath(wanted):
-            _say(f"the program resumes from {given} itself, so {wanted} is not used")
-        return args, kwargs
+        if _same_folder(Path(given).parent, trainer.args.output_dir):
+            if not _same_folder(given, wanted):
+                _say(f"the program resumes from {given} itself, so {wanted} is not used")
+            return args, kwargs
+        # A base checkpoint in the command is where the training began; by now it has checkpoints of its own.
+        _say(f"resuming from {wanted}, the training's own checkpoint, and not from {given}")
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise IntegrityError(f"the checkpoint to resume from is missing: {wanted}")
     if args:
         return (wanted, *args[1:]), kwargs
     return args, {**kwargs, "resume_from_checkpoint": wanted}
+
+
+def _after_elastic_restart(launched_from: str | None) -> str | None:
+    """The checkpoint to resume from, as of this start of the process: torchrun restarts it in the environment of the launch.
+
+    By then the training has saved further checkpoints; the newest that every rank has finished counts.
+    """
+    folder = os.environ.get(OUTPUT_DIR)
+    if not folder or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return launched_from
+    newest = marker.newest_finished(Path(folder))
+    return str(newest) if newest else launched_from
 
 
 def _trial(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -100,6 +115,7 @@ def _add_callback(trainer: Any) -> Any:
 
         if not _same_folder(trainer.args.output_dir, folder):
             _say(f"not watching the Trainer of {trainer.args.output_dir}: the watched output folder is {folder}")
+            _note_elsewhere(Path(folder), trainer)
             return None
         callback = SyncCallback()
         callback.reports_to_wandb = _reports_to_wandb(trainer)
@@ -109,6 +125,14 @@ def _add_callback(trainer: Any) -> Any:
         _say(f"no checkpoint markers and no save at a signal: {type(error).__name__}: {error}")
         return None
     return callback
+
+
+def _note_elsewhere(watched: Path, trainer: Any) -> None:
+    """Write down for `ckptsync run` where this Trainer saves: if no other one saves in the watched folder, that is a mistake."""
+    from ckptsync import record
+
+    if os.environ.get("RANK", "0") == "0":
+        record.update(watched, elsewhere=os.path.realpath(trainer.args.output_dir))
 
 
 def _take_over_uploads(callbacks: list[Any]) -> None:
