@@ -65,12 +65,14 @@ report(linked=wandb.Api().artifact("local-org/wandb-registry-renamed/good:v0").s
 api.create_registry("taken", visibility="organization", organization="local-org")
 registry.name = "taken"
 report(taken=error_of(registry.save) is not None)
-api.registry("renamed", "local-org").delete()
+registry = api.registry("renamed", "local-org")
+registry.delete()
+report(again=error_of(registry.delete)[0])
 report(deleted=error_of(api.registry, "renamed", "local-org")[0], kept=wandb.Api().artifact("local/source/ck:v0").version)
 """
     )
 
-    assert reported["old"] == reported["deleted"] == "ValueError"
+    assert reported["old"] == reported["deleted"] == reported["again"] == "ValueError"
     assert (reported["new"], reported["linked"], reported["kept"]) == ("renamed", "v0", "v0")
     assert reported["taken"] is True
     project = data(server.graphql('{ project(name: "source", entityName: "local") { id } }'))

@@ -32,6 +32,8 @@ def _remove_run(call: Call, run_id: int) -> None:
 def delete_project(_source: None, call: Call, given: Row) -> Row:
     """Delete a project with its runs, collections and versions. Versions of other projects that it links to stay."""
     project_id = row_id_of("Project", given["id"])
+    if call.row("SELECT 1 FROM projects WHERE id = ?", project_id) is None:
+        raise GraphQLError("no such project")
     collections = [row["id"] for row in call.rows("SELECT id FROM collections WHERE project_id = ?", project_id)]
     for collection_id in collections:
         empty_collection(call, collection_id)
