@@ -7,14 +7,16 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-PREEMPTING = frozenset({signal.SIGTERM, signal.SIGUSR1})
+from ckptsync.trainer import forks
+
+PREEMPTING = forks.SIGNALS
 
 
 class Signals:
     """Notes a signal and defers the handlers that were installed before, so that the training can save first.
 
     Those are called later, in `hand_over`: many of them end the process, and the checkpoint would be lost. A second signal
-    changes nothing: torchrun sends SIGTERM to the ranks that are still saving.
+    changes nothing: torchrun sends SIGTERM to the ranks that are still saving. A forked child has the earlier handlers.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,7 @@ class Signals:
     def install(self, numbers: Iterable[int] = PREEMPTING) -> bool:
         """Install the handlers. False outside the main thread, where Python can't."""
         self.received = None
+        forks.undo_in_children(self, self._restore_in_child)
         for number in numbers:
             if signal.getsignal(number) is self._handler:
                 continue
@@ -46,6 +49,14 @@ class Signals:
         for number, previous in self._previous.items():
             if signal.getsignal(number) is self._handler and previous is not None:
                 signal.signal(number, previous)
+        self._previous.clear()
+        forks.undo_in_children(self, None)
+
+    def _restore_in_child(self) -> None:
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) is self._handler:
+                # None stands for a handler that is no Python function, which can't be set from here.
+                signal.signal(number, signal.SIG_DFL if previous is None else previous)
         self._previous.clear()
 
     def _note(self, number: int, _: FrameType | None) -> None:
