@@ -9,7 +9,9 @@ from pathlib import Path
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import UsageError
-from ckptsync.trainer import ATTEMPT, OUTPUT_DIR, RESUME_FROM, hook_path
+from ckptsync.trainer import ATTEMPT, OUTPUT_DIR, RESUME_FROM, RUN_ID, RUN_RESUME, RUN_TAKEN, hook_path
+
+_OURS = frozenset({"WANDB_SERVICE", RESUME_FROM, OUTPUT_DIR, ATTEMPT, RUN_ID, RUN_RESUME, RUN_TAKEN})
 
 PLACEHOLDER = "{checkpoint}"
 
@@ -39,10 +41,10 @@ def environment(
 
     With `exists`, the run is on the server already: wandb must resume it and may not create another. WANDB_SERVICE is removed,
     or the training would share our wandb-core and die with it (wandb 0.31, measured). `attempt` is the id of this start in
-    run.json. WANDB_LOG_MODEL is false, because ckptsync
-    uploads the checkpoints.
+    run.json. WANDB_LOG_MODEL is false, because ckptsync uploads the checkpoints. With the hook, WANDB_RUN_ID gets no further than
+    the training itself (`trainer.wandb_init`); without it, everything that the training starts has it too.
     """
-    values = {key: value for key, value in base.items() if key not in ("WANDB_SERVICE", RESUME_FROM, OUTPUT_DIR, ATTEMPT)}
+    values = {key: value for key, value in base.items() if key not in _OURS}
     values |= connection.environment() if connection else {}
     values |= {
         "WANDB_RUN_ID": run.run_id,
@@ -57,6 +59,7 @@ def environment(
         values[ATTEMPT] = attempt
     if hook:
         values["PYTHONPATH"] = os.pathsep.join(filter(None, [str(hook_path()), base.get("PYTHONPATH")]))
+        values |= {RUN_ID: run.run_id, RUN_RESUME: values["WANDB_RESUME"]}
         if checkpoint:
             values[RESUME_FROM] = str(checkpoint)
     return values

@@ -17,6 +17,12 @@ OUTPUT_DIR = "CKPTSYNC_OUTPUT_DIR"
 ATTEMPT = "CKPTSYNC_ATTEMPT"
 """Environment variable: the id of the attempt, in run.json, that this training was started as. The first `train()` takes it."""
 
+RUN_ID, RUN_RESUME = "CKPTSYNC_TRAINING_RUN", "CKPTSYNC_TRAINING_RESUME"
+"""Environment variables for the hook: the id of the training's run, and what `wandb.init` gets as `resume`."""
+
+RUN_TAKEN = "CKPTSYNC_TRAINING_RANK"
+"""Environment variable below the process that took the run id for itself: its RANK, empty if it had none."""
+
 
 def hook_path() -> Path:
     """The folder to put first on PYTHONPATH. It holds only `sitecustomize.py`, so it hides no other module."""

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ckptsync import processes, record, secret_detection
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker
+from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, wandb_init
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
@@ -144,7 +144,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
         # The run's id counts only where ckptsync gave it: a program may log to any run.
-        run_id = os.environ.get("WANDB_RUN_ID") if ATTEMPT in os.environ else None
+        run_id = wandb_init.run_id() if ATTEMPT in os.environ else None
         marker.write(
             Path(args.output_dir),
             step,
@@ -185,8 +185,9 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         run = _active_run()
         values: dict[str, Any] = {"world_size": self._ranks.world_size, "max_steps": state.max_steps}
         values["processes"] = members
+        given = {"run_id": wandb_init.run_id(), **{key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}}
         for key, active in (("run_id", "id"), ("project", "project"), ("entity", "entity")):
-            value = getattr(run, active, None) or os.environ.get(f"WANDB_{key.upper()}")
+            value = getattr(run, active, None) or given[key]
             if value:
                 values[key] = value
         if getattr(run, "name", None):

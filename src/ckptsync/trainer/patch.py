@@ -6,6 +6,7 @@ here may break a training that would run without it, except one that would silen
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptsync.errors import IntegrityError
-from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM
+from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, wandb_init
 
 _resumed: set[str] = set()
 """The checkpoints that a `train()` of this process resumed from. A second `train()` must not go back to them."""
@@ -21,6 +22,7 @@ _resumed: set[str] = set()
 
 def wrap(module: Any) -> None:
     """Patch `Trainer.train` in the module `transformers.trainer`, once."""
+    wandb_init.take()
     trainer_class = module.Trainer
     original = trainer_class.train
     if getattr(original, "_ckptsync", False):
@@ -31,7 +33,8 @@ def wrap(module: Any) -> None:
         args, kwargs = _resume_arguments(self, args, kwargs)
         callback = _add_callback(self)
         try:
-            return original(self, *args, **kwargs)
+            with wandb_init.entitled() if callback is not None and _trial(args, kwargs) is None else contextlib.nullcontext():
+                return original(self, *args, **kwargs)
         finally:
             if callback is not None:
                 callback.release()
@@ -47,8 +50,7 @@ def _resume_arguments(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     search. Raises IntegrityError if the checkpoint is missing, because the training would start over.
     """
     wanted = os.environ.get(RESUME_FROM)
-    trial = args[1] if len(args) > 1 else kwargs.get("trial")
-    if not wanted or wanted in _resumed or trial is not None:
+    if not wanted or wanted in _resumed or _trial(args, kwargs) is not None:
         return args, kwargs
     if not _same_folder(trainer.args.output_dir, Path(wanted).parent):
         _say(f"not resuming the Trainer of {trainer.args.output_dir}: the checkpoint to resume from is {wanted}")
@@ -64,6 +66,11 @@ def _resume_arguments(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if args:
         return (wanted, *args[1:]), kwargs
     return args, {**kwargs, "resume_from_checkpoint": wanted}
+
+
+def _trial(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The trial of a hyperparameter search that this call of `train()` is; None outside one."""
+    return args[1] if len(args) > 1 else kwargs.get("trial")
 
 
 def _add_callback(trainer: Any) -> Any:

@@ -1,7 +1,7 @@
 """Python imports this at start-up if the hook folder is first on PYTHONPATH, in every process, so it must cost next to nothing.
 
-It puts a finder on `sys.meta_path` that waits for the import of `transformers.trainer` and only then imports ckptsync, and it
-runs the `sitecustomize` that it hides. It imports only what `site` has imported already.
+It puts finders on `sys.meta_path` that wait for the import of `transformers.trainer` or `wandb` and only then import ckptsync,
+and it runs the `sitecustomize` that it hides. It imports only what `site` has imported already.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ TYPE_CHECKING = False  # typing costs 5 ms
 if TYPE_CHECKING:
     from typing import Any
 
-_TARGET = "transformers.trainer"
+_TRAINER = "transformers.trainer"
 _HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - pathlib costs 3 ms in every process
 
 
 class _Loader:
-    """Executes the module with its own loader, then lets ckptsync patch it."""
+    """Executes the module with its own loader, then lets ckptsync patch it. Its finder has done its work then."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, finder: _Finder) -> None:
         self._loader = loader
+        self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -33,36 +34,40 @@ class _Loader:
     def exec_module(self, module: Any) -> None:
         # The module must look untouched: inspect and pickle read these.
         module.__loader__ = module.__spec__.loader = self._loader
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
         self._loader.exec_module(module)
         try:
-            _patch().wrap(module)
+            _ours(self._finder.patch).wrap(module)
         except Exception as error:
             # Without the patch the training would silently start over: better that it doesn't start.
-            if os.environ.get("CKPTSYNC_RESUME_FROM"):
+            if os.environ.get("CKPTSYNC_RESUME_FROM") and module.__name__ == _TRAINER:
                 raise
             sys.stderr.write(f"ckptsync: the hook is off: {type(error).__name__}: {error}\n")
 
 
 class _Finder:
-    """Finds `transformers.trainer` through the other finders, once, and then removes itself."""
+    """Finds one module through the other finders, and has `patch`, a module of ckptsync, patch it when it is imported."""
+
+    def __init__(self, name: str, patch: str) -> None:
+        self._name = name
+        self.patch = patch
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != _TARGET:
+        if name != self._name:
             return None
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        for finder in list(sys.meta_path):
+        for finder in [each for each in sys.meta_path if each is not self]:
             find = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find else None
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader)
+                    spec.loader = _Loader(spec.loader, self)
                 return spec
         return None
 
 
-def _patch() -> Any:
-    """The module `ckptsync.trainer.patch`, even if the training's Python has no ckptsync installed."""
+def _ours(name: str) -> Any:
+    """The module `ckptsync.trainer.NAME`, even if the training's Python has no ckptsync installed."""
     import importlib
     import importlib.util
 
@@ -72,7 +77,7 @@ def _patch() -> Any:
         spec: Any = importlib.util.spec_from_file_location("ckptsync", file, submodule_search_locations=[package])
         module = sys.modules["ckptsync"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return importlib.import_module("ckptsync.trainer.patch")
+    return importlib.import_module("ckptsync.trainer." + name)
 
 
 def _chain(seen: set[str | None]) -> None:
@@ -99,5 +104,7 @@ _seen: set[str | None] | None = getattr(sys, "_ckptsync_chained", None)
 if _seen is None:
     _seen = sys._ckptsync_chained = {__file__}  # type: ignore[attr-defined]
     if os.environ.get("CKPTSYNC_RESUME_FROM") or os.environ.get("CKPTSYNC_OUTPUT_DIR"):
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(_TRAINER, "patch"))
+    if os.environ.get("CKPTSYNC_TRAINING_RUN"):
+        sys.meta_path.insert(0, _Finder("wandb", "wandb_init"))
 _chain(_seen)

@@ -1,0 +1,88 @@
+"""Which `wandb.init` below a training continues the training's run: the training's own, and no other.
+
+`run` and `resume` give the run's id to the command in WANDB_RUN_ID. The hook takes it out of the environment of the process that
+turns out to be the training, so that nothing the training starts becomes that run, and passes it to `wandb.init` instead.
+
+A process is the training if it is the first one, on the way from the command, that imports wandb or the Trainer: shells and most
+launchers import neither. Where a launcher does, its rank 0 is the training. A process that calls `train()` of the Trainer with
+the watched output folder always is. Without the hook, the variable is all there is, and reaches every process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ckptsync.trainer import RUN_ID, RUN_RESUME, RUN_TAKEN
+
+_pid: int | None = None
+"""The process that took the run id out of its environment; a forked child is another one."""
+
+_entitled = False
+"""Whether the next `wandb.init` of that process continues the training's run."""
+
+
+def run_id() -> str | None:
+    """The id of the training's run, as its environment says."""
+    return os.environ.get(RUN_ID) or os.environ.get("WANDB_RUN_ID")
+
+
+def take() -> None:
+    """Take the run id out of the environment, for this process alone, if it is the training. Does nothing the second time."""
+    global _pid, _entitled
+    if RUN_ID not in os.environ or _pid == os.getpid():
+        return
+    rank, above = os.environ.get("RANK", ""), os.environ.get(RUN_TAKEN)
+    _pid, _entitled = os.getpid(), rank in ("", "0") and (above is None or (above == "" and rank == "0"))
+    if os.environ.get("WANDB_RUN_ID") == os.environ[RUN_ID]:
+        for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+            os.environ.pop(name, None)
+    os.environ[RUN_TAKEN] = rank
+
+
+@contextlib.contextmanager
+def entitled() -> Iterator[None]:
+    """While the block runs, a `wandb.init` of this process continues the training's run, whatever came before."""
+    global _entitled
+    take()
+    before, _entitled = _entitled, os.environ.get("RANK", "0") == "0"
+    try:
+        yield
+    finally:
+        # Used up in the block, or still to be used by the program after it.
+        _entitled = before and _entitled
+
+
+def wrap(wandb: Any) -> None:
+    """Patch `wandb.init` in the module `wandb`, once. What a program sets itself takes precedence."""
+    take()
+    original = wandb.init
+    if RUN_ID not in os.environ or getattr(original, "_ckptsync", False):
+        return
+
+    @functools.wraps(original)
+    def init(*args: Any, **kwargs: Any) -> Any:
+        global _entitled
+        take()
+        if _entitled and wandb.run is None and not _names_a_run(original, args, kwargs):
+            kwargs["id"] = os.environ[RUN_ID]
+            if kwargs.get("resume") is None:
+                kwargs["resume"] = os.environ.get(RUN_RESUME)
+            _entitled = False
+        return original(*args, **kwargs)
+
+    init._ckptsync = True  # type: ignore[attr-defined]
+    wandb.init = init
+
+
+def _names_a_run(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the program says itself which run it means."""
+    given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+    settings = given.get("settings")
+    in_settings = settings.get("run_id") if isinstance(settings, dict) else getattr(settings, "run_id", None)
+    in_arguments = any(given.get(name) for name in ("id", "resume_from", "fork_from"))
+    return bool(in_arguments or in_settings or "WANDB_RUN_ID" in os.environ)

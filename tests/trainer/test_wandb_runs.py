@@ -1,0 +1,142 @@
+"""Which W&B runs a program makes below ckptsync: its training is the run that was asked for, every other run is its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptsync.checkpoint import Run
+from ckptsync.config import Connection
+from ckptsync.job import launch
+from ckptsync.server.local import LocalServer, local_server
+from tests.trainer.trainings import Training, environment
+
+pytest.importorskip("starlette", reason="the local server is an extra")
+
+PLAIN = re.compile("[^_].*")
+
+PROGRAM = """
+import os, subprocess, sys
+
+EVALUATE = "import wandb; run = wandb.init(project='tests', name={name!r}); run.log(dict(accuracy=1)); run.finish()"
+
+def evaluate(name):
+    return subprocess.run([sys.executable, "-c", EVALUATE.format(name=name)], check=True)
+
+from ckptsync.trainer import tiny
+from transformers import TrainerCallback
+import wandb
+
+class Evaluate(TrainerCallback):
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            evaluate("below")
+
+def build(*options):
+    trainer = tiny.build(tiny.parse(["--output-dir", sys.argv[1], "--max-steps", "4", "--save-steps", "4", *options]))
+    trainer.add_callback(Evaluate())
+    return trainer
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """A server of our own for these tests."""
+    with local_server(tmp_path_factory.mktemp("server")) as one:
+        yield one
+
+
+def launched(server: LocalServer, folder: Path, run_id: str) -> dict[str, str]:
+    """The environment that `run` gives to a training in that folder."""
+    base = environment(env={"WANDB_DIR": str(folder), "HOME": str(folder), "WANDB_CONSOLE": "off", "WANDB_SILENT": "true"})
+    connection = Connection(server.url, server.api_key)
+    return launch.environment(Run(run_id, "tests"), connection, folder / "out", checkpoint=None, exists=False, base=base)
+
+
+def program(folder: Path, text: str) -> Path:
+    """A training program on disk, with what these need above it."""
+    file = folder / "program.py"
+    file.write_text(PROGRAM + textwrap.dedent(text))
+    return file
+
+
+def runs(server: LocalServer) -> dict[str, Any]:
+    """Every run of the project by its id, with its name and what it logged."""
+    import wandb
+
+    api = wandb.Api(overrides={"base_url": server.url}, api_key=server.api_key)
+    return {run.id: (run.name, sorted(filter(PLAIN.fullmatch, run.summary.keys()))) for run in api.runs("tests")}
+
+
+def test_runs_below_a_training_are_their_own_and_a_second_run_of_the_program_too(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    file = program(
+        tmp_path,
+        """
+        import multiprocessing
+        evaluate("before")
+        build().train()
+        wandb.finish()
+        child = multiprocessing.get_context("fork").Process(target=lambda: wandb.init(project="tests", name="forked").finish())
+        child.start()
+        child.join()
+        wandb.init(project="tests", name="after").finish()
+        """,
+    )
+
+    training.run(file, tmp_path / "out", env=launched(server, tmp_path, "guest"))
+
+    found = runs(server)
+    assert sorted(name for name, _ in found.values()) == ["after", "before", "below", "forked", found["guest"][0]]
+    assert "train/loss" in found["guest"][1]
+    assert "accuracy" not in found["guest"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "sh", "accelerate", "torchrun", "importing"])
+def test_the_programs_own_run_before_the_trainer_is_the_training_under_every_launcher(
+    training: Training, server: LocalServer, tmp_path: Path, launcher: str
+) -> None:
+    file = program(
+        tmp_path,
+        """
+        wandb.init(project="tests", group=sys.argv[2], reinit="default")
+        if os.environ.get("RANK", "0") == "0":
+            evaluate("before")
+        build().train()
+        """,
+    )
+    words = [str(file), str(tmp_path / "out"), launcher]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
+    command = {
+        "python": words,
+        "sh": ["-c", f"import os; os.execvp('sh', ['sh', '-c', '{sys.executable} {' '.join(words)}; exit $?'])"],
+        "accelerate": ["-m", "accelerate.commands.launch", "--cpu", *words],
+        "torchrun": torchrun,
+        "importing": ["-c", f"import sys, transformers.trainer, subprocess as s; s.check_call([sys.executable, *{torchrun!r}])"],
+    }[launcher]
+
+    training.run(*command, env=launched(server, tmp_path, f"own-{launcher}"))
+
+    found = runs(server)[f"own-{launcher}"]
+    assert "train/loss" in found[1]
+    assert "accuracy" not in found[1]
+
+
+@pytest.mark.slow
+def test_a_training_that_a_launching_program_starts_is_the_run_though_it_imports_wandb(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    file = program(tmp_path, "build().train()")
+    start = f"import sys, wandb, subprocess as s; s.check_call([sys.executable, {str(file)!r}, *sys.argv[1:]])"
+
+    training.run("-c", start, tmp_path / "out", env=launched(server, tmp_path, "nested"))
+
+    assert "train/loss" in runs(server)["nested"][1]
