@@ -92,3 +92,84 @@ def test_an_offline_run_does_not_keep_a_training_from_going_on(training: Trainin
 
     assert "Error" not in said
     assert (output / "model.safetensors").exists()
+
+
+OWN_ROWS = """
+import sys
+import wandb
+from ckptsync.trainer import tiny
+from transformers import TrainerCallback
+
+class Own(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        wandb.log({"own": state.global_step}, step=state.global_step)
+
+class OutOfMemory(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step and args.auto_find_batch_size and not hasattr(sys, "raised"):
+            sys.raised = True
+            raise RuntimeError("CUDA out of memory.")
+
+wandb.init()
+trainer = tiny.build(tiny.parse(sys.argv[2:]))
+trainer.args.auto_find_batch_size = sys.argv[1] == "auto"
+trainer.add_callback(Own() if sys.argv[1] == "own" else OutOfMemory())
+trainer.train()
+"""
+
+
+def own_program(folder: Path, kind: str) -> tuple[str | Path, ...]:
+    """A program with a run of its own making, and TRAIN's options."""
+    (folder / "program.py").write_text(OWN_ROWS)
+    return (folder / "program.py", kind, *TRAIN[2:])
+
+
+def own_rows(run: Any) -> Counter[int]:
+    return Counter(int(row["own"]) for row in run.scan_history(keys=["own"]))
+
+
+def test_a_programs_own_rows_go_on_after_a_resume_and_no_others_join_them(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    output, program = tmp_path / "out", own_program(tmp_path, "own")
+    env = wandb_environment(server, tmp_path, "own")
+    whole = (*program, output, "--report-to", "none")
+    training.run(*whole, "--max-steps", "8", follow=output, env=env)
+
+    training.run(*whole, resume=output / "checkpoint-8", follow=output, env=env)
+
+    run = run_of(server, "own")
+    assert own_rows(run) == Counter(range(1, 17))
+    assert counted(run, "train/loss") == Counter()
+
+
+@pytest.mark.slow
+def test_rows_logged_again_do_not_push_the_programs_own_steps_ahead(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    output, program = tmp_path / "out", own_program(tmp_path, "own")
+    env = wandb_environment(server, tmp_path, "both")
+    whole = (*program, output, "--eval-steps", "0")
+    training.run(*whole, "--max-steps", "6", follow=output, env=env)
+    training.run(*whole, "--crash-at", "10", code=-9, resume=output / "checkpoint-4", follow=output, env=env)
+
+    training.run(*whole, resume=output / "checkpoint-8", follow=output, env=env)
+
+    run = run_of(server, "both")
+    assert own_rows(run) == Counter({1, 2, 3, 4, 5, 6, *range(9, 17)})
+    assert counted(run, "train/loss") == Counter({1, 2, 3, 4, 5, 6, *range(8, 17)})
+
+
+@pytest.mark.slow
+def test_a_training_that_begins_again_with_smaller_batches_logs_rows_again_once(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    output, program = tmp_path / "out", own_program(tmp_path, "auto")
+    env = wandb_environment(server, tmp_path, "auto")
+    training.run(*program, output, "--crash-at", "6", code=-9, follow=output, env=env)
+
+    training.run(*program, output, resume=output / "checkpoint-4", follow=output, env=env)
+
+    run = run_of(server, "auto")
+    assert {step: count for step, count in counted(run, "train/loss").items() if step <= 4} == dict.fromkeys(range(1, 5), 1)
+    assert counted(run, "ckptsync/preemptions") == Counter([4])

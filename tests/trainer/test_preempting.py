@@ -204,6 +204,30 @@ def test_the_callback_works_in_the_users_own_code_and_keeps_secrets_and_the_comm
     assert steps(tmp_path / "out") == [3]
 
 
+def test_a_training_that_raised_leaves_no_handler_behind_though_the_callback_was_added_by_hand(
+    training: Training, tmp_path: Path
+) -> None:
+    file = program(
+        tmp_path,
+        """
+        from ckptsync.trainer.callback import SyncCallback
+        class Fail(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                raise ValueError("no data")
+        trainer = build("--max-steps", "6")
+        trainer.add_callback(SyncCallback())
+        trainer.add_callback(Fail())
+        try:
+            trainer.train()
+        except ValueError:
+            os.kill(os.getpid(), signal.SIGTERM)
+        print("still here")
+        """,
+    )
+
+    training.run(file, tmp_path / "out", code=-signal.SIGTERM)
+
+
 SFT = """
 import random, sys, time
 from datasets import Dataset

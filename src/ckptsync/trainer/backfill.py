@@ -20,24 +20,33 @@ SECONDS = 60.0
 _SUMMARY_ONLY = frozenset({"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"})
 """What WandbCallback writes to the summary only (transformers 4.57 and 5.x)."""
 
+_done: set[str] = set()
+"""The runs that were compared in this process. A training may begin several times, with smaller batches or a second `train()`."""
+
 
 def log_missing(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -> list[int]:
     """Log again the rows up to the resumed step that the server lacks, and log that step as resumed.
 
     Returns the steps of those rows. Does nothing unless the run was resumed: a new run that starts from an old checkpoint has no
-    gap. Raises what the public API raises, and TimeoutError; then only the resumed step is logged.
+    gap. Nor the second time in a process. The step counter of a program that counts it itself (`wandb.log(…, step=…)`) is never
+    pushed ahead, since its own rows would be rejected. Raises what the public API raises, and TimeoutError; then only the resumed
+    step is logged.
     """
-    if not run.resumed or run.offline:
+    if not run.resumed or run.offline or run.id in _done:
         return []
+    _done.add(run.id)
+    server = _Server(run)
+    # Explicit steps can't go back, and rows of the same step become one.
+    first = 0 if server.counts_rows else run.starting_step
     rows = []
     try:
-        rows = _missing(_Server(run), [entry for entry in log_history if entry.get("step", 0) <= step])
+        rows = _missing(server, [entry for entry in log_history if first <= entry.get("step", 0) <= step])
     finally:
         # The run.summary of a resumed run starts as the server has it.
         count = int(run.summary.get(COUNT) or 0) + 1
-        for row in rows:
-            run.log(row)
-        run.log({COUNT: count, STEP: step})
+        for row in [*rows, {COUNT: count, STEP: step}] if first <= step else []:
+            run.log(row, **({} if server.counts_rows else {"step": int(row[STEP]), "commit": COUNT in row}))
+        run.summary[COUNT] = count
         run.summary[RESUMED] = step
     return [int(row[STEP]) for row in rows]
 
@@ -77,6 +86,12 @@ class _Server:
         self._run = wandb.Api().run(f"{run.entity}/{run.project}/{run.id}")
         self._steps: dict[str, set[int]] = {}
         self._deadline = time.monotonic() + SECONDS
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether wandb counts the rows of the run, as it does for WandbCallback, and no program numbers them."""
+        lines = getattr(self._run, "historyLineCount", None)
+        return lines is None or lines == self._run.lastHistoryStep + 1
 
     def steps(self, key: str) -> set[int]:
         """The global steps of the rows that have this key."""

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ckptsync import processes, record, secret_detection
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, wandb_init
+from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, patch, wandb_init
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
@@ -66,6 +66,9 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self) -> None:
+        self.reports_to_wandb = False
+        """Whether the Trainer logs to W&B itself, which only then may lack rows."""
+        self._wrap_train()
         self._signals = Signals()
         self._ranks = Ranks(1)
         self._leaving = False
@@ -142,6 +145,13 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         sys.exit(PreemptedError.exit_code)
 
     @_harmless
+    def _wrap_train(self) -> None:
+        """Have `train()` restore the signal handlers when it raises, also without the hook: no callback is called then."""
+        from transformers import trainer
+
+        patch.wrap(trainer)
+
+    @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
         # The run's id counts only where ckptsync gave it: a program may log to any run.
         run_id = wandb_init.run_id() if ATTEMPT in os.environ else None
@@ -168,7 +178,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     @_harmless
     def _backfill(self, state: Any) -> None:
         run = _active_run()
-        if run is None or state.global_step == 0:
+        if run is None or state.global_step == 0 or not self.reports_to_wandb:
             return
         steps = backfill.log_missing(run, state.log_history, step=state.global_step)
         if steps:

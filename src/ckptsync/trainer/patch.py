@@ -31,7 +31,7 @@ def wrap(module: Any) -> None:
     @functools.wraps(original)
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = _resume_arguments(self, args, kwargs)
-        callback = _add_callback(self)
+        callback = _callback_of(self) or _add_callback(self)
         try:
             with wandb_init.entitled() if callback is not None and _trial(args, kwargs) is None else contextlib.nullcontext():
                 return original(self, *args, **kwargs)
@@ -73,21 +73,34 @@ def _trial(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[1] if len(args) > 1 else kwargs.get("trial")
 
 
+def _callback_of(trainer: Any) -> Any:
+    """The SyncCallback that the program gave to the Trainer, if it did."""
+    module = sys.modules.get("ckptsync.trainer.callback")
+    for callback in trainer.callback_handler.callbacks if module else ():
+        if isinstance(callback, module.SyncCallback):
+            callback.reports_to_wandb = _reports_to_wandb(trainer)
+            return callback
+    return None
+
+
+def _reports_to_wandb(trainer: Any) -> bool:
+    kinds = [kind for callback in trainer.callback_handler.callbacks for kind in type(callback).__mro__]
+    return any(kind.__name__ == "WandbCallback" for kind in kinds)
+
+
 def _add_callback(trainer: Any) -> Any:
-    """Add a SyncCallback to the Trainer of the watched output folder, unless it has one. Returns it, None for another Trainer."""
+    """Add a SyncCallback to the Trainer of the watched output folder, and return it; None for another Trainer."""
     folder = os.environ.get(OUTPUT_DIR)
     if not folder:
         return None
     try:
         from ckptsync.trainer.callback import SyncCallback
 
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, SyncCallback):
-                return callback
         if not _same_folder(trainer.args.output_dir, folder):
             _say(f"not watching the Trainer of {trainer.args.output_dir}: the watched output folder is {folder}")
             return None
         callback = SyncCallback()
+        callback.reports_to_wandb = _reports_to_wandb(trainer)
         trainer.add_callback(callback)
         _take_over_uploads(trainer.callback_handler.callbacks)
     except Exception as error:
