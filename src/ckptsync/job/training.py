@@ -18,6 +18,7 @@ from typing import Protocol
 
 from ckptsync import processes, record
 from ckptsync.errors import UsageError
+from ckptsync.job.terminal import Terminal
 from ckptsync.trainer import OUTPUT_DIR
 
 SAVE_SIGNAL = signal.SIGTERM
@@ -58,7 +59,10 @@ def find_running(output_dir: Path) -> FoundTraining | None:
 
 
 class StartedTraining:
-    """A command that this process starts in a process group of its own, with everything that the command starts."""
+    """A command that this process starts in a process group of its own, with everything that the command starts.
+
+    When it reads from the terminal, it gets the terminal until it ends.
+    """
 
     LINGER = 120.0
     """Seconds that processes which outlive the command have to save and exit before they are killed."""
@@ -72,6 +76,7 @@ class StartedTraining:
                 hint="Check the training's command and working directory.",
             ) from error
         self.pid = self._process.pid
+        self._terminal = Terminal(self.pid)
         folder = environ.get(OUTPUT_DIR)
         self._output_dir = Path(folder) if folder else None
         self._over = threading.Event()
@@ -79,6 +84,8 @@ class StartedTraining:
     def signal(self, number: int) -> None:
         """Send a signal to every process of the group, if any is left."""
         _kill_group(self.pid, number)
+        if number == signal.SIGKILL:
+            self._terminal.take_back()
 
     def request_save(self, number: int = SAVE_SIGNAL) -> None:
         """Ask the training to save and exit. If its ranks are known, their launcher is ended after them."""
@@ -92,7 +99,12 @@ class StartedTraining:
 
     def wait(self, woken: threading.Event | None = None) -> int | None:
         """Wait for the end and return the exit code as a shell would: 128 + N for a signal. Then sets `woken`."""
-        code = self._process.wait()
+        code = self._wait_for_command()
+        if self._terminal.lent:
+            self._terminal.take_back()
+            if code in (-signal.SIGINT, 128 + signal.SIGINT):
+                # Ctrl-C reached the training alone, and ends the whole job.
+                signal.raise_signal(signal.SIGINT)
         if not self._over.is_set():
             # What the command left running would go on saving beside the next attempt.
             self.signal(signal.SIGTERM)
@@ -103,6 +115,18 @@ class StartedTraining:
         if woken:
             woken.set()
         return code if code >= 0 else 128 - code
+
+    def _wait_for_command(self) -> int:
+        while self._process.returncode is None:
+            try:
+                _, status = os.waitpid(self.pid, os.WUNTRACED)
+            except ChildProcessError:
+                return self._process.wait()
+            if os.WIFSTOPPED(status):
+                self._terminal.group_stopped(os.WSTOPSIG(status))
+            else:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode
 
     def _ranks(self) -> list[int]:
         return ranks(self._output_dir) if self._output_dir else []

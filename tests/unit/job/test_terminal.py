@@ -1,0 +1,137 @@
+"""A training at a real terminal: it can read, and Ctrl-C, Ctrl-Z and the end leave the terminal as they found it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SUPERVISED = """
+import os, sys
+from ckptsync.job.training import StartedTraining
+training = StartedTraining([sys.executable, "-c", sys.argv[1]], os.environ)
+try:
+    code = training.wait()
+except KeyboardInterrupt:
+    code = "interrupted"
+print("code", code, "ours", os.tcgetpgrp(0) == os.getpgrp())
+"""
+
+
+class Pty:
+    """A pseudo-terminal, whose session runs a command."""
+
+    def __init__(self, *command: str) -> None:
+        self._master, slave = pty.openpty()
+        self.seen = ""
+        self._process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env={**os.environ, "PS1": "$ ", "TERM": "dumb"},
+        )
+        os.close(slave)
+
+    def type(self, text: str) -> None:
+        """Press these keys."""
+        os.write(self._master, text.encode())
+
+    def expect(self, text: str, seconds: float = 60) -> None:
+        """Wait until this is on the screen, after what was expected before."""
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self._master], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):
+                    self.seen += os.read(self._master, 4096).decode(errors="replace")
+        self.seen = self.seen.partition(text)[2]
+
+    def close(self) -> None:
+        """Hang up: the kernel ends what is left in the session's foreground."""
+        os.close(self._master)
+        self._process.kill()
+        self._process.wait(20)
+
+
+@pytest.fixture
+def terminal() -> Iterator[type[Pty]]:
+    """Opens pseudo-terminals; none of them outlives the test."""
+    opened: list[Pty] = []
+
+    class Opened(Pty):
+        def __init__(self, *command: str) -> None:
+            super().__init__(*command)
+            opened.append(self)
+
+    yield Opened
+    for one in opened:
+        one.close()
+
+
+def supervised(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", SUPERVISED, code)
+
+
+def test_a_training_can_ask_a_question_at_the_terminal(terminal: type[Pty]) -> None:
+    screen = terminal(*supervised("print('got', input('name? '))"))
+
+    screen.expect("name? ")
+    screen.type("bert\n")
+
+    screen.expect("got bert")
+    screen.expect("code 0 ours True")
+
+
+def test_a_debugger_works_in_a_training(terminal: type[Pty]) -> None:
+    screen = terminal(*supervised("number = 41\nbreakpoint()\nprint('went on')"))
+
+    screen.expect("(Pdb) ")
+    screen.type("number + 1\n")
+    screen.expect("42")
+    screen.type("continue\n")
+
+    screen.expect("went on")
+    screen.expect("code 0 ours True")
+
+
+def test_ctrl_c_ends_a_training_that_has_the_terminal_and_the_job_with_it(terminal: type[Pty]) -> None:
+    screen = terminal(*supervised("input('name? ')\nprint('training')\nimport time\ntime.sleep(60)"))
+    screen.expect("name? ")
+    screen.type("bert\n")
+    screen.expect("training")
+
+    screen.type("\x03")
+
+    screen.expect("code interrupted ours True")
+
+
+def test_ctrl_z_stops_the_job_and_fg_continues_it(terminal: type[Pty], tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(SUPERVISED)
+    (tmp_path / "train.py").write_text("print('got', input('name? '), input('again? '))")
+    screen = terminal("bash", "--norc", "--noprofile", "-i")
+    screen.expect("$ ")
+    screen.type(f'{sys.executable} {tmp_path}/job.py "$(cat {tmp_path}/train.py)"\n')
+    screen.expect("name? ")
+    screen.type("bert\n")
+    screen.expect("again? ")
+
+    screen.type("\x1a")
+    screen.expect("Stopped")
+    screen.type("fg\n")
+    screen.type("yes\n")
+
+    screen.expect("got bert yes")
+    screen.expect("code 0 ours True")
