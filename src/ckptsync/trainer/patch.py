@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptsync.errors import IntegrityError
-from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, wandb_init
+from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, ranks, wandb_init
 
 _resumed: set[str] = set()
 """The checkpoints that a `train()` of this process resumed from. A second `train()` must not go back to them."""
@@ -32,6 +32,8 @@ def wrap(module: Any) -> None:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = _resume_arguments(self, args, kwargs)
         callback = _callback_of(self) or _add_callback(self)
+        if callback is not None:
+            ranks.announce()
         try:
             with wandb_init.entitled() if callback is not None and _trial(args, kwargs) is None else contextlib.nullcontext():
                 return original(self, *args, **kwargs)
@@ -75,7 +77,7 @@ def _trial(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _callback_of(trainer: Any) -> Any:
     """The SyncCallback that the program gave to the Trainer, if it did."""
-    module = sys.modules.get("ckptsync.trainer.callback")
+    module: Any = sys.modules.get("ckptsync.trainer.callback")
     for callback in trainer.callback_handler.callbacks if module else ():
         if isinstance(callback, module.SyncCallback):
             callback.reports_to_wandb = _reports_to_wandb(trainer)
