@@ -125,6 +125,26 @@ class Record:
         return number if isinstance(number, int) else None
 
     @property
+    def reached_end(self) -> bool:
+        """Whether the newest attempt's `train()` came to its last step, as it says: that checkpoint may be deleted by now."""
+        return self._is_of_newest("reached_end")
+
+    @property
+    def completed(self) -> bool:
+        """Whether the newest attempt came to its last step and then exited with 0: nothing is left to do."""
+        value = self.values.get("completed")
+        return self._is_of_newest("completed") and isinstance(value, dict) and value.get("run") == self.text("run_id")
+
+    @property
+    def left_undone(self) -> bool:
+        """Whether `run` or `resume` started the newest attempt, and it came to its last step, but not to an exit with 0."""
+        return self.reached_end and self.values.get("training") is not None and not self.completed
+
+    def _is_of_newest(self, key: str) -> bool:
+        value, attempt = self.values.get(key), self.attempt
+        return isinstance(value, dict) and attempt is not None and value.get("attempt") == attempt.number
+
+    @property
     def restarted_at(self) -> float | None:
         """As `restarted`, by the clock: what ckptsync 0.1.0 wrote."""
         value = self.values.get("restarted_at")
@@ -172,6 +192,16 @@ def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_
 
     change(output_dir, add)
     return begun[0]
+
+
+def note_completed(output_dir: Path) -> None:
+    """Write down that the training of the newest attempt came to its last step and exited with 0."""
+
+    def add(values: Mapping[str, Any]) -> dict[str, Any]:
+        known = Record(values)
+        return {"completed": {"attempt": known.attempt.number, "run": known.text("run_id")}} if known.attempt else {}
+
+    change(output_dir, add)
 
 
 def note_highest_attempt(output_dir: Path, number: int) -> None:

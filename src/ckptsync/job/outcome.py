@@ -40,6 +40,14 @@ class Outcome:
             return True
         return newest is not None and self._daemon.spool.markers.preempted(newest.name, newest.fingerprint)
 
+    def finished(self, newest: Checkpoint | None, code: int | None) -> bool:
+        """Whether the training came to its last step and did what follows. No exit code or checkpoint alone proves that.
+
+        The Trainer may have deleted the last checkpoint (save_total_limit=1 with load_best_model_at_end), so its own word counts.
+        """
+        at_end = newest is not None and newest.verdict.state is not None and newest.verdict.state.finished
+        return not code and (at_end or record.read(self._daemon.spool.output_dir).reached_end)
+
     def exit_code(self, code: int | None) -> int:
         """The exit code of the whole job, from that of its training. Raises CkptsyncError for what a user has to act on."""
         newest = self.newest()
@@ -47,7 +55,7 @@ class Outcome:
             # It saved as asked. A restart from scratch after that is the work of a launcher that starts ranks again.
             self._daemon.forgive_restart()
         self._daemon.raise_outcome()
-        if finished(newest) or not self.preempted(newest) or self._shutdown.interrupted:
+        if self.finished(newest, code) or not self.preempted(newest) or self._shutdown.interrupted:
             if not code:
                 self._daemon.raise_unsettled()
                 self._warn_of_none(newest)
@@ -93,8 +101,3 @@ class Outcome:
         deadline = self._shutdown.deadline or time.monotonic() + RECEIPT_WAIT
         while self._watch.elsewhere and not self._durable(newest) and time.monotonic() < deadline:
             threading.Event().wait(0.2)
-
-
-def finished(newest: Checkpoint | None) -> bool:
-    """Whether the training reached its last step. An exit code never proves it."""
-    return newest is not None and newest.verdict.state is not None and newest.verdict.state.finished

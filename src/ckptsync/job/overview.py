@@ -25,7 +25,9 @@ def report(output_dir: Path) -> dict[str, Any]:
     complete, incomplete = sources.local_checkpoints(output_dir)
     torn = [path.name for path, _ in incomplete] + [path.name for path in spool.torn()]
     steps = [step for path in output_dir.iterdir() if (step := step_of(path.name)) is not None]
-    finished = newest is not None and any(each.step == newest.step and _finished(each) for each in complete)
+    at_end = newest is not None and any(each.step == newest.step and _finished(each) for each in complete)
+    durable = newest is not None and newest.step >= max(steps, default=0) and not pending and not parked
+    finished = at_end or (durable and known.completed)
     return {
         "output_dir": str(output_dir),
         "run": known.text("run_id"),

@@ -44,6 +44,9 @@ Starting from scratch instead would restart the run at step 0. On a spot machine
 """
 
 
+_EXTEND = "To train longer, raise the number of steps in the command and add --extend."
+
+
 class Terminal(Protocol):
     """Where a job shows progress and messages to the user."""
 
@@ -149,11 +152,26 @@ class ResumableJob:
         log.info("run %s is not on the server, its checkpoints are", self.run)
 
     def finished(self, placed: Placed) -> bool:
-        """Whether the training has reached its last step and may not go further; reported to the user if so."""
-        if placed.state.finished and not self._extend:
+        """Whether the training has reached its last step and may not go further; reported to the user if so.
+
+        Where the program is known to have been killed after its last step, it is started again for what follows `train()`.
+        """
+        if self._completed():
+            return True
+        undone = self._hook and record.read(self._output_dir).left_undone
+        if placed.state.finished and not undone and not self._extend:
             self._terminal.say(_finished_text(placed))
             return True
         return False
+
+    def _completed(self) -> bool:
+        """As `finished`, for a training that was seen to exit with 0, whatever checkpoints its Trainer kept."""
+        if not record.read(self._output_dir).completed or self._extend:
+            return False
+        self._terminal.say(
+            f"the training is finished: it reached its last step in {self._output_dir} and exited with 0. {_EXTEND}"
+        )
+        return True
 
     def _begin_again(self) -> supervisor.Start | None:
         left = find_running(self._output_dir)
@@ -161,6 +179,8 @@ class ResumableJob:
             complete, _ = sources.local_checkpoints(self._output_dir)
             log.warning("the training is still running (pid %d): watching it instead of starting another", left.members()[0])
             return supervisor.Start(lambda: left, max((each.step for each in complete), default=0))
+        if self._completed():
+            return None
         placed = self._find()
         return None if placed and self.finished(placed) else self._begin(placed)
 
@@ -299,7 +319,4 @@ def _warn_of_differences(placed: Placed) -> None:
 
 
 def _finished_text(placed: Placed) -> str:
-    return (
-        f"the training is finished: {placed.path} is at step {placed.state.global_step} of {placed.state.max_steps}."
-        " To train longer, raise the number of steps in the command and add --extend."
-    )
+    return f"the training is finished: {placed.path} is at step {placed.state.global_step} of {placed.state.max_steps}. {_EXTEND}"

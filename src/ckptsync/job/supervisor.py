@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ckptsync import record
 from ckptsync.errors import LockedError
 from ckptsync.job import grace_period
-from ckptsync.job.outcome import Outcome, finished
+from ckptsync.job.outcome import Outcome
 from ckptsync.job.preemption.notice import Source
 from ckptsync.job.restart_policy import RestartPolicy
 from ckptsync.job.shutdown import Shutdown
@@ -96,7 +97,10 @@ class Supervisor:
     def _ended_for_good(self, code: int | None, start: Start) -> bool:
         """Whether this was the last start. If not, returns after the pause before the next one."""
         newest = self._outcome.newest()
-        if self._outcome.preempted(newest) or self._shutdown.interrupted or self._daemon.restarted or finished(newest):
+        finished = self._outcome.finished(newest, code)
+        if finished and code == 0 and not self._daemon.restarted:
+            record.note_completed(self._daemon.spool.output_dir)
+        if self._outcome.preempted(newest) or self._shutdown.interrupted or self._daemon.restarted or finished:
             return True
         if code == 0:
             log.info("the training exited with 0 before its last step: not restarting it")

@@ -110,12 +110,14 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._leave()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint of transformers' own just-in-time checkpointing, which calls no `on_save`."""
+        """Write down that the last step is done, or mark the checkpoint of a just-in-time save, which calls no `on_save`."""
         early = getattr(args, "enable_jit_checkpoint", False) and state.global_step < state.max_steps
         if early and self._ranks.world_size == 1:
             # It saves before the current step, and that step still runs (transformers 5.24).
             for step in (state.global_step, state.global_step - 1):
                 self._mark(args, step, preempted=True)
+        if state.global_step >= state.max_steps > 0 and state.is_world_process_zero and not state.is_hyper_param_search:
+            self._note_end(args, state)
         self.release()
 
     def release(self) -> None:
@@ -150,6 +152,10 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         from transformers import trainer
 
         patch.wrap(trainer)
+
+    @_harmless
+    def _note_end(self, args: Any, state: Any) -> None:
+        record.update(Path(args.output_dir), reached_end={"attempt": self._attempt, "step": state.global_step})
 
     @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def wrap(module: Any) -> None:
 
     @functools.wraps(original)
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _resume_arguments(self, args, kwargs)
+        given, (args, kwargs) = (args, kwargs), _resume_arguments(self, args, kwargs)
+        if (args, kwargs) != given:
+            _stop_at_last_step(self)
         callback = _callback_of(self) or _add_callback(self)
         if callback is not None:
             ranks.announce()
@@ -38,6 +41,7 @@ def wrap(module: Any) -> None:
             with wandb_init.entitled() if callback is not None and _trial(args, kwargs) is None else contextlib.nullcontext():
                 return original(self, *args, **kwargs)
         finally:
+            vars(self).pop("set_initial_training_values", None)
             if callback is not None:
                 callback.release()
 
@@ -83,6 +87,25 @@ def _after_elastic_restart(launched_from: str | None) -> str | None:
         return launched_from
     newest = marker.newest_finished(Path(folder))
     return str(newest) if newest else launched_from
+
+
+def _stop_at_last_step(trainer: Any) -> None:
+    """Make a `train()` that resumes from its last step take no further one, which the Trainer does in the middle of an epoch.
+
+    So a program that was killed after `train()`, in its final evaluation, can be started again to do that.
+    """
+    original: Any = getattr(trainer, "set_initial_training_values", None)
+    try:
+        step = json.loads((Path(os.environ[RESUME_FROM]) / "trainer_state.json").read_text("utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError):
+        return
+
+    def values(*args: Any, **kwargs: Any) -> Any:
+        epochs, steps_per_epoch, *rest = original(*args, **kwargs)
+        return min(epochs, step // steps_per_epoch) if step >= rest[-1] else epochs, steps_per_epoch, *rest
+
+    if original is not None:
+        trainer.set_initial_training_values = values
 
 
 def _trial(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,66 @@
+"""When a training is finished: at its last step and with exit 0, whatever checkpoints are left of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Tool, kept
+from tests.server_process import ServerProcess
+
+PROGRAM = """
+import os, signal, sys
+from ckptsync.trainer import tiny
+
+out, kind = sys.argv[1:]
+words = ["--output-dir", out, "--max-steps", "6", "--save-steps", "2", "--report-to", "none"]
+if kind == "best":
+    trainer = tiny.build(tiny.parse([*words, "--eval-steps", "2", "--save-total-limit", "1"]))
+    trainer.args.load_best_model_at_end = trainer.args.greater_is_better = True
+    trainer.args.metric_for_best_model = "eval_loss"
+else:
+    trainer = tiny.build(tiny.parse(words))
+trainer.train()
+print("trained to", trainer.state.global_step)
+if kind == "killed" and not os.path.exists(out + ".evaluated"):
+    open(out + ".evaluated", "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+trainer.save_model()
+"""
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> list[str]:
+    """A program's command, but for its last word."""
+    (tmp_path / "train.py").write_text(PROGRAM)
+    out = str(tmp_path / "out")
+    return ["run", "--run-id", tmp_path.name, "--output-dir", out, "--", sys.executable, str(tmp_path / "train.py"), out]
+
+
+def test_a_training_that_was_killed_after_its_last_step_does_what_follows_and_trains_no_further(
+    tool: Tool, server: ServerProcess, tmp_path: Path, line: list[str]
+) -> None:
+    killed = tool(*line, "killed", timeout=170)
+    before = (tmp_path / "out/checkpoint-6/model.safetensors").read_bytes()
+
+    again, after = tool(*line, "killed", timeout=170), tool(*line, "killed")
+
+    assert killed.returncode == 137, killed.stderr
+    assert (again.returncode, after.returncode) == (0, 0), again.stderr
+    assert "trained to 6" in again.stdout
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
+    assert kept(server, tmp_path.name)[-1][0] == 6
+    assert (after.stdout, "the training is finished" in after.stderr) == ("", True)
+
+
+@pytest.mark.slow
+def test_a_training_whose_trainer_deleted_the_last_checkpoint_is_finished(tool: Tool, tmp_path: Path, line: list[str]) -> None:
+    done, after = tool(*line, "best", timeout=170), tool(*line, "best")
+
+    assert (done.returncode, after.returncode) == (0, 0), done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert "before its last step" not in done.stderr
+    assert (after.stdout, "the training is finished" in after.stderr) == ("", True)
+    assert tool.json("status", tmp_path / "out")["finished"]
