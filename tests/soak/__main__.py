@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.soak.jobs import JobSoak
 from tests.soak.soak import Soak
 
 
@@ -19,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (%(default)s)")
     parser.add_argument("--seed", type=int, help="make the same decisions again")
+    parser.add_argument("--jobs", action="store_true", help="of `ckptsync run` instead of `ckptsync watch`")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="do it in this new folder and leave everything there")
     arguments = parser.parse_args()
     seed = random.randrange(2**31) if arguments.seed is None else arguments.seed
@@ -27,7 +29,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ckptsync-soak-", ignore_cleanup_errors=True) as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        found = Soak(folder, seed, calm=0.4).run(arguments.minutes * 60)
+        found = (JobSoak if arguments.jobs else Soak)(folder, seed, calm=0.0 if arguments.jobs else 0.4).run(
+            arguments.minutes * 60
+        )
     width = max(map(len, found.figures))
     for name, value in found.figures.items():
         sys.stdout.write(f"{name:<{width}}  {value}\n")

@@ -13,8 +13,8 @@ from ckptsync.checkpoint import Receipt
 from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.server_process import ServerProcess
-from tests.soak.scene import FOREIGN_RUN, RUN
-from tests.soak.training import Ledger
+from tests.soak.scene import FOREIGN_RUN
+from tests.soak.training import RUN, Ledger
 
 ADDED = "eval_results.json"
 """The file that the soak puts into checkpoints. With it or without, a version holds the same save."""

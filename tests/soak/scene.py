@@ -21,8 +21,8 @@ from ckptsync.upload import snapshot
 from tests.checkpoints import checkpoint_at, make_checkpoint
 from tests.integration.conftest import Tool, descendants, kill_tree
 from tests.server_process import ServerProcess
+from tests.soak.training import RUN
 
-RUN = "soak"
 FOREIGN_RUN = "another"
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = ("unshare", "nsenter", "setpriv", "mkfs.xfs", "xfs_io")
@@ -59,40 +59,46 @@ class Scene:
         self.former.mkdir()
         with self._broken_file_system(), self.server:
             self.server.graphql(MAKE_RUN, name=RUN)
-            self.tool = Tool(self.folder / "home", self.server)
+            self.tool = Tool(self.folder / "home", self.server, PYTHONPATH=str(REPOSITORY))
             try:
                 self.start_watcher()
                 self.start_training()
                 yield
             finally:
                 self.mend()
-                for process in (self.watcher, self.training):
-                    kill_tree(process.pid)
-                    process.wait(30)
+                self.end_watcher()
+                self.end_training()
 
     def start_watcher(self) -> None:
         """Start `ckptsync watch`, with one of several policies."""
         self.mend_folder()
+        words = (*self.policy(), "--retry-for", "86400")
+        self._start([*self._view, *self.tool.command("watch", self.output_dir, *words)])
+
+    def policy(self) -> list[str]:
+        """The run, and what its watcher does with a queue: one of several."""
         extra = self._random.choice(([], ["--backlog", "all"], ["--backlog", "all"], ["--spool-limit", "2M"]))
         self.keeps_all = "all" in extra
-        words = ("--run-id", RUN, "--quiet-period", "0.3", "--retry-for", "86400", "--stall-timeout", "15", *extra)
+        return ["--run-id", RUN, "--quiet-period", "0.3", "--stall-timeout", "15", *extra]
+
+    def _start(self, command: Sequence[str]) -> None:
         self._said_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self.watcher = subprocess.Popen(
-                [*self._view, *self.tool.command("watch", self.output_dir, *words)],
-                env=self.tool.environment,
-                cwd=self.tool.home,
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
+                command, env=self.tool.environment, cwd=self.tool.home, stdout=output, stderr=output, stdin=subprocess.DEVNULL
             )
         self.born = time.monotonic()
 
     def start_training(self) -> None:
         """Start the training that saves at speed."""
+        self.training = subprocess.Popen(
+            self.training_command(), cwd=REPOSITORY, env=self.tool.environment, stderr=subprocess.DEVNULL
+        )
+
+    def training_command(self) -> list[str]:
+        """The training, with a seed of its own."""
         seed = str(self._random.randrange(2**31))
-        words = (sys.executable, "-m", "tests.soak.training", str(self.output_dir), str(self.ledger), seed)
-        self.training = subprocess.Popen(words, cwd=REPOSITORY, env=self.tool.environment, stderr=subprocess.DEVNULL)
+        return [sys.executable, "-m", "tests.soak.training", str(self.output_dir), str(self.ledger), seed]
 
     def end_watcher(self) -> None:
         """SIGKILL to the watcher and all its children."""

@@ -18,8 +18,8 @@ from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.integration.conftest import wait_for
 from tests.soak.reckoning import ADDED, Reckoning, reckon
-from tests.soak.scene import RUN, Lasting, Scene
-from tests.soak.training import Ledger
+from tests.soak.scene import Lasting, Scene
+from tests.soak.training import RUN, Ledger
 
 FILES = {"path": "/storage/content"}
 UPLOADS = {"method": "PUT", **FILES}
@@ -31,6 +31,10 @@ SAMPLE = 20
 class Soak:
     """One soak. The same seed makes the same decisions; their effect differs with the timing."""
 
+    scene = Scene
+    pauses = (0.2, 4.0)
+    """The least and the most seconds from one fault to the next."""
+
     def __init__(self, folder: Path, seed: int, *, calm: float = 0.0) -> None:
         self.counts: Counter[str] = Counter()
         self.memory: list[tuple[float, int, int]] = []
@@ -39,9 +43,10 @@ class Soak:
         self._folder = folder
         self._calm = calm
         self._random = random.Random(seed)
-        self._scene = Scene(folder, self._random)
+        self._scene = self.scene(folder, self._random)
         self._lasting = Lasting()
         self._first_rss = 0
+        self._refused_until = 0.0
         self._began = time.monotonic()
 
     def run(self, seconds: float) -> Reckoning:
@@ -53,7 +58,20 @@ class Soak:
     def _upset_for(self, seconds: float) -> None:
         """Inject one fault after another. In the last, calm part the watcher is left alone, so its memory can be compared."""
         deadline = time.monotonic() + seconds
-        blows: list[tuple[int, Callable[[], None]]] = [
+        spared_in_calm = (self._kill_watcher, self._orphan_upload, self._stop_watcher)
+        while (left := deadline - time.monotonic()) > 0:
+            spared = spared_in_calm if left < seconds * self._calm else ()
+            possible = [(weight, blow) for weight, blow in self._blows() if blow not in spared]
+            blow = self._random.choices([blow for _, blow in possible], [weight for weight, _ in possible])[0]
+            self._note(blow.__name__.strip("_"))
+            blow()
+            self.counts["rounds"] += 1
+            self._weigh()
+            self._pause(min(left, self._random.uniform(*self.pauses)))
+
+    def _blows(self) -> list[tuple[int, Callable[[], None]]]:
+        """What may happen, with weights."""
+        return [
             (4, self._kill_watcher),
             (4, self._orphan_upload),
             (4, self._stop_watcher),
@@ -72,31 +90,25 @@ class Soak:
             (4, self._turn_clock),
             (1, self._resume_elsewhere),
         ]
-        spared_in_calm = (self._kill_watcher, self._orphan_upload, self._stop_watcher)
-        while (left := deadline - time.monotonic()) > 0:
-            spared = spared_in_calm if left < seconds * self._calm else ()
-            possible = [(weight, blow) for weight, blow in blows if blow not in spared]
-            blow = self._random.choices([blow for _, blow in possible], [weight for weight, _ in possible])[0]
-            self._note(blow.__name__.strip("_"))
-            blow()
-            self.counts["rounds"] += 1
-            self._weigh()
-            self._pause(min(left, self._random.uniform(0.2, 4.0)))
 
     def _pause(self, seconds: float) -> None:
         """Let it all run, end what has lasted long enough, and start again what ended by itself."""
         deadline = time.monotonic() + seconds
         while True:
             self._lasting.end_due()
-            if self._scene.training.poll() is not None:
-                self.counts["trainings that ended by their folder"] += 1
-                self._scene.start_training()
-            if (code := self._scene.watcher.poll()) is not None:
-                self.wrong.append(f"the watcher ended by itself with {code}: {self._log_tail(300)}")
-                self._start_watcher()
+            self._revive()
             if time.monotonic() >= deadline:
                 return
             time.sleep(0.1)
+
+    def _revive(self) -> None:
+        """Start again what ended by itself."""
+        if self._scene.training.poll() is not None:
+            self.counts["trainings that ended by their folder"] += 1
+            self._scene.start_training()
+        if (code := self._scene.watcher.poll()) is not None:
+            self.wrong.append(f"the watcher ended by itself with {code}: {self._log_tail(300)}")
+            self._start_watcher()
 
     def _kill_watcher(self) -> None:
         self._weigh(last=True)
@@ -131,7 +143,7 @@ class Soak:
         self._start_watcher()
 
     def _check_exit(self) -> None:
-        """Exit code 0 means that the last save is durable, and that nothing is queued.
+        """Exit code 0, or 75, means that the last save is durable, and that nothing is queued.
 
         With `--backlog all` a stop leaves the queue to the next start, as documented.
         """
@@ -199,6 +211,10 @@ class Soak:
         self.counts["faults in the line"] += 1
 
     def _refuse_key_once(self) -> None:
+        """One 401. Two in a row would be what a refused key looks like."""
+        if time.monotonic() < self._refused_until:
+            return
+        self._refused_until = time.monotonic() + 60
         self._scene.server.faults([{"match": GRAPHQL, "count": 1, "action": {"status": 401}}])
         self.counts["single refusals of the key"] += 1
 
@@ -284,21 +300,25 @@ class Soak:
         saved = len(Ledger.read(self._scene.ledger).done)
         while len(Ledger.read(self._scene.ledger).done) == saved:
             self._pause(0.5)
-        self._scene.training.terminate()
-        # It may have started too recently to handle the signal yet.
-        assert self._scene.training.wait(30) in (0, -signal.SIGTERM)
         self._scene.server.faults([])
-        self._weigh(last=True)
-        self._scene.watcher.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._scene.watcher.wait(60)
-        self._scene.end_watcher()
+        self._end()
         words = ("watch", self._scene.output_dir, "--run-id", RUN, "--once", "--quiet-period", "0.3")
         done = self._scene.tool(*words, timeout=170)
         if done.returncode != 0:
             self.wrong.append(f"the last pass exited with {done.returncode}: {done.stderr[-1000:]}")
         wait_for(lambda: self._scene.server.request("GET", "/healthz")[0] == 200, what="the server")
         return self._account()
+
+    def _end(self) -> None:
+        """End the training, and the watcher after it."""
+        self._scene.training.terminate()
+        # It may have started too recently to handle the signal yet.
+        assert self._scene.training.wait(30) in (0, -signal.SIGTERM)
+        self._weigh(last=True)
+        self._scene.watcher.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._scene.watcher.wait(60)
+        self._scene.end_watcher()
 
     def _account(self) -> Reckoning:
         ledger = Ledger.read(self._scene.ledger)

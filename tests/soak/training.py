@@ -4,6 +4,8 @@ File by file, in place except for the weights, which are renamed into the folder
 Sometimes the same step is saved again. The ledger gets a line before each save, with the content that every file will have, and
 one after it. By its seed, a training has the clock of another machine, and writes the markers of SyncCallback. One whose output
 folder fails ends with the error, as a real one does.
+
+Under `ckptsync run` it goes on from the checkpoint that it is given, and the ledger says from which; alone, from its last step.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptsync.trainer import marker
+from ckptsync import processes, record
+from ckptsync.trainer import ATTEMPT, OUTPUT_DIR, RESUME_FROM, marker
 from tests import evidence
 from tests.checkpoints import safetensors_bytes, torch_bytes
 
+RUN = "soak"
 MAX_STEPS = 10**9
 
 LOGGING_STEPS = 10
@@ -36,11 +40,15 @@ PAUSES = (0.0, 0.01, 0.05, 0.7)
 
 @dataclass
 class Ledger:
-    """The training's record of what it saved. `saves` holds every save that was begun, by its content's name."""
+    """The training's record of what it saved. `saves` holds every save that was begun, by its content's name.
+
+    `starts` holds, for each start under `ckptsync run`, how many saves had been begun and the files that it was given.
+    """
 
     saves: dict[str, evidence.Digests] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
+    starts: list[tuple[int, evidence.Digests]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
@@ -51,7 +59,9 @@ class Ledger:
                 value = json.loads(line)
             except ValueError:
                 continue
-            if "files" in value:
+            if "given" in value:
+                found.starts.append((len(found.saves), value["given"]))
+            elif "files" in value:
                 found.saves[value["content"]] = value["files"]
                 found.folders[value["content"]] = value["folder"]
             else:
@@ -75,8 +85,18 @@ class Training:
         self._skew = self._random.choice(SKEWS)
         self._marks = self._random.random() < 0.5
         known = Ledger.read(ledger)
-        self._step = known.last_step
         self._number = len(known.saves)
+        self._attempt: int | None = None
+        self._step = self._taken_up() if OUTPUT_DIR in os.environ else known.last_step
+
+    def _taken_up(self) -> int:
+        """Introduce this process as the hook does, and take the step of the checkpoint that it was given."""
+        record.update(self._output_dir, processes=[processes.identity(os.getpid())], max_steps=MAX_STEPS)
+        attempts = record.read(self._output_dir).attempts
+        self._attempt = next((each.number for each in attempts if each.id == os.environ.get(ATTEMPT)), None)
+        given = os.environ.get(RESUME_FROM)
+        self._note({"given": evidence.digests(Path(given)) if given else {}})
+        return int(json.loads(Path(given, "trainer_state.json").read_text())["global_step"]) if given else 0
 
     def run(self) -> None:
         """Save, rotate, and sometimes save again, until asked to stop."""
@@ -108,7 +128,8 @@ class Training:
             self._stamp(folder / name)
             time.sleep(self._random.choices(PAUSES, (60, 25, 10, 5))[0])
         if self._marks:
-            marker.write(self._output_dir, self._step, world_size=1)
+            run_id = RUN if self._attempt else None
+            marker.write(self._output_dir, self._step, world_size=1, run_id=run_id, attempt=self._attempt)
         self._note({"content": content})
 
     def _stamp(self, path: Path) -> None:
