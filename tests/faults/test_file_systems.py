@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from ckptsync import layouts
 from ckptsync.upload.spool import Spool
 from tests import evidence
+from tests.checkpoints import make_checkpoint
 from tests.faults.conftest import HEADINGS, Followed, mounted
 from tests.figures import Table
 from tests.integration.conftest import Tool, kill_tree, refusal, training, wait_for
@@ -175,6 +177,28 @@ def test_doctor_says_that_a_file_system_has_no_flock(tmp_path: Path, server: Ser
     assert "lock.owner" in locks["advice"]
     assert not left
     assert [each["state"] for each in usual if each["check"] == "locks"] == ["ok"]
+
+
+def test_doctor_names_a_checkpoint_that_cannot_be_read(tmp_path: Path, server: ServerProcess) -> None:
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("only root can give up the right to read everything")
+    tool = Tool(tmp_path / "home", server)
+    folder = make_checkpoint(tmp_path / "out", 4)
+    folder.chmod(0)
+
+    words = tool.command("doctor", tmp_path / "out", "--dry-run")
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *words],
+        env=tool.environment,
+        cwd=tool.home,
+        capture_output=True,
+        text=True,
+    )
+    folder.chmod(0o755)
+
+    assert done.returncode == 1
+    assert "checkpoint-4 cannot be read: Permission denied" in done.stdout
+    assert not done.stderr
 
 
 def _run_until_killed(tool: Tool, words: Sequence[str], output_dir: Path, *, log: Path) -> None:

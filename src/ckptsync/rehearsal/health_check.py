@@ -115,9 +115,14 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
 
 
 def _space(output_dir: Path) -> Finding:
-    free = shutil.disk_usage(output_dir).free
-    folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None and path.is_dir()]
-    largest = max((sum(file.size for file in layouts.list_files(path)) for path in folders), default=0)
+    free, largest = shutil.disk_usage(output_dir).free, 0
+    for path in output_dir.iterdir():
+        if step_of(path.name) is not None and path.is_dir():
+            try:
+                largest = max(largest, sum(file.size for file in layouts.list_files(path)))
+            except OSError as error:
+                advice = "Make it readable: until then it is neither uploaded nor resumed from."
+                return Finding("disk", ERROR, f"{path.name} cannot be read: {error.strerror}", advice)
     if not largest:
         return Finding("disk", OK, f"{_size(free)} free, no checkpoint yet to compare with")
     message = f"{_size(free)} free, a checkpoint takes {_size(largest)}"
