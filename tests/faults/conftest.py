@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,10 @@ class Followed:
         """Upload what is there and return."""
         return self.tool("watch", self.output_dir, *self._words, "--once", **more)
 
+    def once_without_privileges(self) -> subprocess.CompletedProcess[str]:
+        """The same as a user for whom file modes count."""
+        return without_privileges(self.tool, "watch", self.output_dir, *self._words, "--once")
+
     def kill_watcher(self) -> None:
         """The watcher alone dies, by SIGKILL."""
         assert self._watcher is not None
@@ -129,6 +134,21 @@ def no_faults_afterwards(server: ServerProcess) -> Iterator[None]:
     """A rule must not outlive its test."""
     yield
     server.faults([])
+
+
+def without_privileges(tool: Tool, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user for whom file modes count: root without the capabilities that override them. Else skips."""
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("only root can play two users")
+    return subprocess.run(
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", *tool.command(*words)],
+        env=tool.environment,
+        cwd=tool.home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @contextlib.contextmanager

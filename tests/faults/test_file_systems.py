@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from ckptsync import layouts
 from ckptsync.upload.spool import Spool
 from tests import evidence
 from tests.checkpoints import make_checkpoint
-from tests.faults.conftest import HEADINGS, Followed, mounted
+from tests.faults.conftest import HEADINGS, Followed, mounted, without_privileges
 from tests.figures import Table
-from tests.integration.conftest import Tool, kill_tree, refusal, training, wait_for
+from tests.integration.conftest import Tool, kill_tree, program, refusal, training, wait_for
 from tests.server_process import ServerProcess
 
 TABLE = Table("file systems: how checkpoints are pinned, and what was lost", HEADINGS, zero=("lost", "torn", "twice"))
@@ -180,25 +179,36 @@ def test_doctor_says_that_a_file_system_has_no_flock(tmp_path: Path, server: Ser
 
 
 def test_doctor_names_a_checkpoint_that_cannot_be_read(tmp_path: Path, server: ServerProcess) -> None:
-    if os.geteuid() != 0 or not shutil.which("setpriv"):
-        pytest.skip("only root can give up the right to read everything")
-    tool = Tool(tmp_path / "home", server)
     folder = make_checkpoint(tmp_path / "out", 4)
     folder.chmod(0)
 
-    words = tool.command("doctor", tmp_path / "out", "--dry-run")
-    done = subprocess.run(
-        ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *words],
-        env=tool.environment,
-        cwd=tool.home,
-        capture_output=True,
-        text=True,
-    )
+    done = without_privileges(Tool(tmp_path / "home", server), "doctor", tmp_path / "out", "--dry-run")
     folder.chmod(0o755)
 
     assert done.returncode == 1
     assert "checkpoint-4 cannot be read: Permission denied" in done.stdout
     assert not done.stderr
+
+
+@pytest.mark.parametrize("unreadable", [pytest.param(".", marks=pytest.mark.slow), "trainer_state.json"])
+def test_the_newest_checkpoint_is_not_passed_over_because_it_cannot_be_read_now(
+    tmp_path: Path, server: ServerProcess, unreadable: str
+) -> None:
+    out, tool = tmp_path / "out", Tool(tmp_path / "home", server)
+    make_checkpoint(out, 4)
+    newest = make_checkpoint(out, 8)
+    (newest / unreadable).chmod(0)
+    words = ("run", "--run-id", f"unreadable-{len(unreadable)}", "--output-dir", out, "--quiet-period", "0.2", "--")
+    resumed = program("print(sys.argv[1])")
+
+    refused = without_privileges(tool, *words, *resumed, "{checkpoint}")
+    (newest / unreadable).chmod(0o755)
+    done = without_privileges(tool, *words, *resumed, "{checkpoint}")
+
+    assert refused.returncode == 1
+    assert "checkpoint-8 cannot be read" in refusal(refused)
+    assert Path(done.stdout.strip()) == newest
+    assert not Spool(out).torn()
 
 
 def _run_until_killed(tool: Tool, words: Sequence[str], output_dir: Path, *, log: Path) -> None:

@@ -123,29 +123,15 @@ def test_files_that_only_another_user_can_read_are_told_and_follow_when_they_may
     weights.chmod(0o600)
     os.chown(weights, NOBODY, NOBODY)
 
-    refused = _without_privileges(followed)
+    refused = followed.once_without_privileges()
     weights.chmod(0o644)
-    done = _without_privileges(followed)
+    done = followed.once_without_privileges()
 
     assert "model.safetensors: cannot be read by this user" in refused.stderr, refused.stderr
     assert "Traceback" not in refused.stderr
     assert done.returncode == 0, done.stderr
     assert "by copy" in done.stderr
     note("0600 files of another uid", "said which file cannot be read; uploaded when it could", followed.damage())
-
-
-def _without_privileges(followed: Followed) -> subprocess.CompletedProcess[str]:
-    """Upload as a user for whom file modes count: root without the capabilities that override them."""
-    words = ("watch", followed.output_dir, "--run-id", followed.run_id, "--once", "--quiet-period", "0.2")
-    return subprocess.run(
-        ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", *followed.tool.command(*words)],
-        env=followed.tool.environment,
-        cwd=followed.tool.home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def _with_many_files(followed: Followed, count: int) -> str:

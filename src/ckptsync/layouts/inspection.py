@@ -44,7 +44,8 @@ def inspect(
         folder = list_folder(path)
     except OSError as error:
         reason = "the folder is gone" if isinstance(error, FileNotFoundError) else f"cannot be listed: {error}"
-        return Verdict("unknown", (Problem(".", reason, transient=False),), resumable=False)
+        unreadable = not isinstance(error, FileNotFoundError | NotADirectoryError)
+        return Verdict("unknown", (Problem(".", reason, transient=False, unreadable=unreadable),), resumable=False)
     state: list[TrainingState] = []
     layout = file_names.layout(folder.files)
     expected_step = step_of(path.name) if step is None else step

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptsync import durable, record
-from ckptsync.checkpoint import Run, Version
-from ckptsync.errors import IntegrityError, NotFoundError, UsageError
+from ckptsync.checkpoint import Problem, Run, Version, step_of
+from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
 from ckptsync.restore.placement import Placed, Placement
 from ckptsync.restore.sources import Source, attempts_of, before_restart, find_versions, local_checkpoints, order, pick
 from ckptsync.store.contract import Progress, Store
@@ -64,7 +64,9 @@ class Resume:
         for each in complete:
             if each not in usable:
                 log.warning("skipping %s: saved by a training that started over", each.name)
-        return order(usable, versions, attempts_of(usable, self._spool))
+        found = order(usable, versions, attempts_of(usable, self._spool))
+        _require_readable(incomplete, found)
+        return found
 
     def place(self, alias: str | None = None) -> Placed:
         """Place the newest valid checkpoint. Raises NotFoundError when there is none, IntegrityError when none is valid."""
@@ -100,6 +102,16 @@ class Resume:
         if store is None:
             return []
         return retry(lambda: find_versions(store, self.run, self._stem), what="the list of versions", patience=self._patience)
+
+
+def _require_readable(incomplete: Sequence[tuple[Path, Problem]], found: Sequence[Source]) -> None:
+    """Raise CkptsyncError for a checkpoint above all others that can't be read now: that says nothing of its content."""
+    for path, problem in incomplete:
+        if problem.unreadable and (step_of(path.name) or 0) > max((each.step for each in found), default=-1):
+            raise CkptsyncError(
+                f"{path.name} cannot be read, and nothing newer is known: {problem}",
+                hint=f"Make it readable, or move {path} away to resume from an older one; then start the same command again.",
+            )
 
 
 def _warn_of_higher(placed: Placed, sources: Sequence[Source]) -> None:

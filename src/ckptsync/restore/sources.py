@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ckptsync import layouts, record
-from ckptsync.checkpoint import Checkpoint, Rows, Run, Version, step_of
+from ckptsync.checkpoint import Checkpoint, Problem, Rows, Run, Version, step_of
 from ckptsync.errors import NotFoundError
 from ckptsync.store import artifact
 from ckptsync.store.contract import Store
@@ -114,9 +114,10 @@ def newest(checkpoints: Sequence[Checkpoint], spool: Spool) -> Checkpoint | None
     return max(checkpoints, key=lambda each: (attempts.get(each.path, current), each.step), default=None)
 
 
-def local_checkpoints(output_dir: Path) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
-    """The complete checkpoints of an output_dir, and the incomplete ones with the reason."""
-    complete, incomplete = [], []
+def local_checkpoints(output_dir: Path) -> tuple[list[Checkpoint], list[tuple[Path, Problem]]]:
+    """The complete checkpoints of an output_dir, and the incomplete ones with the reason: that it can't be read, if so."""
+    complete: list[Checkpoint] = []
+    incomplete: list[tuple[Path, Problem]] = []
     spool = Spool(output_dir)
     folders = [path for path in output_dir.iterdir() if step_of(path.name) is not None] if output_dir.is_dir() else []
     for path in folders:
@@ -124,7 +125,7 @@ def local_checkpoints(output_dir: Path) -> tuple[list[Checkpoint], list[tuple[Pa
         if verdict.complete:
             complete.append(Checkpoint(path, step_of(path.name) or 0, verdict))
         else:
-            incomplete.append((path, str(verdict.problems[0])))
+            incomplete.append((path, max(verdict.problems, key=lambda each: each.unreadable)))
     return complete, incomplete
 
 
