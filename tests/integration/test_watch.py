@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ckptsync.trainer import marker
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import (
@@ -96,6 +97,23 @@ def test_a_sigterm_in_the_middle_of_an_upload_finishes_it(server: ServerProcess,
     assert receipts(output_dir) == [4]
     assert kept(server, "sigterm") == [(4, ["latest", "step-4"])]
     assert not Spool(output_dir).pending()
+
+
+def test_a_save_that_rests_later_than_the_next_one_is_pinned_is_no_restart(
+    tool: Tool, server: ServerProcess, output_dir: Path
+) -> None:
+    make_checkpoint(output_dir, 4, content="overtaken")
+    first = tool.watch_once(output_dir, "overtaken")
+    for step in (8, 12):
+        make_checkpoint(output_dir, step, content="overtaken")
+        marker.write(output_dir, step, world_size=1)
+    # The marker of step 8 no longer names its files, so that step 12 is pinned first.
+    (output_dir / "checkpoint-8" / "eval_results.json").write_text("{}")
+
+    done = tool("watch", output_dir, "--run-id", "overtaken", "--once", "--quiet-period", "1")
+
+    assert (first.returncode, done.returncode) == (0, 0), done.stderr
+    assert [step for step, _ in kept(server, "overtaken")] == [4, 12]
 
 
 @pytest.mark.slow

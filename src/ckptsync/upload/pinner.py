@@ -179,6 +179,7 @@ class Pinner:
             self._note_refusal(checkpoint, error)
             return False
         self._quiet_period.accept(folder)
+        self._quiet_period.overtake(checkpoint.step)
         self._note_pinned(checkpoint, pinned)
         return True
 

@@ -113,6 +113,14 @@ class QuietPeriod:
         """Treat it as new at the next scan: it is no longer accepted."""
         self._done.pop(name, None)
 
+    def overtake(self, step: int) -> None:
+        """A save of that step was pinned: what is below it, and was noticed before, is none of a restart from scratch."""
+        for name, candidate in self._candidates.items():
+            if (step_of(name) or 0) < step:
+                candidate.appearance = Appearance.PRESENT
+        below = [name for name in self._refused_appearance if (step_of(name) or 0) < step]
+        self._refused_appearance |= dict.fromkeys(below, Appearance.PRESENT)
+
     def postpone(self, folder: QuietFolder, seconds: float) -> None:
         """Offer it again after that time, if nothing changes in it before."""
         candidate = self._candidates[folder.name]
