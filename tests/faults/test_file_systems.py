@@ -190,6 +190,21 @@ def test_doctor_names_a_checkpoint_that_cannot_be_read(tmp_path: Path, server: S
     assert not done.stderr
 
 
+def test_a_single_pass_beside_a_checkpoint_that_cannot_be_listed_is_an_error(tmp_path: Path, server: ServerProcess) -> None:
+    followed = Followed(tmp_path, server, "unlisted")
+    newest = followed.output_dir / followed.save()
+    newest.chmod(0)
+
+    refused = followed.once_without_privileges()
+    newest.chmod(0o755)
+    done = followed.once_without_privileges()
+
+    assert refused.returncode == 1, refused.stderr
+    assert f"{newest.name} is not durable: cannot be listed: Permission denied" in refusal(refused)
+    assert done.returncode == 0, done.stderr
+    assert followed.damage() == evidence.Damage()
+
+
 @pytest.mark.parametrize("unreadable", [pytest.param(".", marks=pytest.mark.slow), "trainer_state.json"])
 def test_the_newest_checkpoint_is_not_passed_over_because_it_cannot_be_read_now(
     tmp_path: Path, server: ServerProcess, unreadable: str

@@ -117,9 +117,11 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
 def _space(output_dir: Path) -> Finding:
     free, largest = shutil.disk_usage(output_dir).free, 0
     for path in output_dir.iterdir():
-        if step_of(path.name) is not None and path.is_dir():
+        if step_of(path.name) is not None:
             try:
                 largest = max(largest, sum(file.size for file in layouts.list_files(path)))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             except OSError as error:
                 advice = "Make it readable: until then it is neither uploaded nor resumed from."
                 return Finding("disk", ERROR, f"{path.name} cannot be read: {error.strerror}", advice)

@@ -82,7 +82,11 @@ class Pinner:
     def pin_quiet(self, folders: Sequence[QuietFolder], *, alive: Callable[[], None]) -> bool:
         """Validate these folders and pin what is complete, in the order of saving. True when something was pinned."""
         complete: list[tuple[QuietFolder, Checkpoint]] = []
-        self._unreadable = {name: reason for name, reason in self._unreadable.items() if self._quiet_period.watches(name)}
+        unlisted = self._quiet_period.unlisted
+        watched = {name: reason for name, reason in self._unreadable.items() if self._quiet_period.watches(name)}
+        self._unreadable = watched | {name: self._unreadable[name] for name in unlisted if name in self._unreadable}
+        for name, reason in unlisted.items():
+            self._note_unreadable(name, reason)
         for folder in reversed(folders):
             if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, complete[0][1])):
                 self._quiet_period.accept(folder)
@@ -142,7 +146,7 @@ class Pinner:
         self._note_seen(folder)
         if any(problem.unreadable for problem in verdict.problems):
             self._quiet_period.postpone(folder, READ_RETRY_SECONDS)
-            self._note_unreadable(folder, verdict)
+            self._note_unreadable(folder.name, "; ".join(str(problem) for problem in verdict.problems if problem.unreadable))
             return None
         self._unreadable.pop(folder.name, None)
         if not verdict.complete:
@@ -216,12 +220,11 @@ class Pinner:
         self._spool.history.record("incomplete", checkpoint=folder.name, step=folder.step, reason=reasons)
         log.log(level, "skipping %s: incomplete: %s", folder.name, reasons)
 
-    def _note_unreadable(self, folder: QuietFolder, verdict: Verdict) -> None:
+    def _note_unreadable(self, name: str, reason: str) -> None:
         """Once, and again only for another reason."""
-        reason = "; ".join(str(problem) for problem in verdict.problems if problem.unreadable)
-        if self._unreadable.get(folder.name) != reason:
-            log.warning("cannot validate %s, retrying every %.0f s: %s", folder.name, READ_RETRY_SECONDS, reason)
-        self._unreadable[folder.name] = reason
+        if self._unreadable.get(name) != reason:
+            log.warning("cannot validate %s, retrying every %.0f s: %s", name, READ_RETRY_SECONDS, reason)
+        self._unreadable[name] = reason
 
     def _note_refusal(self, checkpoint: Checkpoint, error: OSError) -> None:
         """Once, and again only for another reason: it is tried every few seconds."""

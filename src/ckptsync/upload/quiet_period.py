@@ -69,6 +69,8 @@ class QuietPeriod:
         self._known: frozenset[str] | None = None
         self._refused_appearance: dict[str, Appearance] = {}
         self.cost = 0.0
+        self.unlisted: dict[str, str] = {}
+        """Folders on which a decision is due, and that could not be listed at the last scan (EIO, EACCES), with the reason."""
         self.fresh = False
         """Whether the last scan found a folder being written that the scan before had not."""
 
@@ -80,6 +82,7 @@ class QuietPeriod:
             del self._candidates[gone]
         for gone in self._refused_appearance.keys() - seen:
             del self._refused_appearance[gone]
+        self.unlisted.clear()
         before = self._candidates.keys() & seen
         for name in seen:
             self._consider(name, self._appearance(name))
@@ -170,9 +173,13 @@ class QuietPeriod:
             if name not in self._candidates and name not in self._refused and self._done.get(name, (None,))[0] == sign:
                 return
             files = layouts.list_files(path)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             # It vanished during the scan: rotation is a normal event.
             self._candidates.pop(name, None)
+            return
+        except OSError as error:
+            if name not in self._done:
+                self.unlisted[name] = f"cannot be listed: {error.strerror or error}"
             return
         found = fingerprint(files)
         if self._refused.get(name) == found:
