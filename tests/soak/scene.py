@@ -135,7 +135,7 @@ class Scene:
 
     def fail(self, path: Path) -> bool:
         """Let every access of the watcher to that folder be an I/O error (EIO) until `mend_folder`. False if impossible."""
-        if not self._watching or not path.is_dir():
+        if not self._view or not self.watching or not path.is_dir():
             return False
         done = subprocess.run([*self._enter, "mount", "--bind", str(self._broken), str(path)], capture_output=True)
         if done.returncode == 0:
@@ -144,9 +144,10 @@ class Scene:
 
     def deny(self) -> bool:
         """The watcher may not read the output folder (EACCES), until `mend_folder`. False if impossible."""
-        if self._watching:
+        possible = bool(self._view) and self.watching
+        if possible:
             self.output_dir.chmod(0)
-        return self._watching
+        return possible
 
     def mend_folder(self) -> None:
         """The file system works again."""
@@ -186,11 +187,11 @@ class Scene:
         return self.folder / "watch.log"
 
     @property
-    def _watching(self) -> bool:
-        """Whether the watcher has started, and has its own view. A start in a folder that fails may be an error."""
+    def watching(self) -> bool:
+        """Whether the watcher has started. A start in a folder that fails, or is not there, may be an error."""
         with self.log.open("rb") as file:
             file.seek(self._said_before)
-            return bool(self._view) and b" watching " in file.read()
+            return b" watching " in file.read()
 
     @property
     def _view(self) -> Sequence[str]:

@@ -235,6 +235,8 @@ class Soak:
             self.counts["folders that were denied (EACCES)"] += 1
 
     def _replace_folder(self) -> None:
+        if not self._scene.watching:
+            return
         self._scene.replace_output_dir()
         self.counts["output folders that were replaced"] += 1
 
