@@ -323,3 +323,22 @@ def test_a_program_that_names_another_project_itself_is_found_there_by_the_same_
     assert f"goes on from {second / 'checkpoint-4'} as mine" in again.stdout
     assert "the training is finished" in finished.stderr
     assert [row["step"] for row in tool.json("list", "local/mine/mine") if row["kind"] == "checkpoint"] == [8, 4]
+
+
+@pytest.mark.parametrize("unpinned", [[8], pytest.param([8, 12], marks=pytest.mark.slow)])
+def test_a_save_that_was_not_pinned_when_the_machine_died_is_resumed_from_and_is_no_restart(
+    tool: Tool, server: ServerProcess, tmp_path: Path, unpinned: list[int]
+) -> None:
+    out, run_id = tmp_path / "out", f"unpinned-{len(unpinned)}"
+    save = f"save = lambda step: make_checkpoint(pathlib.Path({str(out)!r}), step)"
+    line = ("run", "--run-id", run_id, "--output-dir", out, "--quiet-period", "0.2", "--backlog", "all", "--")
+    first = tool(*line, *program(save, "save(4)"))
+    for step in unpinned:
+        make_checkpoint(out, step)
+
+    done = tool(*line, *program(save, "print(sys.argv[1])", "time.sleep(2)", "save(16)"), "{checkpoint}")
+
+    assert (first.returncode, done.returncode) == (0, 0), done.stderr
+    assert Path(done.stdout.strip()).name == f"checkpoint-{unpinned[-1]}"
+    assert [step for step, _ in kept(server, run_id)] == [4, unpinned[-1], 16]
+    assert not Spool(out).torn()

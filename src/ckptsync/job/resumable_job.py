@@ -27,7 +27,7 @@ from ckptsync.service import notify
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import Patience, retry
 from ckptsync.store.session import open_store
-from ckptsync.upload import daemon
+from ckptsync.upload import daemon, lineage
 from ckptsync.upload.daemon import Reread
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.stop import Stop
@@ -269,6 +269,7 @@ class ResumableJob:
             training=None,
             processes=None,
         )
+        _note_present(self._output_dir, self.run.run_id)
         version = placed.source.version if placed else None
         attempt = record.begin_attempt(
             self._output_dir,
@@ -316,6 +317,14 @@ def _warn_of_replay(store: WandbStore, run: Run, placed: Placed) -> None:
 def _warn_of_differences(placed: Placed) -> None:
     for difference in verification.differences(placed.source.version) if placed.source.version else []:
         log.warning("%s: the resumed training may not be identical bit for bit", difference)
+
+
+def _note_present(output_dir: Path, run_id: str) -> None:
+    """Keep what is in the folder before the training starts: a machine may have died after a save and before it was pinned."""
+    spool = Spool(output_dir, run_id=run_id)
+    if newest := lineage.newest_name([*spool.receipts, *spool.pending()]):
+        complete, _ = sources.local_checkpoints(output_dir)
+        spool.note_scanned(newest, {each.name: each.fingerprint for each in complete})
 
 
 def _finished_text(placed: Placed) -> str:

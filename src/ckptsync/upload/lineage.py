@@ -76,6 +76,12 @@ def newest(known: Iterable[Known]) -> Known | None:
     return max(known, key=lambda each: (each.sequence, isinstance(each, Snapshot)), default=None)
 
 
+def newest_name(known: Iterable[Receipt | Snapshot]) -> str | None:
+    """The name of the snapshot that was pinned last, None where there is none."""
+    found = newest(known)
+    return found.snapshot if isinstance(found, Receipt) else found.name if found else None
+
+
 def position(attempt: Attempt | None, known: Iterable[Receipt | Snapshot]) -> Position | None:
     """Where the training has come to; None at the very first start. `known` is what is durable or queued.
 
@@ -109,6 +115,9 @@ def relation(
     if before is None:
         return Relation.NEXT
     last = before.save
+    if before.resumed and save.step == last.step and appearance is Appearance.PRESENT:
+        # The very checkpoint that was resumed from, saved when nobody watched: it has yet to become durable.
+        return Relation.NEXT
     if save.attempt is not None and last.attempt is not None and save.attempt != last.attempt:
         return Relation.NEXT if save.attempt > last.attempt else Relation.OLDER
     if save.step < last.step or (before.resumed and save.step == last.step):
@@ -124,9 +133,6 @@ def _behind(save: Save, last: Save, appearance: Appearance, theirs: PrefixDigest
     """A save that is not above the position: an old folder that somebody touched, or a training that restarted."""
     if appearance is Appearance.CREATED:
         return Relation.RESTARTED
-    if appearance is Appearance.PRESENT and save.step == last.step:
-        # The very checkpoint that was resumed from, saved when nobody watched: it has yet to become durable.
-        return Relation.NEXT
     if appearance is Appearance.CHANGED and save.rows.comparable(last.rows):
         return Relation.OLDER if theirs(save.rows.count) in (None, save.rows.digest) else Relation.RESTARTED
     return Relation.OLDER

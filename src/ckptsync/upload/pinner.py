@@ -74,8 +74,7 @@ class Pinner:
     def continue_from(self, known: Sequence[Receipt | Snapshot]) -> None:
         """Continue from what is durable or queued: where the training has come to, and what was there at its newest pin."""
         self.restart_detection.take_up(known)
-        newest = lineage.newest(known)
-        name = newest.snapshot if isinstance(newest, Receipt) else newest.name if newest else None
+        name = lineage.newest_name(known)
         if name and (folders := self._spool.scanned(name)) is not None:
             self._quiet_period.remember(folders)
 
@@ -182,8 +181,8 @@ class Pinner:
             self._quiet_period.postpone(folder, PIN_RETRY_SECONDS)
             self._note_refusal(checkpoint, error)
             return False
+        self._quiet_period.overtake(folder)
         self._quiet_period.accept(folder)
-        self._quiet_period.overtake(checkpoint.step)
         self._note_pinned(checkpoint, pinned)
         return True
 

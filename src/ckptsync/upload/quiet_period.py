@@ -47,6 +47,7 @@ class _Candidate:
     fingerprint: str
     appearance: Appearance
     since: float
+    noticed: int
     postponed: bool = False
 
 
@@ -67,7 +68,8 @@ class QuietPeriod:
         self._refused: dict[str, str] = {}
         self._candidates: dict[str, _Candidate] = {}
         self._known: frozenset[str] | None = None
-        self._refused_appearance: dict[str, Appearance] = {}
+        self._refused_appearance: dict[str, tuple[Appearance, int]] = {}
+        self._scans = 0
         self.cost = 0.0
         self.unlisted: dict[str, str] = {}
         """Folders on which a decision is due, and that could not be listed at the last scan (EIO, EACCES), with the reason."""
@@ -77,6 +79,7 @@ class QuietPeriod:
     def scan(self) -> list[QuietFolder]:
         """The quiet folders that need a decision, by step. Every one has to be given to one of the methods below."""
         started = time.perf_counter()
+        self._scans += 1
         seen = self.names()
         for gone in self._candidates.keys() - seen:
             del self._candidates[gone]
@@ -99,9 +102,9 @@ class QuietPeriod:
 
     def refuse(self, folder: QuietFolder) -> None:
         """Incomplete: offer it again when any file in it changes, even one that is written in place."""
-        del self._candidates[folder.name]
+        noticed = self._candidates.pop(folder.name).noticed
         self._refused[folder.name] = folder.fingerprint
-        self._refused_appearance[folder.name] = folder.appearance
+        self._refused_appearance[folder.name] = folder.appearance, noticed
 
     @property
     def folders(self) -> dict[str, str]:
@@ -109,20 +112,28 @@ class QuietPeriod:
         return {name: found for name, (_, found, _) in self._done.items() if self._known is None or name in self._known}
 
     def remember(self, folders: Mapping[str, str]) -> None:
-        """Before the first scan: what an earlier watcher's `folders` were when the newest save was pinned."""
+        """What the folders were when the newest save was pinned, or when the training was started after that.
+
+        What is still as it was then is no save of the training that runs now.
+        """
         self._before = folders
+        for name, candidate in self._candidates.items():
+            if folders.get(name) == candidate.fingerprint:
+                candidate.appearance = Appearance.PRESENT
 
     def forget(self, name: str) -> None:
         """Treat it as new at the next scan: it is no longer accepted."""
         self._done.pop(name, None)
 
-    def overtake(self, step: int) -> None:
-        """A save of that step was pinned: what is below it, and was noticed before, is none of a restart from scratch."""
+    def overtake(self, folder: QuietFolder) -> None:
+        """That save is pinned: what is below it, and was noticed no later, is none of a restart from scratch since."""
+        limit = self._candidates[folder.name].noticed
         for name, candidate in self._candidates.items():
-            if (step_of(name) or 0) < step:
+            if candidate.noticed <= limit and (step_of(name) or 0) < folder.step:
                 candidate.appearance = Appearance.PRESENT
-        below = [name for name in self._refused_appearance if (step_of(name) or 0) < step]
-        self._refused_appearance |= dict.fromkeys(below, Appearance.PRESENT)
+        for name, (_, noticed) in list(self._refused_appearance.items()):
+            if noticed <= limit and (step_of(name) or 0) < folder.step:
+                self._refused_appearance[name] = Appearance.PRESENT, noticed
 
     def postpone(self, folder: QuietFolder, seconds: float) -> None:
         """Offer it again after that time, if nothing changes in it before."""
@@ -184,16 +195,19 @@ class QuietPeriod:
         found = fingerprint(files)
         if self._refused.get(name) == found:
             return
-        if self._known is None and self._before and self._before.get(name) == found:
+        if (self._known is None or name not in self._known) and self._before and self._before.get(name) == found:
             appearance = Appearance.PRESENT
         self._refused.pop(name, None)
         candidate = self._candidates.get(name)
         if candidate is None or candidate.fingerprint != found:
             # A save takes several scans: what was created stays so until somebody has decided on it.
-            appearance = candidate.appearance if candidate else self._refused_appearance.pop(name, appearance)
+            new = appearance, self._scans
+            appearance, noticed = (
+                (candidate.appearance, candidate.noticed) if candidate else self._refused_appearance.pop(name, new)
+            )
             if appearance is Appearance.CHANGED and self._saved_again(name):
                 appearance = Appearance.CREATED
-            self._candidates[name] = _Candidate(sign, found, appearance, self._clock())
+            self._candidates[name] = _Candidate(sign, found, appearance, self._clock(), noticed)
 
     def _saved_again(self, name: str) -> bool:
         """Whether the weights are other files than before: safetensors renames them into place; who touches a file doesn't."""

@@ -144,9 +144,10 @@ class Spool:
         return None
 
     def note_scanned(self, newest: str, folders: Mapping[str, str]) -> None:
-        """Keep what was in the output folder when that snapshot was pinned: name and fingerprint of each checkpoint folder.
+        """Keep what was in the output folder when that snapshot was pinned, or when the training was started after it.
 
-        What is missing there at the next start came after it, whatever the clock says.
+        That is the name and the fingerprint of each checkpoint folder. What is missing there at the next start came after it,
+        whatever the clock says.
         """
         durable.write_json(self.root / "scanned.json", {"version": 1, "newest": newest, "folders": dict(folders)}, mode=0o600)
 
