@@ -168,7 +168,8 @@ class Scene:
         self.mend_folder()
         self.output_dir.rename(self.former / str(len(list(self.former.iterdir()))))
         time.sleep(self._random.choice((0.0, 1.0, 4.0)))
-        self.output_dir.mkdir()
+        # A watcher that is about to write may have been quicker.
+        self.output_dir.mkdir(exist_ok=True)
         self.start_training()
 
     def leave_foreign(self) -> None:

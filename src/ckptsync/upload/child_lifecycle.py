@@ -105,7 +105,7 @@ class ChildLifecycle:
 
     def _lockable(self) -> Path:
         """The folder for the client's files, elsewhere if it can't be locked: the client gives up without flock (wandb 0.31)."""
-        if locks.available(durable.make_folder(self._private.parent)):
+        if locks.available(self._private.parent):
             return self._private
         return Path(tempfile.mkdtemp(prefix="ckptsync-"))
 
