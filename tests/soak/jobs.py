@@ -126,8 +126,10 @@ class JobSoak(Soak):
         self._scene.end_watcher()
         self._scene.mend()
         self._scene.server.faults([])
-        latest = [each for each in evidence.versions(self._scene.server, f"checkpoint-{RUN}") if "latest" in each.aliases]
-        self._elsewhere[len(Ledger.read(self._scene.ledger).saves)] = latest[0].files if latest else {}
+        versions = evidence.versions(self._scene.server, f"checkpoint-{RUN}")
+        # None has `latest` where its holder changed during the upload and was deleted again.
+        newest = next((each for each in versions if "latest" in each.aliases), versions[-1] if versions else None)
+        self._elsewhere[len(Ledger.read(self._scene.ledger).saves)] = newest.files if newest else {}
         self._scene.replace_output_dir()
         self.counts["machines lost with their disk"] += 1
         self._start_watcher()

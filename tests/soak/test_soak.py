@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.figures import Table
+from tests.soak.jobs import JobSoak
 from tests.soak.soak import Soak
 
 BROKEN = ("lost", "torn", "twice", "wrong latest", "exit 0 with something not durable", "left behind", "other broken promises")
@@ -16,10 +17,11 @@ TABLE = Table("two minutes of soak", ("seed", "saved", "versions", *BROKEN), zer
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nothing_is_lost_torn_or_twice_whatever_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Soak, JobSoak])
+def test_nothing_is_lost_torn_or_twice_whatever_fails(tmp_path: Path, kind: type[Soak]) -> None:
     seed = random.randrange(2**31)
 
-    found = Soak(tmp_path, seed, calm=0.2).run(120)
+    found = kind(tmp_path, seed).run(120)
 
     figures = found.figures
     TABLE.add(str(seed), figures["checkpoints saved"], figures["versions"], *(figures[name] for name in BROKEN))
