@@ -31,8 +31,6 @@ def routes(service: Service, key: str) -> list[Route]:
         Route("/files/{entity}/{project}/{run}/file_stream", _with_key(api.file_stream, key), methods=["POST"]),
         Route("/storage/content/{key}", _with_signature(content.put_content, service.signer), methods=["PUT"]),
         Route("/storage/content/{key}", download, methods=["GET"]),
-        Route("/storage/content/{key}/{name}", download, methods=["GET"]),
-        Route("/storage/wandb_artifacts/{key}/{name:path}", download, methods=["GET"]),
         Route("/storage/run-file/{id:int}", _with_signature(content.put_run_file, service.signer), methods=["PUT"]),
         Route(
             "/artifactsV2/{region}/{entity}/{project}/{collection}/{artifact}/{file:path}",

@@ -16,7 +16,7 @@ from ckptsync.server.storage.content_store import key_of
 
 def artifact_file(call: Call, artifact: Row, row: Row) -> Row:
     """A version's file as clients see it. The link of a reference is the reference itself, which clients resolve."""
-    link = row["reference"] or call.links.get(f"/storage/wandb_artifacts/{row['content']}/{_last_part(row['name'])}")
+    link = row["reference"] or call.links.get(f"/storage/content/{row['content']}")
     content = row["content"] or ""
     return {
         "id": global_id("ArtifactFile", row["artifact_id"]) + ":" + row["name"],
@@ -36,12 +36,6 @@ def artifact_file(call: Call, artifact: Row, row: Row) -> Row:
 
 def storage_path(artifact: Row, content: str) -> str:
     return f"wandb_artifacts/{artifact['id']}/{content}"
-
-
-def _last_part(name: str) -> str:
-    """The end of a link, under which a browser saves the file. HTTP clients remove `.` and `..` from a path."""
-    last = name.rpartition("/")[2]
-    return "" if last in (".", "..") else last
 
 
 def _files(
@@ -83,7 +77,7 @@ def manifest_of(call: Call, artifact: Row, *, upload_key: str | None = None) -> 
 
 def manifest_file(call: Call, identifier: str, key: str | None, upload_key: str | None) -> Row:
     """A manifest as clients see it, whose bytes are the content `key` and may be uploaded as `upload_key`."""
-    link = call.links.get(f"/storage/content/{key}/wandb_manifest.json") if key else ""
+    link = call.links.get(f"/storage/content/{key}") if key else ""
     file = {
         "id": f"{identifier}:file",
         "name": "wandb_manifest.json",
