@@ -142,7 +142,7 @@ def _placed(run: Run, alias: str | None, output_dir: Path) -> dict[str, Any]:
 def _ask(run: Run, job: Mapping[str, Any]) -> dict[str, Any]:
     """Have one job done in a child process, and raise its error here."""
     if config.upload_mode() != "online":
-        raise ConfigurationError("W&B is off by WANDB_MODE or WANDB_DISABLED", hint="Unset it to read from the store.")
+        raise ConfigurationError("W&B is turned off by WANDB_MODE or WANDB_DISABLED", hint="Unset it to read from the store.")
     environment = {**connections.without_session(), **config.connection().environment()}
     with tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
         child = Child(run, environment, Path(private))

@@ -154,7 +154,7 @@ class FolderLock:
                 if holder := self._named_holder():
                     raise LockedError(
                         f"{self._folder} is already {self.doing} by {holder}",
-                        hint=f"If that process has ended, on a machine that is gone, delete {named}.",
+                        hint=f"If that process ran on a machine that is gone, delete {named}.",
                     ) from None
                 named.unlink(missing_ok=True)
                 continue

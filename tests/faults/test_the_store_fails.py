@@ -99,7 +99,7 @@ def test_a_sync_run_that_somebody_deleted_is_followed_by_another(followed: Follo
     followed.start()
     followed.durable(name)
 
-    assert "was deleted from the server: uploading by another one" in followed.said()
+    assert "was deleted from the server: uploading with a new one" in followed.said()
     note("a sync run that was deleted", "uploaded by the next id", followed.damage())
 
 

@@ -259,7 +259,7 @@ def test_a_program_that_saved_nothing_is_warned_of_in_the_end(tool: Tool, output
     done = tool("run", "--run-id", "saves-nothing", "--output-dir", output_dir, "--", *program("print('trains')"))
 
     assert done.returncode == 0
-    assert f"saved not one checkpoint in {output_dir}" in done.stderr
+    assert f"saved no checkpoint in {output_dir}" in done.stderr
 
 
 def test_a_run_without_an_id_says_which_one_the_next_machine_needs(tool: Tool, output_dir: Path) -> None:

@@ -485,7 +485,7 @@ def test_a_single_pass_that_is_stopped_before_its_first_look_says_so(output_dir:
     wait_for(lambda: "watching" in log.read_text(), what="the log-in")
 
     assert stopped(watcher) == 1
-    assert "stopped before every checkpoint was examined" in log.read_text()
+    assert "stopped before all checkpoints were examined" in log.read_text()
 
 
 def test_uploads_keep_within_the_rate_that_was_asked_for(tool: Tool, server: ServerProcess, output_dir: Path) -> None:

@@ -78,11 +78,11 @@ class Outcome:
         if elsewhere and known.attempt and known.acknowledged != known.attempt.number:
             raise CkptsyncError(
                 f"the training saved in {elsewhere}, not in {spool.output_dir}: nothing of it was uploaded or resumed",
-                hint=f"Give --output-dir {elsewhere}, or that folder to the program.",
+                hint=f"Give --output-dir {elsewhere}, or make the program save in yours.",
             )
         if newest is None and spool.receipts.newest() is None:
             hint = "its output_dir must be that folder: check --output-dir, --output_dir and --save_strategy"
-            log.warning("the training exited with 0 and saved not one checkpoint in %s: %s", spool.output_dir, hint)
+            log.warning("the training exited with 0 but saved no checkpoint in %s: %s", spool.output_dir, hint)
 
     def _report_preempted(self, newest: Checkpoint | None) -> int:
         step = newest.step if newest else 0

@@ -149,7 +149,7 @@ class ResumableJob:
             lambda: sources.find_versions(store, self.run, self._stem), what="the list of versions", patience=self._patience
         ):
             store.run_state(self.run)
-        log.info("run %s is not on the server, its checkpoints are", self.run)
+        log.info("run %s is not on the server, but its checkpoints are", self.run)
 
     def finished(self, placed: Placed) -> bool:
         """Whether the training has reached its last step and may not go further; reported to the user if so.
@@ -254,7 +254,7 @@ class ResumableJob:
         command, cwd = self.command(placed)
         recordable = secret_detection.recordable(command)
         if not recordable:
-            log.warning("the command is not recorded: an argument looks like a secret; give it again for the next resume")
+            log.warning("the command is not recorded: an argument looks like a secret; give the command again to resume")
         checkpoint = placed.path if placed else None
         words = fill(command, checkpoint)
         record.update(

@@ -123,7 +123,7 @@ class Client:
                 except Exception as error:
                     if DELETED not in str(error) or number == SYNC_RUNS:
                         raise
-                    log.warning("run %s was deleted from the server: uploading by another one", run_id)
+                    log.warning("run %s was deleted from the server: uploading with a new one", run_id)
         return self._sync_run
 
     def _start_sync_run(self, run: Run, run_id: str) -> Any:

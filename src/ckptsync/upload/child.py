@@ -129,7 +129,7 @@ class Child:
         try:
             status = self._process.wait(CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
-            return TransientStoreError("the upload process listens no longer")
+            return TransientStoreError("the upload process no longer listens")
         self._stderr.join(CLOSING_SECONDS)
         self._close_stdin()
         if status != FAILED or self._answered:

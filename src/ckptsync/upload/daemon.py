@@ -190,7 +190,7 @@ class Daemon:
         if waiting := self.spool.waiting():
             raise CkptsyncError(f"stopped with {len(waiting)} not durable: {', '.join(waiting)}", hint="Start it again to go on.")
         if self.pinner.undecided or not scanned:
-            raise CkptsyncError("stopped before every checkpoint was examined", hint="Start it again to go on.")
+            raise CkptsyncError("stopped before all checkpoints were examined", hint="Start it again to go on.")
 
     def follow(self, *, ended: Callable[[], bool] = lambda: False) -> None:
         """Watch until `stop` is requested or `ended` says so, then pin what is complete, and let the uploader finish.

@@ -153,7 +153,7 @@ class Uploader:
             current=current.bytes / rate, elapsed=elapsed, newest=newest.bytes / rate, now=now
         ):
             return False
-        log.warning("ended the upload of %s: after it, %s would miss the deadline", current.checkpoint, newest.checkpoint)
+        log.warning("stopped the upload of %s, so that %s meets the deadline", current.checkpoint, newest.checkpoint)
         self.kill()
         return True
 

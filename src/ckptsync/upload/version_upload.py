@@ -106,7 +106,7 @@ class VersionUpload:
         begun = self.durable is not None and self.durable.artifact.split("/")[1:2] == [self.run.project]
         if begun or project in (None, self.run.project) or known.text("run_id") != self.run.run_id:
             return
-        log.warning("the training logs to project %s, not %s: its checkpoints go there, too", project, self.run.project)
+        log.warning("the training and its checkpoints go to project %s, not %s", project, self.run.project)
         self.run = Run(self.run.run_id, str(project), known.text("entity") or self.run.entity)
 
     def _warn_of_other_run(self, known: record.Record) -> None:
@@ -115,7 +115,7 @@ class VersionUpload:
         if found != (self.run.project, self.run.run_id) and not self._warned_of_other_run:
             self._warned_of_other_run = True
             flags = f"--project {found[0]} --run-id {found[1]}"
-            log.warning("the training logs to run %s/%s, its checkpoints go to %s: give %s", *found, self.run, flags)
+            log.warning("the training logs to run %s/%s, but its checkpoints go to %s: add %s", *found, self.run, flags)
 
     def _put_model_beside(self, pinned: Snapshot) -> None:
         """When the training is finished, make its model a version. A permanent error there doesn't stop the checkpoint."""

@@ -261,7 +261,7 @@ def test_checkpoints_go_to_the_project_that_the_training_names_itself_with_one_w
 
     assert make().drain()
 
-    assert caplog.text.count("the training logs to project of-wandb-init, not p: its checkpoints go there, too") == 1
+    assert caplog.text.count("the training and its checkpoints go to project of-wandb-init, not p") == 1
     assert durable(spool) == [5, 6]
 
 
@@ -275,7 +275,7 @@ def test_a_training_that_logs_to_another_run_is_warned_of_once(
     assert make().drain()
 
     assert caplog.text.count("the training logs to run p/b") == 1
-    assert "give --project p --run-id b" in caplog.text
+    assert "add --project p --run-id b" in caplog.text
 
 
 def test_a_child_that_is_expected_to_be_needed_is_started_before_and_does_the_job(
