@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import durable, locks, record
+from ckptsync import record
 from ckptsync.checkpoint import Receipt, Run, Snapshot, step_of
 from ckptsync.errors import (
     CkptsyncError,
-    ConfigurationError,
     NotFoundError,
     PermanentStoreError,
     RestartedError,
@@ -27,6 +25,7 @@ from ckptsync.errors import (
 )
 from ckptsync.service import notify
 from ckptsync.upload import lineage
+from ckptsync.upload.held_folder import HeldFolder
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
 from ckptsync.upload.quiet_period import QuietPeriod
 from ckptsync.upload.settings import UploadSettings
@@ -90,7 +89,7 @@ class Daemon:
         self.pinner = Pinner(
             self.spool, self._quiet_period, watch.settings, Expectation(watch.world_size, allow_restart=watch.allow_restart)
         )
-        self._lock = locks.FolderLock(self.spool.lock_path)
+        self._folder = HeldFolder(self.spool, watch.run)
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.settings, stop.event, stem=watch.stem)
         self._reread = reread
         self.begun = True
@@ -98,30 +97,22 @@ class Daemon:
         self._failing: OSError | None = None
         self._hints: Hints | None = None
         self._known = record.Record({})
-        self._identity: tuple[int, int] | None = None
-        """Device and inode of .ckptsync while its lock is held."""
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
         """Hold the lock, with the folders made and swept. Raises LockedError, naming the holder."""
-        with self._writing():
-            self._acquire()
-        if not self._lock.works:
+        with self._folder.writing(PIN_HINT):
+            self._folder.acquire()
+        if not self._folder.locks_work:
             log.warning("no file locks (flock) in %s: using a lock file, which a lost machine leaves behind", self.spool.root)
         try:
-            with self._writing():
+            with self._folder.writing(PIN_HINT):
                 self._prepare()
             self.resumed()
             yield self
         finally:
             self.uploader.close()
-            self._lock.release()
-            self._identity = None
-
-    def _acquire(self) -> None:
-        durable.make_folder(self.spool.root)
-        self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self.watch.run}")
-        self._identity = _identity(self.spool.root)
+            self._folder.release()
 
     def _prepare(self) -> None:
         for name in self.spool.prepare():
@@ -137,14 +128,6 @@ class Daemon:
             self.watch.output_dir,
             lambda known: {"started_in": run.project, **known, "run_id": run.run_id, "project": run.project, **entity},
         )
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Tell a folder that can't be written to from a failure of ours."""
-        try:
-            yield
-        except OSError as error:
-            raise ConfigurationError(f"{self.spool.root} cannot be written to: {error.strerror}", hint=PIN_HINT) from error
 
     def resumed(self) -> None:
         """Continue from where the training has to go on. To be called at every start of the training."""
@@ -275,13 +258,13 @@ class Daemon:
 
         Not before it holds a checkpoint: some programs insist on an empty folder. Raises LockedError if another watcher has it.
         """
-        if self._identity in (None, _identity(self.spool.root)) or not self._quiet_period.names():
+        if not self._folder.replaced or not self._quiet_period.names():
             return
         log.warning("%s was replaced: following the new folder", self.watch.output_dir)
         listening = self._hints is not None
         self._stop_listening()
-        self._lock.release()
-        self._acquire()
+        self._folder.release()
+        self._folder.acquire()
         known = self._known.values
         record.change(self.watch.output_dir, lambda there: {**known, **there})
         self._prepare()
@@ -395,12 +378,3 @@ class Daemon:
         if self.pinner.undecided:
             return max(SOON, WRITING_SHARE * self._quiet_period.cost)
         return max(SCAN_LEAST, SCAN_SHARE * self._quiet_period.cost)
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Device and inode, None where there is no such folder."""
-    try:
-        status = folder.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino

@@ -1,0 +1,61 @@
+"""The output folder that a watcher holds: its lock, and whether it is still the same folder. Knows nothing of checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckptsync import durable, locks
+from ckptsync.checkpoint import Run
+from ckptsync.errors import ConfigurationError
+from ckptsync.upload.spool import Spool
+
+
+class HeldFolder:
+    """`.ckptsync` below one output folder, held by at most one watcher."""
+
+    def __init__(self, spool: Spool, run: Run) -> None:
+        self._root = spool.root
+        self._run = run
+        self._lock = locks.FolderLock(spool.lock_path)
+        self._identity: tuple[int, int] | None = None
+
+    @property
+    def locks_work(self) -> bool:
+        """Whether the file system has flock."""
+        return self._lock.works
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another folder stands in its place: deleted and made again, or reached by a link that was moved."""
+        return self._identity not in (None, _identity(self._root))
+
+    def acquire(self) -> None:
+        """Make the folder and hold it. Raises LockedError, naming the holder."""
+        durable.make_folder(self._root)
+        self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self._run}")
+        self._identity = _identity(self._root)
+
+    def release(self) -> None:
+        """Hold it no longer."""
+        self._lock.release()
+        self._identity = None
+
+    @contextlib.contextmanager
+    def writing(self, hint: str) -> Iterator[None]:
+        """Tell a folder that can't be written to from a failure of ours."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigurationError(f"{self._root} cannot be written to: {error.strerror}", hint=hint) from error
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Device and inode, None where there is no such folder."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
