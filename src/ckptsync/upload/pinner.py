@@ -74,6 +74,7 @@ class Pinner:
     def continue_from(self, known: Sequence[Receipt | Snapshot]) -> None:
         """Continue from what is durable or queued: where the training has come to, and what was there at its newest pin."""
         self.restart_detection.take_up(known)
+        self._quiet_period.note_present()
         name = lineage.newest_name(known)
         if name and (folders := self._spool.scanned(name)) is not None:
             self._quiet_period.remember(folders)

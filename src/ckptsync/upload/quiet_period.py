@@ -7,6 +7,7 @@ period.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,7 @@ class QuietPeriod:
         self._clock = clock
         self._done: dict[str, tuple[int, str, int]] = {}
         self._before: Mapping[str, str] | None = None
+        self._present: set[str] | None = None
         self._refused: dict[str, str] = {}
         self._candidates: dict[str, _Candidate] = {}
         self._known: frozenset[str] | None = None
@@ -121,6 +123,12 @@ class QuietPeriod:
             if folders.get(name) == candidate.fingerprint:
                 candidate.appearance = Appearance.PRESENT
 
+    def note_present(self) -> None:
+        """Before the first scan: what is there now was there before the training that starts next, however soon that one saves."""
+        if self._known is None:
+            with contextlib.suppress(OSError):
+                self._present = self.names()
+
     def forget(self, name: str) -> None:
         """Treat it as new at the next scan: it is no longer accepted."""
         self._done.pop(name, None)
@@ -174,7 +182,7 @@ class QuietPeriod:
         if self._known is not None:
             return Appearance.CHANGED if name in self._known else Appearance.CREATED
         if self._before is None:
-            return Appearance.PRESENT
+            return Appearance.CREATED if self._present is not None and name not in self._present else Appearance.PRESENT
         return Appearance.CHANGED if name in self._before else Appearance.CREATED
 
     def _consider(self, name: str, appearance: Appearance) -> None:

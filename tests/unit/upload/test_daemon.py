@@ -221,6 +221,18 @@ def test_a_resume_that_happens_while_it_is_watched_moves_the_position_back(tmp_p
         assert [each.attempt for each in daemon.spool.pending()] == [None, None, 1]
 
 
+def test_a_training_that_restarts_and_saves_before_the_first_scan_is_an_error_too(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 8)
+    record.begin_attempt(tmp_path, resumed_step=8)
+    with daemon_of(tmp_path).held() as daemon:
+        make_checkpoint(tmp_path, 4, content="over again")
+
+        daemon.scan()
+
+        assert isinstance(daemon.restarted, RestartedError)
+        assert pinned(daemon) == [8]
+
+
 def test_the_verdict_on_an_attempt_ends_with_it(tmp_path: Path) -> None:
     with daemon_of(tmp_path).held() as daemon:
         make_checkpoint(tmp_path, 100)
