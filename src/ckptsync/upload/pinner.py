@@ -14,6 +14,7 @@ from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot, Verdict, fingerpr
 from ckptsync.errors import CkptsyncError, IntegrityError, SnapshotChangedError
 from ckptsync.sizes import size_of
 from ckptsync.upload import lineage
+from ckptsync.upload.lineage import Appearance
 from ckptsync.upload.quiet_period import QuietFolder, QuietPeriod
 from ckptsync.upload.restart_detection import RestartDetection
 from ckptsync.upload.settings import UploadSettings
@@ -88,7 +89,7 @@ class Pinner:
         for name, reason in unlisted.items():
             self._note_unreadable(name, reason)
         for folder in reversed(folders):
-            if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, complete[0][1])):
+            if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, *complete[0])):
                 self._quiet_period.accept(folder)
             elif checkpoint := self._validate(folder):
                 if self.restart_detection.accepts(folder, checkpoint):
@@ -132,8 +133,13 @@ class Pinner:
         """Whether this very save is queued, parked or durable, or was there, and older, before the first scan."""
         return self._spool.knows(f"{folder.name}.{folder.fingerprint}") or self.restart_detection.is_older(folder)
 
-    def _wanted_beside(self, folder: QuietFolder, newest: Checkpoint) -> bool:
-        """When several appeared at once: whether an older one is wanted too. The best is, since no later upload brings it."""
+    def _wanted_beside(self, folder: QuietFolder, above: QuietFolder, newest: Checkpoint) -> bool:
+        """When several appeared at once: whether a lower one is to be examined too. The best is, since no later upload brings it.
+
+        So is one that was created after the highest: the training may have restarted from scratch.
+        """
+        if folder.appearance is Appearance.CREATED and above.appearance is not Appearance.CREATED:
+            return True
         state = newest.verdict.state
         best = state.best_checkpoint if state else None
         return self.settings.keep_all or (best is not None and Path(best).name == folder.name)

@@ -124,7 +124,7 @@ class QuietPeriod:
                 candidate.appearance = Appearance.PRESENT
 
     def note_present(self) -> None:
-        """Before the first scan: what is there now was there before the training that starts next, however soon that one saves."""
+        """Note what is there before the training starts: at the first scan it may have saved already."""
         if self._known is None:
             with contextlib.suppress(OSError):
                 self._present = self.names()

@@ -233,6 +233,18 @@ def test_a_training_that_restarts_and_saves_before_the_first_scan_is_an_error_to
         assert pinned(daemon) == [8]
 
 
+def test_a_training_that_restarts_is_an_error_though_one_scan_finds_its_save_and_the_one_above_it_quiet(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 8)
+    record.begin_attempt(tmp_path, resumed_step=8)
+    with daemon_of(tmp_path, settings=UploadSettings()).held() as daemon:
+        make_checkpoint(tmp_path, 4, content="over again")
+
+        daemon.scan()
+
+        assert isinstance(daemon.restarted, RestartedError)
+        assert pinned(daemon) == [8]
+
+
 def test_the_verdict_on_an_attempt_ends_with_it(tmp_path: Path) -> None:
     with daemon_of(tmp_path).held() as daemon:
         make_checkpoint(tmp_path, 100)
