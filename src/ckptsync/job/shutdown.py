@@ -10,8 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 
+from ckptsync import signals
 from ckptsync.errors import PreemptedError, RestartedError
 from ckptsync.job.preemption.listener import NoticeListener
 from ckptsync.job.preemption.notice import Notice, Source
@@ -69,13 +69,10 @@ class Shutdown:
         threading.Thread(target=self._handle_all, name="notices", daemon=True).start()
         self._listener.start()
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._note_signal) for number in numbers}
         try:
-            with self._daemon.stop.on_signals():
+            with signals.handled(numbers, self._note_signal), self._daemon.stop.on_signals():
                 yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
             self._listener.stop()
             self._inbox.put(None)
 
@@ -107,15 +104,16 @@ class Shutdown:
         killing.daemon = True
         killing.start()
 
-    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler. It may run in the middle of anything, so it only queues; the same signal twice exits at once."""
+    def _note_signal(self, number: int) -> None:
+        """Queue the signal; the same one twice exits at once, whatever the thread that handles them is doing."""
         if number in self._signals and number != signal.SIGUSR1:
             if self._training:
                 self._training.signal(signal.SIGKILL)
             self._daemon.uploader.kill()
             os._exit(128 + number)
         if number == signal.SIGINT and not (self._training or self._watch.running):
-            raise KeyboardInterrupt
+            log.error("interrupted")
+            os._exit(128 + number)
         self._signals.append(number)
         self._inbox.put((Notice(signal.Signals(number).name, self._grace), number))
 

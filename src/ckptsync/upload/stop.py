@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
+
+from ckptsync import signals
 
 
 class Stop:
@@ -19,7 +19,6 @@ class Stop:
         self.wake = threading.Event()
         self.hung_up = threading.Event()
         self.on_second: Callable[[], None] = lambda: None
-        self._signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def request(self) -> None:
         """End the watching: complete checkpoints are pinned, and the current upload is finished."""
@@ -33,28 +32,15 @@ class Stop:
         SIGHUP asks for the settings to be read again, except on a terminal, where it means that the terminal is gone.
         """
         watched = numbers if os.isatty(0) else (*numbers, signal.SIGHUP)
-        thread = threading.Thread(target=self._deal, name="signals", daemon=True)
-        thread.start()
-        before = {number: signal.signal(number, self._note) for number in watched}
-        try:
+        with signals.handled(watched, self._handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self._signals.put(None)
-            thread.join()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        # A handler runs between any two instructions: setting an event here would deadlock if the loop held the event's lock.
-        self._signals.put(number)
-
-    def _deal(self) -> None:
-        while (number := self._signals.get()) is not None:
-            if number == signal.SIGHUP:
-                self.hung_up.set()
-                self.wake.set()
-            elif self.event.is_set():
-                self.on_second()
-                os._exit(128 + number)
-            else:
-                self.request()
+    def _handle(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self.hung_up.set()
+            self.wake.set()
+        elif self.event.is_set():
+            self.on_second()
+            os._exit(128 + number)
+        else:
+            self.request()

@@ -1,0 +1,64 @@
+"""Signals, handled in a thread of their own.
+
+A handler in Python runs in the main thread alone, and only after its system call. A signal that arrives just before the main
+thread enters waitpid(2) or joins a thread would be handled when that ends: after the training, days later. The handler that the
+interpreter has in C writes the number of each signal to a file descriptor at once, whatever the main thread does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+Handler = Callable[[int], None]
+
+_handlers: dict[int, Handler] = {}
+
+
+@contextlib.contextmanager
+def handled(numbers: Iterable[int], handle: Handler) -> Iterator[None]:
+    """Call `handle(number)`, in another thread, for each of these signals that arrives while the block runs.
+
+    For the main thread alone. Blocks may be nested, with other signals in each.
+    """
+    first = not _handlers
+    mine = dict.fromkeys(numbers, handle)
+    _handlers.update(mine)
+    with _dispatching() if first else contextlib.nullcontext():
+        before = {number: signal.signal(number, _leave_to_the_thread) for number in mine}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+                _handlers.pop(number)
+
+
+def _leave_to_the_thread(_number: int, _frame: object) -> None:
+    """Without a handler in Python the signal's default action would end the process."""
+
+
+@contextlib.contextmanager
+def _dispatching() -> Iterator[None]:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    thread = threading.Thread(target=_dispatch, args=(reading,), name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writing)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
+
+
+def _dispatch(reading: int) -> None:
+    while numbers := os.read(reading, 64):
+        for number in numbers:
+            if handle := _handlers.get(number):
+                handle(number)
