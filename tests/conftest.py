@@ -22,6 +22,18 @@ def pytest_configure(config: pytest.Config) -> None:
     figures.begin()
 
 
+LONG = ("trainer", "workflow", "preemption", "crash", "layouts", "systemd", "integration", "faults", "server", "property")
+"""Folders of tests, the one with the longest files first: a long file that is started last keeps one core busy alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for table in figures.gathered():
         table.show(terminalreporter)

@@ -63,7 +63,8 @@ def die_at_request(output_dir: Path, server: ServerProcess, n: int) -> None:
     server.faults([])
 
 
-@pytest.mark.parametrize("most", [pytest.param(2, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [pytest.param(2, id="some"), pytest.param(10**6, id="all")])
 @pytest.mark.timeout(900)
 def test_a_prune_that_was_cut_short_deleted_nothing_that_stays(tmp_path: Path, server: ServerProcess, most: int) -> None:
     counted = tmp_path / f"p{most}-counted"

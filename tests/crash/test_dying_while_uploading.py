@@ -79,7 +79,8 @@ def sweep(
     return found
 
 
-@pytest.mark.parametrize("most", [pytest.param(5, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [pytest.param(5, id="some"), pytest.param(10**6, id="all")])
 @pytest.mark.timeout(900)
 def test_a_watcher_that_died_in_an_upload_finishes_it_at_the_next_start(tmp_path: Path, server: ServerProcess, most: int) -> None:
     counted = fresh(tmp_path, f"w{most}-counted")
@@ -93,7 +94,8 @@ def test_a_watcher_that_died_in_an_upload_finishes_it_at_the_next_start(tmp_path
     sweep("upload, the watcher", events, points, die_and_start_again, server).tell()
 
 
-@pytest.mark.parametrize("most", [pytest.param(4, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [pytest.param(4, id="some"), pytest.param(10**6, id="all")])
 @pytest.mark.timeout(900)
 def test_an_upload_process_that_died_is_followed_by_another(tmp_path: Path, server: ServerProcess, most: int) -> None:
     counted = fresh(tmp_path, f"c{most}-counted")

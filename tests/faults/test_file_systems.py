@@ -190,6 +190,7 @@ def test_doctor_names_a_checkpoint_that_cannot_be_read(tmp_path: Path, server: S
     assert not done.stderr
 
 
+@pytest.mark.slow
 def test_a_single_pass_beside_a_checkpoint_that_cannot_be_listed_is_an_error(tmp_path: Path, server: ServerProcess) -> None:
     followed = Followed(tmp_path, server, "unlisted")
     newest = followed.output_dir / followed.save()

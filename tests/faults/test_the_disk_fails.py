@@ -48,6 +48,7 @@ def test_a_full_spool_is_told_and_the_pin_follows_when_there_is_room(followed: F
         note("ENOSPC in the spool", "told once, tried again, uploaded when there was room", followed.damage())
 
 
+@pytest.mark.slow
 def test_a_spool_on_another_file_system_is_filled_by_copying_and_says_so(followed: Followed, note: Note) -> None:
     with mounted(followed.output_dir / ".ckptsync", "-t", "tmpfs", "-o", "size=50m", "tmpfs"):
         followed.save()
@@ -116,6 +117,7 @@ def test_a_clock_that_was_set_back_changes_neither_the_order_nor_what_is_resumed
     note("clock set back by two days", "uploaded in their order; latest and resume take the last", followed.damage())
 
 
+@pytest.mark.slow
 def test_files_that_only_another_user_can_read_are_told_and_follow_when_they_may_be_read(followed: Followed, note: Note) -> None:
     if os.geteuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("only root can play two users")

@@ -46,10 +46,10 @@ def attempts(said: str) -> str:
     [
         ("5xx to files", [rule(FILES, 20, status=503)]),
         pytest.param("5xx to the API", [rule({"operation": "CreateArtifact"}, 3, status=500)], marks=pytest.mark.slow),
-        ("429 with Retry-After", [rule(FILES, 20, status=429, headers={"Retry-After": "1"})]),
+        pytest.param("429 with Retry-After", [rule(FILES, 20, status=429, headers={"Retry-After": "1"})], marks=pytest.mark.slow),
         ("connection dropped in the upload", [rule(FILES, 20, drop="during")]),
         ("connection dropped in the commit's answer", [rule({"operation": "CommitArtifact"}, 2, drop="after")]),
-        ("expired upload URL", [rule(FILES, 8, status=403)]),
+        pytest.param("expired upload URL", [rule(FILES, 8, status=403)], marks=pytest.mark.slow),
     ],
 )
 def test_an_upload_is_tried_again_until_it_stands(
@@ -103,6 +103,7 @@ def test_a_sync_run_that_somebody_deleted_is_followed_by_another(followed: Follo
     note("a sync run that was deleted", "uploaded by the next id", followed.damage())
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_for_longer_than_the_client_tries_is_waited_for(followed: Followed, note: Note) -> None:
     before = len(followed.said())
     followed.server.kill()
@@ -133,6 +134,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_is_waited_for(follow
     note("server killed in the middle of an upload", f"{attempts(said)}; uploaded", followed.damage())
 
 
+@pytest.mark.slow
 def test_a_store_that_is_silent_about_its_features_once_is_not_given_other_digests_for_ever(
     tmp_path: Path, server: ServerProcess, note: Note
 ) -> None:

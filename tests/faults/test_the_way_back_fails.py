@@ -58,8 +58,8 @@ def damage_of(followed: Followed, into: Path, name: str) -> evidence.Damage:
     ("fault", "rules"),
     [
         ("body corrupted on download, once", [rule(1, corrupt=True)]),
-        ("expired download URL", [rule(8, status=403)]),
-        ("connection dropped in a download", [rule(4, drop="during")]),
+        pytest.param("expired download URL", [rule(8, status=403)], marks=pytest.mark.slow),
+        pytest.param("connection dropped in a download", [rule(4, drop="during")], marks=pytest.mark.slow),
         pytest.param("5xx on download", [rule(8, status=503)], marks=pytest.mark.slow),
     ],
 )
@@ -92,6 +92,7 @@ def test_a_version_that_stays_corrupt_is_told_and_the_one_before_is_taken(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_a_version_that_stays_unreadable_gives_way_to_the_one_before_where_the_store_answers(
     tmp_path: Path, uploaded: Followed, note: Note
 ) -> None:

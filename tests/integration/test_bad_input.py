@@ -33,7 +33,10 @@ def test_a_run_in_an_unknown_project_is_refused(tool: Tool) -> None:
     assert "local/no-such-project/anything" in refusal(done)
 
 
-@pytest.mark.parametrize("entity", [[], ["--entity", "local"]], ids=["default-entity", "given-entity"])
+@pytest.mark.parametrize(
+    "entity",
+    [pytest.param([], id="default-entity"), pytest.param(["--entity", "local"], id="given-entity", marks=pytest.mark.slow)],
+)
 def test_a_wrong_key_is_refused_at_once(tool: Tool, tmp_path: Path, entity: list[str]) -> None:
     output_dir = tmp_path / "out"
     make_checkpoint(output_dir, 4)
@@ -129,6 +132,7 @@ def test_a_watch_without_any_run_id_says_how_to_give_one(tool: Tool, tmp_path: P
     assert "WANDB_RUN_ID" in refusal(done)
 
 
+@pytest.mark.slow
 def test_a_run_id_with_spaces_inside_works_all_the_way(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     make_run(server, "my run 1")
     output_dir, new = tmp_path / "out", tmp_path / "new"
@@ -152,6 +156,7 @@ def test_an_unknown_alias_is_refused_naming_those_there_are(tool: Tool, server: 
         assert "latest, step-4, v0" in refusal(done)
 
 
+@pytest.mark.slow
 def test_a_download_that_is_corrupt_each_time_is_refused_when_there_is_no_other(
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:
@@ -191,6 +196,7 @@ def test_a_corrupt_version_gives_way_to_the_one_before_and_says_which_and_why(
     assert "optimizer.pt does not have the digest" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_download_that_is_cut_off_is_tried_again(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     make_run(server, "cut-off")
     made = make_checkpoint(tmp_path / "out", 4, content="cut-off", size=100_000)

@@ -39,6 +39,7 @@ def line(tmp_path: Path) -> list[str]:
     return ["run", "--run-id", tmp_path.name, "--output-dir", out, "--", sys.executable, str(tmp_path / "train.py"), out]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_after_its_last_step_does_what_follows_and_trains_no_further(
     tool: Tool, server: ServerProcess, tmp_path: Path, line: list[str]
 ) -> None:

@@ -47,6 +47,7 @@ def test_list_tells_every_version_newest_first(tool: Tool, server: ServerProcess
     assert "step-8, latest" in table.stdout
 
 
+@pytest.mark.slow
 def test_list_tells_a_run_without_checkpoints_from_one_that_is_not_there(tool: Tool, server: ServerProcess) -> None:
     make_run(server, "without-any")
 

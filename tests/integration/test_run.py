@@ -229,6 +229,7 @@ def test_of_two_that_are_started_together_one_trains_and_the_other_says_who(
     assert sum("is already trained in by" in each for each in said) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_logs_nothing_itself_is_resumed_from_its_versions(
     tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_program_that_saved_nothing_is_warned_of_in_the_end(tool: Tool, output
     assert f"saved no checkpoint in {output_dir}" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_without_an_id_says_which_one_the_next_machine_needs(tool: Tool, output_dir: Path) -> None:
     saves = program("make_checkpoint(pathlib.Path(sys.argv[1]), 4, content='unnamed', max_steps=4)")
 
@@ -325,7 +327,8 @@ def test_a_program_that_names_another_project_itself_is_found_there_by_the_same_
     assert [row["step"] for row in tool.json("list", "local/mine/mine") if row["kind"] == "checkpoint"] == [8, 4]
 
 
-@pytest.mark.parametrize("unpinned", [[8], pytest.param([8, 12], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("unpinned", [[8], [8, 12]])
 def test_a_save_that_was_not_pinned_when_the_machine_died_is_resumed_from_and_is_no_restart(
     tool: Tool, server: ServerProcess, tmp_path: Path, unpinned: list[int]
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_version_of_0_1_0_is_resumed_from_on_a_new_machine(tool: Tool, tmp_pat
     assert tool.pulled("r1", tmp_path / "new") == contents(output_dir / "checkpoint-8")
 
 
+@pytest.mark.slow
 def test_run_continues_in_a_folder_of_0_1_0_and_prune_keeps_the_newest(
     tool: Tool, server: ServerProcess, output_dir: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_run_continues_in_a_folder_of_0_1_0_and_prune_keeps_the_newest(
     assert {step for step, _ in kept(server, "r1")} <= {16, 40}
 
 
+@pytest.mark.slow
 def test_a_new_version_beside_those_of_0_1_0_is_the_newest_whatever_its_step(
     tool: Tool, tmp_path: Path, server: ServerProcess, output_dir: Path
 ) -> None:

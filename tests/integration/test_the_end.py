@@ -58,6 +58,7 @@ def test_a_single_pass_that_made_nothing_durable_is_an_error(
     assert "checkpoint" in refusal(done)
 
 
+@pytest.mark.slow
 def test_an_unreachable_store_keeps_the_end_waiting_no_longer_than_was_asked_for(tool: Tool, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_checkpoint(out, 2, content="end")

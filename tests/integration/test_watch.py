@@ -99,6 +99,7 @@ def test_a_sigterm_in_the_middle_of_an_upload_finishes_it(server: ServerProcess,
     assert not Spool(output_dir).pending()
 
 
+@pytest.mark.slow
 def test_a_save_that_rests_later_than_the_next_one_is_pinned_is_no_restart(
     tool: Tool, server: ServerProcess, output_dir: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_checkpoint_that_becomes_whole_late_is_uploaded(server: ServerProcess,
     assert folder.is_dir()
 
 
+@pytest.mark.slow
 def test_a_save_of_the_same_step_in_the_middle_of_an_upload_ends_with_the_new_bytes(
     tool: Tool, server: ServerProcess, output_dir: Path, tmp_path: Path, watching: Watching
 ) -> None:
@@ -453,6 +455,7 @@ def test_an_upload_that_stalls_is_ended_and_tried_again(
     assert kept(server, "stalled") == [(4, ["latest", "step-4"])]
 
 
+@pytest.mark.slow
 def test_a_single_pass_that_is_stopped_says_what_is_not_durable(
     server: ServerProcess, output_dir: Path, watching: Watching, log: Path
 ) -> None:

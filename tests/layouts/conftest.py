@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.figures import Table
+from tests.shared_folders import made_once
 
 SCRIPT = Path(__file__).with_name("saves.py")
 DEEPSPEED = "CKPTSYNC_TEST_DEEPSPEED_PYTHON"
@@ -47,16 +48,14 @@ def table() -> Iterator[Rows]:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a layout to its real checkpoint-2. Skips where what would make it is not installed."""
-    root = tmp_path_factory.mktemp("saves")
-    failed: dict[str, str] = {}
 
     def find(layout: str) -> Path:
         group = next(name for name, layouts in GROUPS.items() if layout in layouts)
-        if group not in failed:
-            failed[group] = save(group, root / group)
-        if failed[group]:
-            pytest.skip(failed[group])
-        return root / group / layout.removesuffix("-4") / "checkpoint-2"
+        python = python_of(group)
+        if not Path(python).exists():
+            pytest.skip(python)
+        saves = made_once(tmp_path_factory, f"saves-{group}", lambda output: save(group, python, output))
+        return saves / layout.removesuffix("-4") / "checkpoint-2"
 
     return find
 
@@ -67,17 +66,18 @@ def checkpoint(layout: str, saved: Callable[[str], Path]) -> Path:
     return saved(layout)
 
 
-def save(group: str, output: Path) -> str:
-    """Make the layouts of a group; the reason to skip where that cannot be done here."""
-    python = {"deepspeed": deepspeed_python, "transformers-4": transformers_4_python}.get(group, lambda: sys.executable)()
-    if not Path(python).exists():
-        return python
+def python_of(group: str) -> str:
+    """The interpreter that can make the layouts of a group, or the reason why there is none."""
+    return {"deepspeed": deepspeed_python, "transformers-4": transformers_4_python}.get(group, lambda: sys.executable)()
+
+
+def save(group: str, python: str, output: Path) -> None:
+    """Make the layouts of a group."""
     command = [python, str(SCRIPT), str(output), *(layout.removesuffix("-4") for layout in GROUPS[group])]
     if group in ("two-processes", "deepspeed"):
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(command, env=environment(python), capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return ""
 
 
 def environment(python: str) -> dict[str, str]:

@@ -170,6 +170,7 @@ def test_a_store_that_is_away_does_not_keep_a_training_from_going_on_from_what_i
     assert "the store may have a newer checkpoint" in job.said
 
 
+@pytest.mark.slow
 def test_a_network_that_comes_up_late_is_waited_for_where_only_the_store_may_have_a_checkpoint(
     job: Job, server: ServerProcess
 ) -> None:

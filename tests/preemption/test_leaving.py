@@ -127,6 +127,7 @@ def test_a_store_that_is_away_at_the_notice_is_an_error_and_the_next_start_uploa
     assert {row["step"] for row in job.versions()} >= {4, 60}
 
 
+@pytest.mark.slow
 def test_a_notice_before_the_first_checkpoint_is_a_preemption_too(job: Job) -> None:
     job.command = job.saver("--seconds", 0.2, "--save", 1000)
     process = job.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.server.api import CREATE, data
 from tests.server.conftest import Client
 from tests.server_process import ServerProcess
@@ -49,6 +51,7 @@ def test_a_region_that_the_server_does_not_have_is_an_error(server: ServerProces
     assert answer["errors"][0]["message"] == "invalid storageRegion: coreweave-us"
 
 
+@pytest.mark.slow
 def test_a_registry_is_renamed_and_deleted_with_all_that_is_in_it(client: Client, server: ServerProcess) -> None:
     reported = client(
         """
@@ -86,6 +89,7 @@ report(deleted=error_of(api.registry, "renamed", "local-org")[0], kept=wandb.Api
     assert data(server.graphql('{ project(name: "source", entityName: "local") { id } }')) is None
 
 
+@pytest.mark.slow
 def test_a_registry_keeps_the_artifact_types_that_it_was_given(client: Client) -> None:
     reported = client(
         """

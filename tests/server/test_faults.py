@@ -179,6 +179,7 @@ def test_an_injected_fault_stands_in_the_request_log_with_its_operation(server: 
     assert [request["status"] for request in server.requests() if request["operation"] == "Viewer"][-1] == 503
 
 
+@pytest.mark.slow
 def test_the_client_survives_faults_that_pass(server: ServerProcess, client: Client) -> None:
     server.faults([
         {"match": {"method": "PUT"}, "count": 2, "action": {"status": 503}},

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.server.api import COMMIT, announce, b64md5, contents, create, data, put, save, versions
 from tests.server.conftest import Client
 from tests.server_process import ServerProcess
@@ -33,6 +35,7 @@ def _add_manifest(
     assert put(server, file["uploadUrl"], text, b64md5(text)) == 200
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_distributed_id_add_to_one_version(client: Client) -> None:
     reported = client(
         """

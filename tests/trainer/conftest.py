@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared_folders import made_once
 from tests.trainer.trainings import TINY, Training
 
 
@@ -21,14 +22,10 @@ def training() -> Iterator[Training]:
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a tiny training that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    Training().run(*TINY, folder)
-    return folder
+    return made_once(tmp_path_factory, "uninterrupted", lambda folder: Training().run(*TINY, folder))
 
 
 @pytest.fixture(scope="session")
 def uninterrupted_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with two ranks."""
-    folder = tmp_path_factory.mktemp("uninterrupted-ranks")
-    Training().run(*TINY, folder, ranks=2)
-    return folder
+    return made_once(tmp_path_factory, "uninterrupted-ranks", lambda folder: Training().run(*TINY, folder, ranks=2))

@@ -128,6 +128,7 @@ def own_rows(run: Any) -> Counter[int]:
     return Counter(int(row["own"]) for row in run.scan_history(keys=["own"]))
 
 
+@pytest.mark.slow
 def test_a_programs_own_rows_go_on_after_a_resume_and_no_others_join_them(
     training: Training, server: LocalServer, tmp_path: Path
 ) -> None:

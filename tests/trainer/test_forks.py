@@ -105,6 +105,7 @@ def test_a_forked_child_has_the_programs_own_handler(training: Training, tmp_pat
     assert out.split() == ["7"]
 
 
+@pytest.mark.slow
 def test_what_a_data_worker_starts_ends_at_terminate(training: Training, tmp_path: Path) -> None:
     file = program(
         tmp_path,

@@ -204,6 +204,7 @@ def test_the_callback_works_in_the_users_own_code_and_keeps_secrets_and_the_comm
     assert steps(tmp_path / "out") == [3]
 
 
+@pytest.mark.slow
 def test_a_training_that_raised_leaves_no_handler_behind_though_the_callback_was_added_by_hand(
     training: Training, tmp_path: Path
 ) -> None:

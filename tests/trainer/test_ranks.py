@@ -18,7 +18,8 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-@pytest.mark.parametrize("lacking", ["1", pytest.param("0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lacking", ["1", "0"])
 def test_ranks_of_which_one_lacks_the_hook_train_without_ckptsync_and_say_so_once(
     training: Training, uninterrupted_ranks: Path, tmp_path: Path, lacking: str
 ) -> None:

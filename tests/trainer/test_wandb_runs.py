@@ -74,6 +74,7 @@ def runs(server: LocalServer) -> dict[str, Any]:
     return {run.id: (run.name, sorted(filter(PLAIN.fullmatch, run.summary.keys()))) for run in api.runs("tests")}
 
 
+@pytest.mark.slow
 def test_runs_below_a_training_are_their_own_and_a_second_run_of_the_program_too(
     training: Training, server: LocalServer, tmp_path: Path
 ) -> None:

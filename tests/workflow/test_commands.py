@@ -27,7 +27,7 @@ ASKING: list[list[str]] = [
 ]
 """The commands that ask the store about a run."""
 
-QUICK = ("list", "prune")
+QUICK = ("list",)
 EACH = pytest.mark.parametrize(
     "words",
     [pytest.param(words, id=words[0], marks=[] if words[0] in QUICK else pytest.mark.slow) for words in ASKING],
@@ -166,6 +166,7 @@ def test_prune_with_a_ttl_lets_the_store_delete_later(tool: Tool, server: Server
     wait_for(lambda: steps(tool, "ttl") == [40, 30], what="the deletion by the store")
 
 
+@pytest.mark.slow
 def test_a_version_that_went_meanwhile_counts_as_gone_and_one_that_is_wanted_stays(
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:
@@ -269,6 +270,7 @@ def test_push_parked_tries_again_what_a_permanent_error_had_stopped(tool: Tool, 
     assert "no parked uploads" in nothing.stderr
 
 
+@pytest.mark.slow
 def test_push_parked_that_leaves_one_behind_says_which_and_fails(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for step in (4, 8):

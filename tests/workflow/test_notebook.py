@@ -180,6 +180,7 @@ except ckptsync.errors.CkptsyncError as error:
     assert "was killed (SIGKILL) before everything was durable" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_a_run_of_its_own_the_block_gives_the_training_one(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     script = f"""
 import os
@@ -200,6 +201,7 @@ print(watching.run.run_id, ckptsync.status(out)["last_durable_step"])
     assert [row["step"] for row in tool.json("list", run_id)] == [4]
 
 
+@pytest.mark.slow
 def test_everything_in_python_can_use_the_embedded_server(tool: Tool, tmp_path: Path) -> None:
     script = f"""
 import os
@@ -219,6 +221,7 @@ assert "WANDB_API_KEY" not in os.environ
     assert python(tool, script).stdout.split("\n")[:2] == ["[4]", "pulled"]
 
 
+@pytest.mark.slow
 def test_leaving_with_0_finishes_a_resumed_run_and_an_active_run_is_an_error(tool: Tool, tmp_path: Path) -> None:
     script = f"""
 import sys
