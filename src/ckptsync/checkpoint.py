@@ -280,6 +280,7 @@ class Receipt:
     """Proof that a snapshot was committed as a version whose manifest agrees with it.
 
     `artifact` is ENTITY/PROJECT/NAME, `version` is vN, `seconds` the time from hashing the first byte to this proof.
+    `saved_print` is the fingerprint of what every save writes anew (`layouts.saved_print`).
     """
 
     snapshot: str
@@ -297,3 +298,4 @@ class Receipt:
     attempt: int | None = None
     rows: Rows = Rows()
     state_digest: str = ""
+    saved_print: str = ""

@@ -119,7 +119,7 @@ def test_a_save_that_rests_later_than_the_next_one_is_pinned_is_no_restart(
 
 @pytest.mark.slow
 def test_a_sigterm_with_a_backlog_of_all_leaves_the_rest_for_the_next_start(
-    tool: Tool, server: ServerProcess, output_dir: Path, watching: Watching
+    tool: Tool, server: ServerProcess, output_dir: Path, watching: Watching, log: Path
 ) -> None:
     server.faults([slow_put(3.0)])
     watcher = watching("leaves", "--backlog", "all")
@@ -131,7 +131,8 @@ def test_a_sigterm_with_a_backlog_of_all_leaves_the_rest_for_the_next_start(
     left = [each.step for each in Spool(output_dir).pending()]
     again = tool.watch_once(output_dir, "leaves")
 
-    assert (code, again.returncode) == (0, 0)
+    assert (code, again.returncode) == (1, 0)
+    assert "stopped with 2 not durable: checkpoint-8, checkpoint-12" in log.read_text()
     assert left == [8, 12]
     assert [step for step, _ in kept(server, "leaves")] == [4, 8, 12]
 
@@ -353,7 +354,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(
     assert [step for step, _ in kept(own_server, "away")] == [4]
     told = [line for line in warnings(log) if "not on the server yet" not in line]
     assert len(told) == 3, told
-    assert "watching all the same" in told[0]
+    assert "watching anyway" in told[0]
     assert "failed, retrying" in told[1]
     assert "succeeded after" in told[2]
 

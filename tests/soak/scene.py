@@ -41,7 +41,6 @@ class Scene:
         """Where output folders go that were taken away, with the queue in them."""
         self.server = ServerProcess(folder / "server")
         self.born = 0.0
-        self.keeps_all = False
         self.tool: Tool
         self.watcher: subprocess.Popen[bytes]
         self.training: subprocess.Popen[bytes]
@@ -78,7 +77,6 @@ class Scene:
     def policy(self) -> list[str]:
         """The run, and what its watcher does with a queue: one of several."""
         extra = self._random.choice(([], ["--backlog", "all"], ["--backlog", "all"], ["--spool-limit", "2M"]))
-        self.keeps_all = "all" in extra
         return ["--run-id", RUN, "--quiet-period", "0.3", "--stall-timeout", "15", *extra]
 
     def _start(self, command: Sequence[str]) -> None:

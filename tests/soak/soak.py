@@ -143,13 +143,8 @@ class Soak:
         self._start_watcher()
 
     def _check_exit(self) -> None:
-        """Exit code 0, or 75, means that the last save is durable, and that nothing is queued.
-
-        With `--backlog all` a stop leaves the queue to the next start, as documented.
-        """
+        """Exit code 0, or 75, means that the last save is durable, and that nothing is queued."""
         self.counts["stops that exited with 0"] += 1
-        if self._scene.keeps_all:
-            return
         ledger, spool = Ledger.read(self._scene.ledger), Spool(self._scene.output_dir, run_id=RUN)
         self._scene.mend_folder()
         left = [pinned.name for pinned in spool.pending()]

@@ -85,6 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = _report("interrupted", INTERRUPTED)
     except BrokenPipeError:
         code = 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _report(f"{where}{error.strerror or error}. Check this file system, then start the same command again.", 1)
     except Exception as error:
         code = _report(f"unexpected {type(error).__name__}: {error}. {CkptsyncError.hint}", 1)
     sys.exit(code if isinstance(code, int) else 0)

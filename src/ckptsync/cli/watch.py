@@ -66,9 +66,9 @@ def watch_command(
 ) -> None:
     """Watch the Trainer's OUTPUT_DIR and upload each new checkpoint as a version of checkpoint-<run_id>.
 
-    Runs beside the training and does not affect it. SIGTERM finishes the current upload and exits; a second SIGTERM exits at
-    once. SIGHUP reloads backlog, spool-limit, quiet-period, stall-timeout, max-upload-rate, keep-* and retry-for from the
-    settings file.
+    Runs beside the training and does not affect it. SIGTERM finishes the current upload and exits, with 1 if others stay
+    queued; a second SIGTERM exits at once. SIGHUP reloads backlog, spool-limit, quiet-period, stall-timeout, max-upload-rate,
+    keep-* and retry-for from the settings file.
     """
     manager = notify.claim()
     if output_dir is None:
@@ -106,7 +106,9 @@ def watch_command(
                 with Sidecar(watcher, preemption.sources(notice), grace).listening() as sidecar:
                     watcher.follow(ended=lambda: gone() or sidecar.ended())
                     watcher.raise_outcome()
-                    if not stop.event.is_set():
+                    if stop.event.is_set():
+                        watcher.raise_queued()
+                    else:
                         watcher.raise_unsettled()
                     if sidecar.preempted():
                         raise click.exceptions.Exit(PreemptedError.exit_code)

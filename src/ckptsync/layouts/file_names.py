@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
+
+from ckptsync.checkpoint import File, fingerprint
 
 OPTIMIZERS = {"optimizer.pt", "optimizer.bin"}
 SCHEDULERS = {"scheduler.pt"}
@@ -93,6 +95,11 @@ def is_exact_state(name: str) -> bool:
         or bool(INDEX.fullmatch(name))
         or name in {"rng_state.pth", "rng_state_0.pth"}
     )
+
+
+def saved_print(files: Iterable[File]) -> str:
+    """The fingerprint of what every save writes anew: a file that somebody adds to a checkpoint doesn't change it."""
+    return fingerprint(file for file in files if is_exact_state(file.path))
 
 
 def layout(names: Collection[str]) -> str:

@@ -151,6 +151,7 @@ class Placement:
             attempt=version.attempt,
             rows=version.rows,
             state_digest=str(version.ours.get("state_digest", "")),
+            saved_print=layouts.saved_print(files),
         )
         self._spool.receipts.keep(receipt)
 

@@ -170,8 +170,7 @@ class Daemon:
 
     def _raise_unfinished(self, *, scanned: bool) -> None:
         """Raise what a stop left undone."""
-        if waiting := self.spool.waiting():
-            raise CkptsyncError(f"stopped with {len(waiting)} not durable: {', '.join(waiting)}", hint="Start it again to go on.")
+        self.raise_queued()
         if self.pinner.undecided or not scanned:
             raise CkptsyncError("stopped before all checkpoints were examined", hint="Start it again to go on.")
 
@@ -223,6 +222,12 @@ class Daemon:
             raise PermanentStoreError(f"{pinned.checkpoint} is not durable, it is parked: {reason}")
         self.pinner.raise_refusal()
 
+    def raise_queued(self) -> None:
+        """Raise what a stop left in the queue: with `keep_all` only the current upload is finished."""
+        if self.watch.settings.mode == "online" and (waiting := self.spool.waiting()):
+            names = ", ".join(sorted((name.partition(".")[0] for name in waiting), key=lambda name: step_of(name) or 0))
+            raise CkptsyncError(f"stopped with {len(waiting)} not durable: {names}", hint="Start it again to go on.")
+
     def raise_unsettled(self) -> None:
         """Raise why the last save of a training that has ended isn't durable: it is incomplete, or was still being written."""
         self.pinner.raise_unsettled()
@@ -269,6 +274,8 @@ class Daemon:
         record.change(self.watch.output_dir, lambda there: {**known, **there})
         self._prepare()
         self.resumed()
+        # What failed was in the queue of the folder that is gone.
+        self.uploader.last_error = None
         if listening:
             self._listen()
 

@@ -112,11 +112,13 @@ class RestartDetection:
         """
         if folder.appearance is Appearance.CREATED or (marker and folder.appearance is Appearance.CHANGED):
             return Appearance.CREATED
-        digests = {each.state_digest for each in self._spool.receipts.of(folder.name)} - {""}
+        durable = [each for each in self._spool.receipts.of(folder.name) if each.state_digest]
         state = checkpoint.verdict.state
-        if state and state.digest in digests:
-            return None
-        return Appearance.CREATED if digests else folder.appearance
+        same = [each for each in durable if state and each.state_digest == state.digest]
+        if not same:
+            return Appearance.CREATED if durable else folder.appearance
+        # The same training saves the same state again, but its files anew. A receipt of ckptsync 0.1.0 doesn't know them.
+        return None if {each.saved_print for each in same} & {layouts.saved_print(checkpoint.files), ""} else folder.appearance
 
     def _relation(self, save: Save, appearance: Appearance, path: Path, *, marked: bool) -> Relation:
         def theirs(count: int) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ckptsync import record
+from ckptsync import layouts, record
 from ckptsync.checkpoint import Receipt, Rows, Run, Snapshot
 from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
 from ckptsync.layouts import final_model
@@ -179,4 +179,5 @@ def _receipt(pinned: Snapshot, answer: Mapping[str, Any]) -> Receipt:
         attempt=pinned.attempt,
         rows=pinned.state.rows if pinned.state else Rows(),
         state_digest=pinned.state.digest if pinned.state else "",
+        saved_print=layouts.saved_print(pinned.files),
     )

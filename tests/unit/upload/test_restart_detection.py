@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ckptsync.checkpoint import Checkpoint
+from ckptsync import layouts
+from ckptsync.checkpoint import Checkpoint, Receipt
 from ckptsync.upload.lineage import Appearance
 from ckptsync.upload.quiet_period import QuietFolder
 from ckptsync.upload.restart_detection import RestartDetection
@@ -68,3 +71,22 @@ def test_a_save_that_cannot_be_read_while_it_is_examined_is_no_restart_but_exami
 
     assert continuity.restarted is None
     assert continuity.accepts(quiet(following), following)
+
+
+def test_a_durable_save_that_gets_another_file_is_not_saved_again_and_one_with_other_weights_is(
+    tmp_path: Path, continuity: RestartDetection
+) -> None:
+    spool, first = Spool(tmp_path, run_id="r1"), checkpoint_at(tmp_path / "checkpoint-4")
+    assert first.verdict.state
+    receipt = Receipt(f"{first.name}.{first.fingerprint}", 4, 1.0, 1, "me/p/checkpoint-r1", "v0", "d", 1, 1, 0.0, 1.0)
+    digest = first.verdict.state.digest
+    spool.receipts.keep(replace(receipt, state_digest=digest, saved_print=layouts.saved_print(first.files)))
+    folder = first.path
+
+    (folder / "eval_results.json").write_text("{}")
+    assert not continuity.accepts(quiet(checkpoint_at(folder)), checkpoint_at(folder))
+
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    os.utime(folder / "trainer_state.json")
+    assert continuity.accepts(quiet(checkpoint_at(folder)), checkpoint_at(folder))
