@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import config, connections, record
+from ckptsync import config, connections, durable, record, state_folder
 from ckptsync.checkpoint import Run
 from ckptsync.errors import (
     CkptsyncError,
@@ -125,8 +125,7 @@ def watch_in_background(
 
 def _start(folder: Path, run: Run) -> Watching:
     """Start a watcher and wait until it watches. Raises what it ends with before."""
-    log = folder / record.FOLDER / "watch.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log = durable.make_folder(state_folder.to_make(folder)) / "watch.log"
     words = ["watch", str(folder), "--run-id", run.run_id, "--project", run.project, "--pid", str(os.getpid())]
     words += ["--entity", run.entity] if run.entity else []
     with tempfile.TemporaryDirectory(prefix="ckptsync-") as private, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:

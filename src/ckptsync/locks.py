@@ -84,13 +84,14 @@ def available(folder: Path) -> bool:
 
 
 class FolderLock:
-    """A lock of an output folder; the lock file names its holder. `works` is false where the file system has no flock.
+    """A lock of an output folder, a file that names its holder. `works` is false where the file system has no flock.
 
-    `doing` says what the holder does with the folder: it is watched, or trained in.
+    `of` is the output folder, and `doing` says what the holder does with it: it is watched, or trained in.
     """
 
-    def __init__(self, path: Path, flock: Flock = fcntl.flock, *, doing: str = "watched") -> None:
+    def __init__(self, path: Path, flock: Flock = fcntl.flock, *, of: Path | None = None, doing: str = "watched") -> None:
         self.path = path
+        self._folder = of or path.parent.parent
         self.doing = doing
         self.works = True
         self._flock = flock
@@ -174,10 +175,6 @@ class FolderLock:
             return None
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
-
-    @property
-    def _folder(self) -> Path:
-        return self.path.parent.parent
 
     def _lock(self, file: IO[str], kind: int) -> bool:
         """Take this kind of lock (LOCK_EX or LOCK_SH) without waiting; whether it was free. Raises OSError without locks."""

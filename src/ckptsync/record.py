@@ -13,10 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptsync import durable, locks
-
-FOLDER = ".ckptsync"
-"""The folder below output_dir with everything of ours. The Trainer's rotation matches `checkpoint-*` only."""
+from ckptsync import durable, locks, state_folder
 
 ATTEMPTS_KEPT = 100
 """How many earlier starts run.json remembers: a job may be preempted for weeks."""
@@ -159,7 +156,7 @@ class Record:
 
 def path_of(output_dir: Path) -> Path:
     """The path of an output folder's run.json."""
-    return output_dir / FOLDER / "run.json"
+    return state_folder.of(output_dir) / "run.json"
 
 
 def read(output_dir: Path) -> Record:
@@ -232,10 +229,11 @@ def update(output_dir: Path, **values: Any) -> Record:
 
 def change(output_dir: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Record:
     """As `update`, with the values decided from what stands there, while nobody else can change it."""
-    path = path_of(output_dir)
-    durable.make_folder(path.parent)
+    path = durable.make_folder(state_folder.to_make(output_dir)) / "run.json"
     # The watcher and the training both update it: without the lock one could lose what the other wrote.
     with locks.exclusive(path.with_name("run.lock")):
+        # It may have been moved into the output folder meanwhile.
+        path = path_of(output_dir)
         # Where it can't be read now (EIO), what it says must not be replaced.
         before = durable.load_json(path)
         merged = {"version": 1, **(before or {}), **decide(before or {})}
@@ -243,6 +241,15 @@ def change(output_dir: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, 
         if merged != before:
             durable.write_json(path, merged, mode=0o600)
     return Record(merged)
+
+
+def move_in(output_dir: Path) -> bool:
+    """Move the state into an output folder that is no longer empty, while nobody changes run.json. Whether it was moved."""
+    beside = state_folder.of(output_dir)
+    if beside.parent == output_dir or not beside.is_dir():
+        return False
+    with locks.exclusive(beside / "run.lock"):
+        return state_folder.move_in(output_dir)
 
 
 def _attempt(value: Mapping[str, Any]) -> Attempt:

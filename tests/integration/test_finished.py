@@ -57,7 +57,9 @@ def test_a_training_that_was_killed_after_its_last_step_does_what_follows_and_tr
 
 
 @pytest.mark.slow
-def test_a_training_whose_trainer_deleted_the_last_checkpoint_is_finished(tool: Tool, tmp_path: Path, line: list[str]) -> None:
+def test_a_training_whose_trainer_deleted_the_last_checkpoint_is_finished_and_its_models_are_durable(
+    tool: Tool, server: ServerProcess, tmp_path: Path, line: list[str]
+) -> None:
     done, after = tool(*line, "best", timeout=170), tool(*line, "best")
 
     assert (done.returncode, after.returncode) == (0, 0), done.stderr
@@ -65,3 +67,5 @@ def test_a_training_whose_trainer_deleted_the_last_checkpoint_is_finished(tool: 
     assert "before its last step" not in done.stderr
     assert (after.stdout, "the training is finished" in after.stderr) == ("", True)
     assert tool.json("status", tmp_path / "out")["finished"]
+    assert (6, ["final", "latest", "step-6"]) in kept(server, tmp_path.name)
+    assert {row["kind"] for row in tool.json("list", tmp_path.name)} == {"checkpoint", "model"}

@@ -13,7 +13,7 @@ import pytest
 from ckptsync import record
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
-from tests.integration.conftest import Ended, Tool, events, kept, make_run, program, publish, refusal, wait_for
+from tests.integration.conftest import Ended, Tool, events, kept, kill_tree, make_run, program, publish, refusal, wait_for
 from tests.server_process import ServerProcess
 
 STEP = (
@@ -345,3 +345,50 @@ def test_a_save_that_was_not_pinned_when_the_machine_died_is_resumed_from_and_is
     assert Path(done.stdout.strip()).name == f"checkpoint-{unpinned[-1]}"
     assert [step for step, _ in kept(server, run_id)] == [4, unpinned[-1], 16]
     assert not Spool(out).torn()
+
+
+INSISTS_ON_AN_EMPTY_FOLDER = (
+    "out = pathlib.Path(sys.argv[1])",
+    "found = sorted(int(path.name[11:]) for path in out.glob('checkpoint-*'))",
+    # As the examples of transformers 4.57 have it.
+    "if out.is_dir() and not found and list(out.iterdir()): sys.exit(f'{out} is not empty: {list(out.iterdir())}')",
+    "time.sleep(1)",
+    "step = found[-1] + 4 if found else 4",
+    "make_checkpoint(out, step, content=os.environ['WANDB_RUN_ID'], max_steps=8)",
+    "sys.exit(0 if step == 8 else 1)",
+)
+
+
+def test_a_program_that_insists_on_an_empty_output_folder_starts_and_goes_on(
+    tool: Tool, server: ServerProcess, output_dir: Path
+) -> None:
+    command = [*program(*INSISTS_ON_AN_EMPTY_FOLDER), str(output_dir)]
+    line: list[str | Path] = ["run", "--output-dir", output_dir, "--quiet-period", "0.2", "--", *command]
+
+    first, second = tool(*line), tool(*line)
+
+    run_id = record.read(output_dir).text("run_id")
+    assert run_id is not None
+    assert "is not empty" not in first.stderr
+    assert (first.returncode, second.returncode) == (1, 0), second.stderr
+    assert kept(server, run_id) == [(4, ["step-4"]), (8, ["final", "latest", "step-8"])]
+    assert not (output_dir.parent / ".out.ckptsync").exists()
+    assert record.path_of(output_dir) == output_dir / ".ckptsync" / "run.json"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_continued_in_the_folder_that_is_still_empty(
+    tool: Tool, output_dir: Path, tmp_path: Path, ended: Ended
+) -> None:
+    waits = program(*INSISTS_ON_AN_EMPTY_FOLDER[:3], "print('\\nas', os.environ['WANDB_RUN_ID'], flush=True)", "time.sleep(600)")
+    line: list[str | Path] = ["run", "--output-dir", output_dir, "--", *waits, str(output_dir)]
+    ids = []
+    for number in range(2):
+        log = tmp_path / f"log-{number}"
+        process = ended(tool.start(*line, log=log))
+        wait_for(lambda log=log: "\nas " in log.read_text(), what="the training")  # type: ignore[misc]
+        ids += [line.split()[1] for line in log.read_text().splitlines() if line.startswith("as ")]
+        kill_tree(process.pid)
+
+    assert ids[0] == ids[1]
+    assert list(output_dir.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -233,6 +234,19 @@ def test_the_replay_window_is_told_at_the_resume(job: Job, tmp_path: Path) -> No
     assert job.run() == 0
 
     assert "steps 5 to 10 will be logged again: the run had reached step 10" in job.said
+
+
+@pytest.mark.slow
+def test_rows_of_a_programs_own_that_may_come_again_are_told_at_the_resume(job: Job, tmp_path: Path) -> None:
+    job.command = job.saver("--fail-at", 6, "--fail-once")
+    assert job.run() == 7
+    log = 'import wandb\nwith wandb.init() as run:\n    for step in range(1, 11): run.log({"mine": step})'
+    logged = {"WANDB_RUN_ID": "job", "WANDB_MODE": "online"}
+    subprocess.run([sys.executable, "-c", log], env=job.tool.environment | logged, cwd=tmp_path, check=True, timeout=60)
+
+    assert job.run() == 0
+
+    assert re.search(r"rows that the program logged up to \d+ s after step 4 may be logged again", job.said)
 
 
 @pytest.mark.parametrize("option", ["--max-restarts", "--grace", "--notice", "--retry-for"])

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ckptsync import durable, locks, processes, record, secret_detection
+from ckptsync import durable, locks, processes, record, secret_detection, state_folder
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError
@@ -120,7 +120,9 @@ class ResumableJob:
         Two would find nothing running, place the same checkpoint and both start the training.
         """
         host = f"{socket.gethostname()}: "
-        lock = locks.FolderLock(durable.make_folder(self._output_dir / record.FOLDER) / "job", doing="trained in")
+        lock = locks.FolderLock(
+            durable.make_folder(state_folder.to_make(self._output_dir)) / "job", of=self._output_dir, doing="trained in"
+        )
         try:
             lock.acquire(f"{host}ckptsync, pid {os.getpid()}, run {self.run}")
         except LockedError as error:
@@ -307,11 +309,18 @@ def _exists(store: Store, run: Run, patience: Patience) -> bool:
 
 
 def _warn_of_replay(store: WandbStore, run: Run, placed: Placed) -> None:
-    """Warn of steps that the run has logged already and will log again."""
+    """Warn of steps that the run has logged already and will log again.
+
+    Rows that name no step as WandbCallback does are a program's own: those after the save, by the clock of the machine that
+    wrote both, may come again.
+    """
     with contextlib.suppress(StoreError, NotFoundError):
-        logged = store.logged_step(run)
-        if logged is not None and logged > placed.step:
-            log.warning("steps %d to %d will be logged again: the run had reached step %d", placed.step + 1, logged, logged)
+        step, at = store.last_logged(run)
+        later = at - placed.source.saved_at if at is not None else 0.0
+        if step is not None and step > placed.step:
+            log.warning("steps %d to %d will be logged again: the run had reached step %d", placed.step + 1, step, step)
+        elif step is None and later > 1.0:
+            log.warning("rows that the program logged up to %.0f s after step %d may be logged again", later, placed.step)
 
 
 def _warn_of_differences(placed: Placed) -> None:

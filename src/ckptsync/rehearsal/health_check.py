@@ -13,7 +13,7 @@ from pathlib import Path
 from ckptsync import layouts, locks
 from ckptsync.checkpoint import step_of
 from ckptsync.job import grace_period, preemption
-from ckptsync.record import FOLDER
+from ckptsync.state_folder import NAME
 from ckptsync.store import artifact
 from ckptsync.upload import snapshot
 from ckptsync.upload.spool import Spool
@@ -58,7 +58,7 @@ def machine(output_dir: Path) -> Iterator[Finding]:
 def _writable(output_dir: Path) -> Finding:
     if os.access(output_dir, os.W_OK | os.X_OK):
         return Finding("output folder", OK, f"{output_dir} is writable")
-    advice = f"Run as the owner of the files, or create {FOLDER} in it for this user."
+    advice = f"Run as the owner of the files, or create {NAME} in it for this user."
     return Finding("output folder", ERROR, f"{output_dir} is not writable", advice)
 
 
@@ -82,7 +82,7 @@ def _locks(output_dir: Path) -> Finding:
         message = (
             "no file locks (flock) on this file system: a lock file keeps a second watcher out, and a lost machine leaves it"
         )
-        advice = f"Mount it with locks (Lustre: -o flock), or delete {FOLDER}/lock.owner after the loss of a machine."
+        advice = f"Mount it with locks (Lustre: -o flock), or delete {NAME}/lock.owner after the loss of a machine."
         return Finding("locks", WARNING, message, advice)
     return Finding("locks", OK, "file locks (flock) work")
 

@@ -48,11 +48,15 @@ class WandbCatalogue:
         except NotFoundError:
             raise NotFoundError(f"there is no run {run}", hint=self._near_misses(run)) from None
 
-    def logged_step(self, run: Run) -> int | None:
-        """The global step of the last row that the training logged, as WandbCallback calls it; None where there is none."""
+    def last_logged(self, run: Run) -> tuple[int | None, float | None]:
+        """The last row that the training logged: its global step, as WandbCallback calls it, and its time on that machine.
+
+        Each is None where the row has none. The time is in seconds since the epoch.
+        """
         with self._client.translated(f"the look-up of run {run}"):
-            value = self._client.api().run(f"{run.entity}/{run.project}/{run.run_id}").summary.get("train/global_step")
-        return int(value) if isinstance(value, int | float) else None
+            summary = self._client.api().run(f"{run.entity}/{run.project}/{run.run_id}").summary
+            step, at = summary.get("train/global_step"), summary.get("_timestamp")
+        return int(step) if isinstance(step, int | float) else None, float(at) if isinstance(at, int | float) else None
 
     def versions(self, name: str) -> list[Version]:
         """See Store."""

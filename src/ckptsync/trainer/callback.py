@@ -19,6 +19,9 @@ from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, patc
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
+PIN_SECONDS = 5.0
+"""Seconds to wait for the pin of a last checkpoint that is deleted next: it takes milliseconds where somebody watches."""
+
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
     """Report an error in what ckptsync adds on one line: it must never end a training."""
@@ -106,6 +109,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._ranks.wait()
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._mark(args, state.global_step, preempted=self._leaving)
+            self._await_pin(args, state)
         if self._leaving and not control.should_training_stop:
             self._leave()
 
@@ -169,6 +173,13 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             run_id=run_id,
             attempt=self._attempt,
         )
+
+    @_harmless
+    def _await_pin(self, args: Any, state: Any) -> None:
+        """Let the watcher pin the last checkpoint before the Trainer deletes it, where only the best one may stay."""
+        best, name = state.best_model_checkpoint, f"checkpoint-{state.global_step}"
+        if state.global_step >= state.max_steps and args.save_total_limit == 1 and best and Path(best).name != name:
+            marker.await_pin(Path(args.output_dir), name, seconds=PIN_SECONDS)
 
     @_harmless
     def _relocate_best(self, args: Any, state: Any) -> None:

@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ckptsync import locks, state_folder
 from ckptsync.checkpoint import File, fingerprint, is_storable, step_of
-
-FOLDER = Path(".ckptsync") / "complete"
 
 
 def write(
@@ -34,7 +33,7 @@ def write(
     checkpoint = output_dir / f"checkpoint-{step}"
     if not checkpoint.is_dir():
         return None
-    folder = output_dir / FOLDER
+    folder = state_folder.of(output_dir) / "complete"
     folder.mkdir(parents=True, exist_ok=True)
     value = {
         "version": 1,
@@ -56,9 +55,22 @@ def write(
     return marker
 
 
+def await_pin(output_dir: Path, name: str, *, seconds: float) -> bool:
+    """Wait until the checkpoint is pinned as its marker names it, if somebody watches. Whether it is."""
+    state = state_folder.of(output_dir)
+    said = json.loads((state / "complete" / name).read_text("utf-8"))
+    save, deadline = f"{name}.{said['print']}", time.monotonic() + seconds
+    while locks.FolderLock(state / "lock").holder and time.monotonic() < deadline:
+        state = state_folder.of(output_dir)
+        if any(path.exists() for path in (state / "spool" / save, state / "parked" / save, state / "receipts" / f"{save}.json")):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def newest_finished(output_dir: Path) -> Path | None:
     """The checkpoint with the highest step whose marker names exactly the files that are there; None if there is none."""
-    for marker in sorted((output_dir / FOLDER).glob("checkpoint-*"), key=_step_of, reverse=True):
+    for marker in sorted((state_folder.of(output_dir) / "complete").glob("checkpoint-*"), key=_step_of, reverse=True):
         checkpoint = output_dir / marker.name
         try:
             said = json.loads(marker.read_text("utf-8"))

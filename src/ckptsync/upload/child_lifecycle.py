@@ -41,7 +41,7 @@ class ChildLifecycle:
         self.settings = settings
         self.urgent = False
         self._environment = environment
-        self._private = self._used = private
+        self.private = self._used = self._meant = private
         self._command = command
         self._proc = proc
         self._child: Child | None = None
@@ -76,12 +76,13 @@ class ChildLifecycle:
 
     def start(self) -> Child:
         """The process, started where there is none. Raises TransientStoreError."""
-        if self._child and self._throttle is None and self._limits:
-            # The limit was set after it had been started: the next one goes through it.
+        late = self._throttle is None and self._limits
+        if self._child and (late or self._meant != self.private):
+            # The limit was set, or the folder moved, after it had been started.
             self.close()
         if self._child is None:
             durable.remove_tree(self._used)
-            self._used = self._lockable()
+            self._meant, self._used = self.private, self._lockable()
             environment = {**self._environment, **self._limited()}
             yielding = self.settings.yielding and not self.urgent
             self._child = Child(self.run, environment, self._used, yielding=yielding, command=self._command)
@@ -105,8 +106,8 @@ class ChildLifecycle:
 
     def _lockable(self) -> Path:
         """The folder for the client's files, elsewhere if it can't be locked: the client gives up without flock (wandb 0.31)."""
-        if locks.available(self._private.parent):
-            return self._private
+        if locks.available(self.private.parent):
+            return self.private
         return Path(tempfile.mkdtemp(prefix="ckptsync-"))
 
     @property

@@ -235,6 +235,8 @@ class Daemon:
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
         self._follow_replaced_folder()
+        if self.spool.move_in():
+            self._follow_state()
         if self.pinner.restart_detection.attempt_changed:
             self.resumed()
         if self.spool.take_retry_request():
@@ -270,6 +272,7 @@ class Daemon:
         self._stop_listening()
         self._folder.release()
         self._folder.acquire()
+        self._follow_state()
         known = self._known.values
         record.change(self.watch.output_dir, lambda there: {**known, **there})
         self._prepare()
@@ -278,6 +281,11 @@ class Daemon:
         self.uploader.last_error = None
         if listening:
             self._listen()
+
+    def _follow_state(self) -> None:
+        """The output folder is no longer empty, and the state moved into it."""
+        self._quiet_period.markers = self.spool.markers.folder
+        self.uploader.child.private = self.spool.root / "wandb"
 
     @property
     def failing(self) -> bool:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptsync import durable, locks
+from ckptsync import locks
 from ckptsync.checkpoint import Run
 from ckptsync.errors import ConfigurationError
 from ckptsync.upload.spool import Spool
@@ -17,9 +17,9 @@ class HeldFolder:
     """`.ckptsync` below one output folder, held by at most one watcher."""
 
     def __init__(self, spool: Spool, run: Run) -> None:
-        self._root = spool.root
+        self._spool = spool
         self._run = run
-        self._lock = locks.FolderLock(spool.lock_path)
+        self._lock = locks.FolderLock(spool.lock_path, of=spool.output_dir)
         self._identity: tuple[int, int] | None = None
 
     @property
@@ -30,13 +30,14 @@ class HeldFolder:
     @property
     def replaced(self) -> bool:
         """Whether another folder stands in its place: deleted and made again, or reached by a link that was moved."""
-        return self._identity not in (None, _identity(self._root))
+        return self._identity not in (None, _identity(self._spool.root))
 
     def acquire(self) -> None:
         """Make the folder and hold it. Raises LockedError, naming the holder."""
-        durable.make_folder(self._root)
+        self._spool.make()
+        self._lock = locks.FolderLock(self._spool.lock_path, of=self._spool.output_dir)
         self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self._run}")
-        self._identity = _identity(self._root)
+        self._identity = _identity(self._spool.root)
 
     def release(self) -> None:
         """Hold it no longer."""
@@ -49,7 +50,7 @@ class HeldFolder:
         try:
             yield
         except OSError as error:
-            raise ConfigurationError(f"{self._root} cannot be written to: {error.strerror}", hint=hint) from error
+            raise ConfigurationError(f"{self._spool.root} cannot be written to: {error.strerror}", hint=hint) from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

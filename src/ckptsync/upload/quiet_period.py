@@ -61,7 +61,7 @@ class QuietPeriod:
 
     def __init__(self, output_dir: Path, markers: Path, *, quiet: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._output_dir = output_dir
-        self._markers = markers
+        self.markers = markers
         self.quiet = quiet
         self._clock = clock
         self._done: dict[str, tuple[int, str, int]] = {}
@@ -230,7 +230,7 @@ class QuietPeriod:
         candidate = self._candidates[name]
         if self._clock() - candidate.since >= self.quiet:
             return True
-        marker = durable.read_json(self._markers / name)
+        marker = durable.read_json(self.markers / name)
         return marker is not None and marker.get("print") == candidate.fingerprint
 
 

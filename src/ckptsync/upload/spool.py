@@ -18,10 +18,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ckptsync import durable
+from ckptsync import durable, record, state_folder
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
 from ckptsync.errors import CkptsyncError, IntegrityError
-from ckptsync.record import FOLDER
 from ckptsync.upload import snapshot
 from ckptsync.upload.history import History
 from ckptsync.upload.receipts import Receipts
@@ -46,19 +45,48 @@ def _readable(directory: Path) -> bool:
 
 
 class Spool:
-    """The folder `.ckptsync` of one output folder."""
+    """The state of one output folder: `.ckptsync` in it, or beside it for as long as it is empty (`state_folder`)."""
 
     def __init__(self, output_dir: Path, *, run_id: str | None = None, clock: Callable[[], float] = time.time) -> None:
         self.output_dir = output_dir
         self.run_id = run_id
         self.foreign: frozenset[str] = frozenset()
         """Names of what another run left in the queue, as `prepare` found it: it stays, and nothing here counts it."""
-        self.root = output_dir / FOLDER
-        self.receipts = Receipts(self.root / "receipts", run_id)
-        self.markers = SaveMarkers(self.root / "complete")
-        self.history = History(self.root / "history.jsonl", clock)
         self._clock = clock
         self._sequence: int | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder at this moment: it moves once."""
+        return state_folder.of(self.output_dir)
+
+    @property
+    def receipts(self) -> Receipts:
+        """The proofs of what is durable."""
+        return Receipts(self.root / "receipts", self.run_id)
+
+    @property
+    def markers(self) -> SaveMarkers:
+        """What the training says of its saves."""
+        return SaveMarkers(self.root / "complete")
+
+    @property
+    def history(self) -> History:
+        """What happened in the output folder."""
+        return History(self.root / "history.jsonl", self._clock)
+
+    def make(self) -> None:
+        """Make the folder where it belongs now."""
+        self.move_in()
+        durable.make_folder(state_folder.to_make(self.output_dir))
+
+    def move_in(self) -> bool:
+        """Move the state into an output folder that is no longer empty. Whether it moved; where that fails, it stays beside."""
+        try:
+            return record.move_in(self.output_dir)
+        except OSError as error:
+            log.debug("the state stays in %s: %s", self.root, error)
+            return False
 
     @property
     def lock_path(self) -> Path:
