@@ -125,7 +125,7 @@ def watch_in_background(
 
 def _start(folder: Path, run: Run) -> Watching:
     """Start a watcher and wait until it watches. Raises what it ends with before."""
-    log = durable.make_folder(state_folder.to_make(folder)) / "watch.log"
+    log = durable.make_folder(state_folder.of(folder)) / "watch.log"
     words = ["watch", str(folder), "--run-id", run.run_id, "--project", run.project, "--pid", str(os.getpid())]
     words += ["--entity", run.entity] if run.entity else []
     with tempfile.TemporaryDirectory(prefix="ckptsync-") as private, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:

@@ -88,7 +88,7 @@ def _outlive_signals() -> None:
 
     Blocked, not ignored, since wandb-core inherits that: Go's runtime has a handler of its own for what is ignored.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 
 
 def _die_with(parent: int | None) -> None:

@@ -229,7 +229,7 @@ def update(output_dir: Path, **values: Any) -> Record:
 
 def change(output_dir: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Record:
     """As `update`, with the values decided from what stands there, while nobody else can change it."""
-    path = durable.make_folder(state_folder.to_make(output_dir)) / "run.json"
+    path = durable.make_folder(state_folder.of(output_dir)) / "run.json"
     # The watcher and the training both update it: without the lock one could lose what the other wrote.
     with locks.exclusive(path.with_name("run.lock")):
         # It may have been moved into the output folder meanwhile.
@@ -243,13 +243,19 @@ def change(output_dir: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, 
     return Record(merged)
 
 
-def move_in(output_dir: Path) -> bool:
-    """Move the state into an output folder that is no longer empty, while nobody changes run.json. Whether it was moved."""
+def move_state_out(output_dir: Path) -> bool:
+    """See `state_folder.move_out`; while nobody changes run.json."""
+    with locks.exclusive(path_of(output_dir).with_name("run.lock")):
+        return state_folder.move_out(output_dir)
+
+
+def move_state_in(output_dir: Path, *, though_empty: bool = False) -> bool:
+    """See `state_folder.move_in`; while nobody changes run.json."""
     beside = state_folder.of(output_dir)
-    if beside.parent == output_dir or not beside.is_dir():
+    if beside.name == state_folder.NAME:
         return False
     with locks.exclusive(beside / "run.lock"):
-        return state_folder.move_in(output_dir)
+        return state_folder.move_in(output_dir, though_empty=though_empty)
 
 
 def _attempt(value: Mapping[str, Any]) -> Attempt:

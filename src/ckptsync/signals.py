@@ -11,9 +11,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 Handler = Callable[[int], None]
+
+INSIST = 0.3
+"""Seconds within which the same signal again is an echo: a wrapper in a group that was signaled passes it on."""
 
 _handlers: dict[int, Handler] = {}
 
@@ -22,10 +26,11 @@ _handlers: dict[int, Handler] = {}
 def handled(numbers: Iterable[int], handle: Handler) -> Iterator[None]:
     """Call `handle(number)`, in another thread, for each of these signals that arrives while the block runs.
 
-    For the main thread alone. Blocks may be nested, with other signals in each.
+    For the main thread alone. Blocks may be nested, with other signals in each. What this process was started to ignore (SIGHUP
+    by nohup, SIGINT by a script's `&`) stays ignored, here and in the programs that it starts.
     """
+    mine = {number: handle for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
     first = not _handlers
-    mine = dict.fromkeys(numbers, handle)
     _handlers.update(mine)
     with _dispatching() if first else contextlib.nullcontext():
         before = {number: signal.signal(number, _leave_to_the_thread) for number in mine}
@@ -35,6 +40,17 @@ def handled(numbers: Iterable[int], handle: Handler) -> Iterator[None]:
             for number, handler in before.items():
                 signal.signal(number, handler)
                 _handlers.pop(number)
+
+
+class Repeats:
+    """Tells a person who insists from the echo of one signal."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, float] = {}
+
+    def insisted(self, number: int) -> bool:
+        """Note a signal. Whether it had come before, and long enough ago."""
+        return time.monotonic() - self._first.setdefault(number, time.monotonic()) > INSIST
 
 
 def _leave_to_the_thread(_number: int, _frame: object) -> None:

@@ -1,7 +1,7 @@
-"""Where the state of an output folder is kept: in `.ckptsync` below it, or beside it for as long as the output folder is empty.
+"""Where the state of an output folder is kept: in `.ckptsync` in it, and beside it while a training starts with an empty one.
 
 Many programs insist on an empty output folder at their first start, as the examples of transformers 4.57 do, and continue only
-where they find a checkpoint. So what is known before the first one stands beside the folder, in `.NAME.ckptsync`.
+where they find a checkpoint. So while such a training has saved nothing yet, `.NAME.ckptsync` beside the folder is the state.
 """
 
 from __future__ import annotations
@@ -20,16 +20,22 @@ def of(output_dir: Path) -> Path:
     return inside if _is_folder(inside) or not _is_beside(output_dir) else _beside(output_dir)
 
 
-def to_make(output_dir: Path) -> Path:
-    """As `of`, for a command that is about to make the folder: beside an output folder that is empty and could take it later."""
-    there = of(output_dir)
-    return there if _is_folder(there) or not _could_move_in(output_dir) else _beside(output_dir)
+def move_out(output_dir: Path) -> bool:
+    """Move the state beside an output folder that holds nothing else and could take it back. Whether it was moved."""
+    beside = _beside(output_dir)
+    if os.path.lexists(beside) or _others(output_dir) or not _is_folder(output_dir / NAME):
+        return False
+    one_file_system = output_dir.stat().st_dev == beside.parent.stat().st_dev
+    if not one_file_system or not os.access(beside.parent, os.W_OK | os.X_OK):
+        return False
+    (output_dir / NAME).rename(beside)
+    return True
 
 
-def move_in(output_dir: Path) -> bool:
-    """Move the state into the output folder, if it stands beside one that is no longer empty. Whether it was moved."""
+def move_in(output_dir: Path, *, though_empty: bool = False) -> bool:
+    """Move the state back into an output folder that is no longer empty. Whether it was moved."""
     beside = of(output_dir)
-    if beside.name == NAME or _is_empty(output_dir):
+    if beside.name == NAME or not (though_empty or _others(output_dir)):
         return False
     beside.rename(output_dir / NAME)
     return True
@@ -53,19 +59,6 @@ def _is_beside(output_dir: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid in owners and os.access(beside, os.W_OK | os.X_OK)
 
 
-def _could_move_in(output_dir: Path) -> bool:
-    beside = _beside(output_dir)
-    parent = beside.parent
-    # What is there and isn't ours was planted.
-    if os.path.lexists(beside):
-        return False
-    try:
-        one_file_system = output_dir.stat().st_dev == parent.stat().st_dev
-        return one_file_system and os.access(parent, os.W_OK | os.X_OK) and _is_empty(output_dir)
-    except OSError:
-        return False
-
-
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -73,6 +66,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _is_empty(output_dir: Path) -> bool:
+def _others(output_dir: Path) -> bool:
+    """Whether anything but the state is in the folder."""
     with os.scandir(output_dir) as entries:
-        return next(entries, None) is None
+        return any(entry.name != NAME for entry in entries)

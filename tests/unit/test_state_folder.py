@@ -1,4 +1,4 @@
-"""Where the state of an output folder is kept, before and after its first checkpoint."""
+"""Where the state of an output folder is kept while a training starts with an empty one."""
 
 from __future__ import annotations
 
@@ -14,47 +14,49 @@ from tests.checkpoints import make_checkpoint
 
 @pytest.fixture
 def output_dir(tmp_path: Path) -> Path:
+    """An output folder that holds the state alone."""
     folder = tmp_path / "out"
-    folder.mkdir()
+    record.update(folder, run_id="r1")
     return folder
 
 
-def test_an_empty_output_folder_stays_empty_and_gets_its_state_with_the_first_checkpoint(output_dir: Path) -> None:
+def test_the_state_leaves_an_empty_output_folder_and_comes_back_with_the_first_checkpoint(output_dir: Path) -> None:
     spool = Spool(output_dir, run_id="r1")
-    spool.make()
-    record.update(output_dir, run_id="r1")
+    spool.move_out()
+    record.update(output_dir, project="p")
+    spool.move_in()
     assert list(output_dir.iterdir()) == []
-    assert not spool.move_in()
-    assert Spool(output_dir).root == output_dir.parent / ".out.ckptsync"
+    assert spool.root == output_dir.parent / ".out.ckptsync"
 
     make_checkpoint(output_dir, 4)
+    assert record.read(output_dir).text("run_id") == "r1"
+    spool.move_in()
 
-    assert record.read(output_dir).text("run_id") == "r1"
-    assert spool.move_in()
-    assert not spool.move_in()
-    assert record.read(output_dir).text("run_id") == "r1"
+    assert record.read(output_dir).text("project") == "p"
     assert spool.root == output_dir / ".ckptsync"
     assert list(output_dir.parent.iterdir()) == [output_dir]
 
 
+def test_after_a_training_that_saved_nothing_the_state_comes_back_too(output_dir: Path) -> None:
+    spool = Spool(output_dir)
+    spool.move_out()
+
+    spool.move_in(though_empty=True)
+
+    assert list(output_dir.iterdir()) == [output_dir / ".ckptsync"]
+
+
 def test_a_link_and_the_folder_that_it_names_have_one_state(output_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(output_dir)
-    Spool(tmp_path / "link").make()
+    Spool(tmp_path / "link").move_out()
 
     assert state_folder.of(output_dir) == state_folder.of(tmp_path / "link") == tmp_path / ".out.ckptsync"
 
 
-def test_a_state_that_is_there_stays_and_one_beside_a_full_folder_moves_in_at_the_next_start(
-    output_dir: Path,
-) -> None:
-    (output_dir / ".ckptsync").mkdir()
-    Spool(output_dir).make()
-    assert state_folder.of(output_dir) == output_dir / ".ckptsync"
+def test_the_state_stays_in_a_folder_with_something_else_in_it(output_dir: Path) -> None:
+    (output_dir / "notes.txt").touch()
 
-    (output_dir / ".ckptsync").rename(output_dir.parent / ".out.ckptsync")
-    make_checkpoint(output_dir, 4)
-    Spool(output_dir).make()
-    assert state_folder.of(output_dir) == output_dir / ".ckptsync"
+    assert not state_folder.move_out(output_dir)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
@@ -63,7 +65,7 @@ def test_a_folder_of_another_user_beside_it_is_no_state(output_dir: Path) -> Non
     planted.mkdir()
     os.chown(planted, 12345, 12345)
 
-    Spool(output_dir).make()
+    Spool(output_dir).move_out()
 
     assert state_folder.of(output_dir) == output_dir / ".ckptsync"
 
@@ -72,6 +74,6 @@ def test_a_link_beside_it_is_no_state(output_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".out.ckptsync").symlink_to(tmp_path / "elsewhere")
 
-    Spool(output_dir).make()
+    Spool(output_dir).move_out()
 
     assert state_folder.of(output_dir) == output_dir / ".ckptsync"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import signal
 import sys
 
 import click
@@ -71,6 +73,9 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code. An error is reported in one line, with a traceback only if -v is given."""
     words = sys.argv[1:] if arguments is None else arguments
+    # Where it is ignored, the kernel keeps no exit code of a child: a training that failed would count as one that succeeded.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         code = cli.main(words, prog_name="ckptsync", standalone_mode=False)
     except CkptsyncError as error:

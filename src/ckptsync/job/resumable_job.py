@@ -121,7 +121,7 @@ class ResumableJob:
         """
         host = f"{socket.gethostname()}: "
         lock = locks.FolderLock(
-            durable.make_folder(state_folder.to_make(self._output_dir)) / "job", of=self._output_dir, doing="trained in"
+            durable.make_folder(state_folder.of(self._output_dir)) / "job", of=self._output_dir, doing="trained in"
         )
         try:
             lock.acquire(f"{host}ckptsync, pid {os.getpid()}, run {self.run}")
@@ -292,6 +292,8 @@ class ResumableJob:
         )
 
         def start() -> StartedTraining:
+            if not placed:
+                Spool(self._output_dir).move_out()
             training = StartedTraining(words, environ, cwd=cwd)
             record.update(self._output_dir, training=processes.identity(training.pid))
             return training

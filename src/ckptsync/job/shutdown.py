@@ -50,6 +50,7 @@ class Shutdown:
         self._inbox: queue.SimpleQueue[tuple[Notice, int] | None] = queue.SimpleQueue()
         self._listener = NoticeListener(sources, lambda notice: self._inbox.put((notice, signal.SIGTERM)))
         self._signals: list[int] = []
+        self._repeats = signals.Repeats()
         self._training: Training | None = None
         self._changing = threading.Lock()
 
@@ -68,7 +69,8 @@ class Shutdown:
         """Take signals and notices while the block runs."""
         threading.Thread(target=self._handle_all, name="notices", daemon=True).start()
         self._listener.start()
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        # On a terminal, SIGHUP says that the terminal is gone.
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *([signal.SIGHUP] if os.isatty(0) else []))
         try:
             with signals.handled(numbers, self._note_signal), self._daemon.stop.on_signals():
                 yield
@@ -105,8 +107,11 @@ class Shutdown:
         killing.start()
 
     def _note_signal(self, number: int) -> None:
-        """Queue the signal; the same one twice exits at once, whatever the thread that handles them is doing."""
+        """Queue the signal; the same one later again exits at once, whatever the thread that handles them is doing."""
+        insisted = self._repeats.insisted(number)
         if number in self._signals and number != signal.SIGUSR1:
+            if not insisted:
+                return
             if self._training:
                 self._training.signal(signal.SIGKILL)
             self._daemon.uploader.kill()
@@ -152,7 +157,7 @@ class Shutdown:
         self._daemon.spool.history.record("notice", source=notice.source, seconds=notice.seconds)
         self._daemon.uploader.hurry(notice.seconds)
         if self._training:
-            self._training.request_save(number)
+            self._training.request_save(signal.SIGTERM if number == signal.SIGHUP else number)
         threading.Thread(target=self._upload_newest_until_deadline, name="deadline", daemon=True).start()
 
     def _exit_before_start(self, notice: Notice) -> None:

@@ -88,6 +88,7 @@ class Supervisor:
             self._daemon.begun = True
             self._daemon.stop.wake.set()
             code = training.wait()
+            self._daemon.spool.move_in(though_empty=True)
             self._shutdown.training_ended()
             if self._ended_for_good(code, start):
                 return code

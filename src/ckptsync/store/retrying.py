@@ -111,6 +111,7 @@ def retry(
         before_sleep=failing,
         reraise=True,
     )(first_known)
-    if failures:
+    # False: there was nothing left to do.
+    if failures and result is not False:
         log.warning("%s succeeded after %d failed attempt%s", what, failures, "s" if failures > 1 else "")
     return result

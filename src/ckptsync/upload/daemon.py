@@ -235,8 +235,8 @@ class Daemon:
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
         self._follow_replaced_folder()
-        if self.spool.move_in():
-            self._follow_state()
+        self.spool.move_in()
+        self._follow_state()
         if self.pinner.restart_detection.attempt_changed:
             self.resumed()
         if self.spool.take_retry_request():
@@ -283,7 +283,7 @@ class Daemon:
             self._listen()
 
     def _follow_state(self) -> None:
-        """The output folder is no longer empty, and the state moved into it."""
+        """The state is in the output folder, or beside it while a training starts with an empty one."""
         self._quiet_period.markers = self.spool.markers.folder
         self.uploader.child.private = self.spool.root / "wandb"
 

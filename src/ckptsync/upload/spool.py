@@ -76,17 +76,18 @@ class Spool:
         return History(self.root / "history.jsonl", self._clock)
 
     def make(self) -> None:
-        """Make the folder where it belongs now."""
-        self.move_in()
-        durable.make_folder(state_folder.to_make(self.output_dir))
+        """Make the folder."""
+        durable.make_folder(self.root)
 
-    def move_in(self) -> bool:
-        """Move the state into an output folder that is no longer empty. Whether it moved; where that fails, it stays beside."""
-        try:
-            return record.move_in(self.output_dir)
-        except OSError as error:
-            log.debug("the state stays in %s: %s", self.root, error)
-            return False
+    def move_out(self) -> None:
+        """Leave the output folder empty to a program that may insist on it."""
+        with contextlib.suppress(OSError):
+            record.move_state_out(self.output_dir)
+
+    def move_in(self, *, though_empty: bool = False) -> None:
+        """Come back into an output folder that is no longer empty. Where that fails, the state stays where it is."""
+        with contextlib.suppress(OSError):
+            record.move_state_in(self.output_dir, though_empty=though_empty)
 
     @property
     def lock_path(self) -> Path:

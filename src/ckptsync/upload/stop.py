@@ -19,6 +19,8 @@ class Stop:
         self.wake = threading.Event()
         self.hung_up = threading.Event()
         self.on_second: Callable[[], None] = lambda: None
+        self._repeats = signals.Repeats()
+        self._reloads = not os.isatty(0)
 
     def request(self) -> None:
         """End the watching: complete checkpoints are pinned, and the current upload is finished."""
@@ -29,18 +31,21 @@ class Stop:
     def on_signals(self, *numbers: signal.Signals) -> Iterator[None]:
         """While the block lasts, the first of these signals requests the end and the second one exits.
 
-        SIGHUP asks for the settings to be read again, except on a terminal, where it means that the terminal is gone.
+        SIGHUP asks for the settings to be read again, except on a terminal, where it means that the terminal is gone: that is
+        handled as these signals are.
         """
-        watched = numbers if os.isatty(0) else (*numbers, signal.SIGHUP)
+        watched = (*numbers, signal.SIGHUP) if numbers or self._reloads else ()
         with signals.handled(watched, self._handle):
             yield
 
     def _handle(self, number: int) -> None:
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and self._reloads:
             self.hung_up.set()
             self.wake.set()
-        elif self.event.is_set():
+            return
+        insisted = self._repeats.insisted(number)
+        if not self.event.is_set():
+            self.request()
+        elif insisted:
             self.on_second()
             os._exit(128 + number)
-        else:
-            self.request()
