@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 
 from ckptsync import record
@@ -51,6 +50,7 @@ class Outcome:
     def exit_code(self, code: int | None) -> int:
         """The exit code of the whole job, from that of its training. Raises CkptsyncError for what a user has to act on."""
         newest = self.newest()
+        self._wait_for_other_watcher(newest)
         if newest and self._shutdown.notice is not None and not self._shutdown.restarted_before:
             # It saved as asked. A restart from scratch after that is the work of a launcher that starts ranks again.
             self._daemon.forgive_restart()
@@ -58,9 +58,9 @@ class Outcome:
         if self.finished(newest, code) or not self.preempted(newest) or self._shutdown.interrupted:
             if not code:
                 self._daemon.raise_unsettled()
+                self._require_durable(newest)
                 self._warn_of_none(newest)
             return code or 0
-        self._wait_for_other_watcher(newest)
         if self._durable(newest):
             return self._report_preempted(newest)
         if code and code != PreemptedError.exit_code:
@@ -96,8 +96,29 @@ class Outcome:
         known = newest is None or f"{newest.name}.{newest.fingerprint}" in spool.receipts
         return known and not spool.pending()
 
+    def raise_undurable(self) -> None:
+        """Raise for what is not durable of a finished training, after the time that another watcher may take for it."""
+        newest = self.newest()
+        self._wait_for_other_watcher(newest)
+        self._daemon.raise_outcome()
+        self._require_durable(newest)
+
+    def _require_durable(self, newest: Checkpoint | None) -> None:
+        """Raise where another watcher holds the folder and the newest checkpoint is not durable."""
+        if self._watch.elsewhere and self._uploads and not self._durable(newest):
+            raise CkptsyncError(
+                f"{newest.name if newest else 'the queue'} is not durable: another watcher holds {self._daemon.spool.output_dir}",
+                hint="End that one, then start the same command again: `ckptsync status` names it.",
+            )
+
     def _wait_for_other_watcher(self, newest: Checkpoint | None) -> None:
         """If another watcher holds the folder, it writes the receipt."""
-        deadline = self._shutdown.deadline or time.monotonic() + RECEIPT_WAIT
-        while self._watch.elsewhere and not self._durable(newest) and time.monotonic() < deadline:
-            threading.Event().wait(0.2)
+        if not (self._watch.elsewhere and self._uploads):
+            return
+        deadline, asked = self._shutdown.deadline, self._daemon.watch.settings.flush_for
+        limit = deadline - time.monotonic() if deadline else RECEIPT_WAIT if asked is None else asked
+        self._watch.finish_elsewhere(lambda: self._durable(newest), limit)
+
+    @property
+    def _uploads(self) -> bool:
+        return self._daemon.watch.settings.mode == "online"

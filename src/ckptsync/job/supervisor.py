@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,9 +73,12 @@ class Supervisor:
 
     def _upload_the_rest(self) -> None:
         """Upload what a killed watcher may have left of a finished training."""
-        with contextlib.suppress(LockedError), self._daemon.held():
-            self._daemon.follow(ended=lambda: True)
-            self._daemon.raise_outcome()
+        try:
+            with self._daemon.held():
+                self._daemon.follow(ended=lambda: True)
+        except LockedError as error:
+            self._watch.leave_to(error)
+        self._outcome.raise_undurable()
 
     def _run_to_the_end(self, start: Start | None) -> int | None:
         """Start and restart until the training ends for good. Returns its exit code."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from ckptsync.errors import LockedError
 from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
+
+TAKE_OVER_PAUSE = 2.0
+"""Seconds between two attempts to hold a folder that another watcher holds."""
 
 RESTART_PAUSE = 5.0
 """Seconds until a watcher that failed is started again."""
@@ -35,16 +39,14 @@ class WatchThread:
     @contextlib.contextmanager
     def beside(self) -> Iterator[None]:
         """Watch while the block runs. Raises in the end what the daemon raised."""
+        failed: list[BaseException] = []
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._daemon.held())
             except LockedError as error:
-                self._leave_to(error)
-                yield
-                return
-            self.running = True
-            failed: list[BaseException] = []
-            thread = threading.Thread(target=self._follow, args=(failed,), name="watcher")
+                self.leave_to(error)
+            self.running = not self.elsewhere
+            thread = threading.Thread(target=self._take_over if self.elsewhere else self._follow, args=(failed,), name="watcher")
             thread.start()
             try:
                 yield
@@ -56,12 +58,29 @@ class WatchThread:
             if failed:
                 raise failed[0]
 
-    def _leave_to(self, other: LockedError) -> None:
+    def leave_to(self, other: LockedError) -> None:
         """Leave the uploads to the watcher that holds the folder. No loop of ours is alive then for the service manager."""
         log.warning("%s; leaving the uploads to it", other)
         self.elsewhere = True
         self._daemon.manager.ready(f"training; {other}")
         self._daemon.manager.unwatched()
+
+    def _take_over(self, failed: list[BaseException]) -> None:
+        """Watch as soon as the other watcher lets the folder go. It may be a `push` that takes a minute, or be killed."""
+        while self.elsewhere and not self.finishing.wait(TAKE_OVER_PAUSE):
+            with contextlib.suppress(LockedError), self._daemon.held():
+                log.warning("%s is free: uploading from here", self._daemon.spool.output_dir)
+                self.elsewhere, self.running = False, True
+                self._follow(failed)
+
+    def finish_elsewhere(self, durable: Callable[[], bool], seconds: float) -> None:
+        """Wait so long for what another watcher has to upload, and upload the rest once that one lets the folder go."""
+        deadline = time.monotonic() + seconds
+        while self.elsewhere and not durable() and time.monotonic() < deadline:
+            with contextlib.suppress(LockedError), self._daemon.held():
+                self.elsewhere = False
+                self._daemon.follow(ended=lambda: True)
+            threading.Event().wait(0.2)
 
     def _follow(self, failed: list[BaseException]) -> None:
         """Watch until the training has ended. A watcher that fails is started again: the training may go on for a week."""
