@@ -276,6 +276,8 @@ class ResumableJob:
             resumed_step=placed.step if placed else None,
             resumed_version=str(version) if version else None,
         )
+        if placed and self._hook and words == command:
+            record.update(self._output_dir, handed_over={"attempt": attempt.number, "step": placed.step})
         if placed:
             history = Spool(self._output_dir).history
             history.record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))
