@@ -13,7 +13,7 @@ import pytest
 
 from ckptsync.job import heartbeat
 from tests.checkpoints import make_checkpoint
-from tests.integration.conftest import Ended, Tool, events, kept, kill_tree, program, refusal, wait_for
+from tests.integration.conftest import Ended, Tool, events, kept, kill_tree, program, refusal, training, wait_for
 from tests.server_process import ServerProcess
 
 TRAINS = ("make_checkpoint(pathlib.Path(sys.argv[1]), 4)", "print('training', flush=True)", "time.sleep(600)")
@@ -94,6 +94,21 @@ def test_after_a_clean_end_the_next_machine_starts_at_once(machine: Make, server
 
 
 @pytest.mark.slow
+def test_a_training_that_lives_on_without_ckptsync_on_another_machine_is_noticed(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    words = [*one.command()[:-3], *training(one.output_dir, steps=900, save=4, seconds=0.5)]
+    ended(subprocess.Popen(words, env=one.environment | {"WANDB_RUN_ID": "orphan"}, cwd=one.home))
+    wait_for(lambda: (one.output_dir / "checkpoint-4").is_dir(), seconds=120, what="a checkpoint")
+
+    refused = two(*two.job("orphan"), timeout=120)
+
+    assert refused.returncode == 7, refused.stderr
+    assert "run local/tests/orphan is already trained on machine-one" in refusal(refused)
+
+
+@pytest.mark.slow
 def test_a_machine_that_is_gone_is_waited_for_no_longer_than_its_silence(
     machine: Make, server: ServerProcess, ended: Ended
 ) -> None:
@@ -107,7 +122,7 @@ def test_a_machine_that_is_gone_is_waited_for_no_longer_than_its_silence(
     two.wait_until("training\n", seconds=heartbeat.SILENCE + 30)
 
     assert time.monotonic() - begun < heartbeat.SILENCE + 30
-    assert "is followed by machine-one" in two.log.read_text()
+    assert "is followed by ckptsync on machine-one" in two.log.read_text()
     assert "is silent for 60 s" in two.log.read_text()
 
 

@@ -108,7 +108,7 @@ def watch_command(
                 heartbeat.leaving = lambda: watcher.uploader.hurried
                 ending.enter_context(heartbeat.ending())
                 if not force:
-                    heartbeat.require_alone(watcher.run, stop.event)
+                    heartbeat.require_alone(watcher.run, stop.event, training=False)
                 heartbeat.start(watcher.run)
             if once:
                 watcher.once()

@@ -30,6 +30,9 @@ SILENCE = 60.0
 
 POLL = 1.0
 
+LAST_WORDS = 5.0
+"""Seconds for which the clients of a process that was killed may still send something."""
+
 
 class Heartbeat:
     """That this process follows the run. `leaving` is asked at each heartbeat whether a preemption notice came.
@@ -50,22 +53,29 @@ class Heartbeat:
         """Whether this process holds the run."""
         return self._thread is not None
 
-    def require_alone(self, run: Run, stop: threading.Event | None = None) -> None:
+    def require_alone(self, run: Run, stop: threading.Event | None = None, *, training: bool) -> None:
         """Return when no other machine or folder follows the run; `run` has its entity. Raises LockedError if one does.
 
-        Waits for one that is leaving, and for a silent one until it counts as lost, or until `stop` is set.
+        With `training`, this process will train, so no training on another machine may log to the run either. Waits for one that
+        is leaving, and for a silent one until it counts as lost, or until `stop` is set.
         """
         self._notes.run = run
-        stop = stop or threading.Event()
-        last, since = self._other(), time.monotonic()
-        if last and not _is_silent(last):
-            log.warning("run %s is followed by %s: waiting until it ends or is silent for %.0f s", run, last.holder, SILENCE)
+        for look in (self._other, self._other_training) if training else (self._other,):
+            self._await_silence(look, stop or threading.Event())
+
+    def _await_silence(self, look: Callable[[], Sign | None], stop: threading.Event) -> None:
+        last = _seen(look, None)
+        if last is None or _is_silent(last):
+            return
+        log.warning("run %s is %s: waiting until that ends or is silent for %.0f s", self._notes.run, last, SILENCE)
+        begun = since = time.monotonic()
         while last and not _is_silent(last) and time.monotonic() - since < SILENCE and not stop.wait(POLL):
-            found = self._other(last)
+            found = _seen(look, last)
             if found and found.running and found.beat != last.beat:
-                if found.holder and not found.holder.leaving:
+                leaving = found.holder is not None and found.holder.leaving
+                if not leaving and time.monotonic() - begun > LAST_WORDS:
                     raise LockedError(
-                        f"run {run} is already followed by ckptsync on {found.holder}",
+                        f"run {self._notes.run} is already {found}",
                         hint="Stop it there first, or add --force to go on beside it.",
                     )
                 since = time.monotonic()
@@ -92,15 +102,16 @@ class Heartbeat:
                     if not self._is_taken(self._notes.read()):
                         self._notes.end()
 
-    def _other(self, before: Sign | None = None) -> Sign | None:
-        """What is known of another holder, None where there is none; `before` where the store doesn't answer now."""
-        try:
-            found = self._notes.read()
-        except TransientStoreError as error:
-            log.debug("%s", error)
-            return before
+    def _other(self) -> Sign | None:
+        """What is known of another holder of the run; None where there is none."""
+        found = self._notes.read()
         gone = found.holder is None or not self._is_taken(found) or found.holder.has_ended(self._here)
         return None if gone else found
+
+    def _other_training(self) -> Sign | None:
+        """The same of a training on another host that logs to the run. On this one, the locks of its folder tell."""
+        found = self._notes.read_training()
+        return found if found.running and found.host not in (None, self._here.process["host"]) else None
 
     def _is_taken(self, found: Sign) -> bool:
         return found.holder is not None and found.holder.is_another(self._here)
@@ -121,6 +132,15 @@ class Heartbeat:
                 self._notes.beat(own)
         except TransientStoreError as error:
             log.debug("%s", error)
+
+
+def _seen(look: Callable[[], Sign | None], before: Sign | None) -> Sign | None:
+    """What a look finds; `before` where the store doesn't answer."""
+    try:
+        return look()
+    except TransientStoreError as error:
+        log.debug("%s", error)
+        return before
 
 
 def _is_silent(sign: Sign) -> bool:

@@ -144,7 +144,7 @@ class ResumableJob:
         """Keep other machines from training this run at the same time. Raises LockedError if one does."""
         if self._heartbeat and not self._heartbeat.beating:
             if not self._force:
-                self._heartbeat.require_alone(self.run)
+                self._heartbeat.require_alone(self.run, training=True)
             self._heartbeat.start(self.run)
 
     def pull(self, alias: str | None = None, *, reading: bool = False) -> Placed:

@@ -26,6 +26,8 @@ from ckptsync.errors import TransientStoreError
 TIMEOUT = 10.0
 
 _FIELDS = "name state notes heartbeatAt project { name entity { name } }"
+_TRAINING = """query TrainingRun($entity: String, $project: String, $run: String!) {
+    project(name: $project, entityName: $entity) { run(name: $run) { state host heartbeatAt } } }"""
 _READ = f"""query Holder($entity: String, $project: String, $run: String!) {{
     project(name: $project, entityName: $entity) {{ run(name: $run) {{ {_FIELDS} }} }} }}"""
 _WRITE = f"mutation Hold($input: UpsertBucketInput!) {{ upsertBucket(input: $input) {{ bucket {{ {_FIELDS} }} }} }}"
@@ -63,12 +65,19 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A sign of life: whose, None where nobody says so, and at which server time; `age` in seconds, None if unknown."""
+    """A sign of life of a W&B run: at which server time, and from which host; `age` is in seconds, None if unknown.
 
-    holder: Holder | None
-    beat: str | None
-    running: bool
-    age: float | None
+    `holder` is who follows the training, by the note of the sync run; None where there is none.
+    """
+
+    host: str | None = None
+    holder: Holder | None = None
+    beat: str | None = None
+    running: bool = False
+    age: float | None = None
+
+    def __str__(self) -> str:
+        return f"followed by ckptsync on {self.holder}" if self.holder else f"trained on {self.host}"
 
 
 def here(output_dir: Path) -> Holder:
@@ -89,9 +98,11 @@ class HolderNotes:
 
     def read(self) -> Sign:
         """The last sign of life of whoever holds the run."""
-        variables = {"entity": self.run.entity, "project": self.run.project, "run": self._name}
-        answer, now = self._ask(_READ, variables)
-        return self._sign((answer.get("project") or {}).get("run"), now)
+        return self._sign(*self._run_of(_READ, self._name))
+
+    def read_training(self) -> Sign:
+        """The last sign of life of the training itself, which its own wandb client gives, whatever started it."""
+        return self._sign(*self._run_of(_TRAINING, self.run.run_id))
 
     def beat(self, holder: Holder | None = None) -> Sign:
         """Renew the heartbeat, with a holder also the note of who holds the run, and return what the server then knows."""
@@ -111,6 +122,10 @@ class HolderNotes:
         if self._path:
             self._post(self._path, {"complete": True, "exitcode": 0})
 
+    def _run_of(self, query: str, name: str) -> tuple[Any, float | None]:
+        answer, now = self._ask(query, {"entity": self.run.entity, "project": self.run.project, "run": name})
+        return (answer.get("project") or {}).get("run"), now
+
     @property
     def _name(self) -> str:
         return f"ckptsync-{self.run.run_id}"
@@ -120,7 +135,7 @@ class HolderNotes:
 
     def _sign(self, found: Any, now: float | None) -> Sign:
         if not isinstance(found, dict):
-            return Sign(None, None, running=False, age=None)
+            return Sign()
         with contextlib.suppress(TypeError, KeyError):
             where = found["project"]
             self._path = f"/files/{where['entity']['name']}/{where['name']}/{self._name}/file_stream"
@@ -128,7 +143,8 @@ class HolderNotes:
         age = None
         with contextlib.suppress(TypeError, ValueError):
             age = now - _seconds(beat) if now is not None else None
-        return Sign(_holder(found.get("notes")), beat, found.get("state") in ("running", "preempting"), age)
+        running = found.get("state") in ("running", "preempting")
+        return Sign(found.get("host"), _holder(found.get("notes")), beat, running, age)
 
     def _ask(self, query: str, variables: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
         """The data of an answer, and the server's time."""
