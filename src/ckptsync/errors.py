@@ -6,6 +6,7 @@ CkptsyncError                1   unexpected
 ├── NotFoundError            4   no such run, artifact or version
 ├── IntegrityError           5   no valid checkpoint: incomplete, corrupt, or not the recorded bytes
 │   └── RestartedError       5   the training restarted from scratch instead of resuming
+│       └── HookMissingError 5   the hook that hands over the checkpoint did not reach the training
 ├── SnapshotChangedError     1   the files changed while they were pinned or uploaded; pinned again automatically
 ├── LockedError              7   another watcher holds the folder
 ├── PreemptedError          75   preempted, everything durable: start me again
@@ -72,6 +73,15 @@ class RestartedError(IntegrityError):
     hint = (
         "Make the program resume from the checkpoint, for example with --resume_from_checkpoint {checkpoint};"
         " if it is meant to restart from scratch, add --allow-restart."
+    )
+
+
+class HookMissingError(RestartedError):
+    """A checkpoint was to be handed over by the hook, which reached no Python process of the training."""
+
+    hint = (
+        "python -I, sudo, env -i, a container or a PYTHONPATH of its own loses the hook: put {checkpoint} into the command,"
+        " or add --no-hook if the program resumes by itself."
     )
 
 

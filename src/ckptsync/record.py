@@ -122,6 +122,13 @@ class Record:
         return number if isinstance(number, int) else None
 
     @property
+    def handed_over(self) -> int | None:
+        """The step of the checkpoint that the hook was to hand to the newest attempt; None where it was to hand over none."""
+        value = self.values.get("handed_over")
+        step = value.get("step") if isinstance(value, dict) else None
+        return step if self._is_of_newest("handed_over") and isinstance(step, int) else None
+
+    @property
     def reached_end(self) -> bool:
         """Whether the newest attempt's `train()` came to its last step, as it says: that checkpoint may be deleted by now."""
         return self._is_of_newest("reached_end")
@@ -164,6 +171,21 @@ def read(output_dir: Path) -> Record:
     return Record(durable.read_json(path_of(output_dir)) or {})
 
 
+def hook_missing(output_dir: Path) -> int | None:
+    """The step that the hook was to hand over, if no Python process of the newest attempt has shown that it had the hook.
+
+    Each of them writes the attempt's id to the file `hooked` as it starts (`trainer.hook`), also one that has no Trainer.
+    """
+    known = read(output_dir)
+    attempt = known.attempt
+    if known.handed_over is None or attempt is None or known.acknowledged == attempt.number:
+        return None
+    with contextlib.suppress(OSError):
+        if (state_folder.of(output_dir) / "hooked").read_text("utf-8", "replace") == attempt.id:
+            return None
+    return known.handed_over
+
+
 def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_version: str | None = None) -> Attempt:
     """Write down that the training starts (again), and return the number that its saves carry.
 
@@ -185,6 +207,7 @@ def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_
             "restarted_at": None,
             "acknowledged": None,
             "elsewhere": None,
+            "handed_over": None,
         }
 
     change(output_dir, add)

@@ -85,6 +85,13 @@ def require_own(output_dir: Path, run_id: str) -> None:
     )
 
 
+def forcible(function: Command) -> Command:
+    """Add --force."""
+    return click.option(
+        "--force", is_flag=True, envvar="CKPTSYNC_FORCE", help="Go on although ckptsync follows the run on another machine."
+    )(function)
+
+
 def restartable(function: Command) -> Command:
     """Add --max-restarts and --retry-for."""
     restarts = click.option(

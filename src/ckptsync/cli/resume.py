@@ -44,6 +44,7 @@ from ckptsync.store import artifact
 )
 @watched
 @options.restartable
+@options.forcible
 @options.preemptible
 @options.common
 @click.argument("run_text", metavar="RUN")
@@ -60,6 +61,7 @@ def resume_command(
     following: WatchSettings,
     max_restarts: int,
     retry_for: float | None,
+    force: bool,
     notice: str,
     grace: float | None,
     project: str | None,
@@ -97,12 +99,13 @@ def resume_command(
             hook=hook,
             extend=extend,
             allow_restart=allow_restart,
+            force=force,
         )
         job.command = lambda placed: _command(command, output_dir, placed, yes=yes)
         again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
         terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
         with job.alone():
-            placed = job.pull(alias)
+            placed = job.pull(alias, reading=download_only)
             if download_only:
                 version = placed.source.version
                 name = str(version) if version else None

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 )
 @watched
 @options.restartable
+@options.forcible
 @options.preemptible
 @options.common
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -51,6 +52,7 @@ def run_command(
     following: WatchSettings,
     max_restarts: int,
     retry_for: float | None,
+    force: bool,
     notice: str,
     grace: float | None,
     project: str | None,
@@ -88,6 +90,7 @@ def run_command(
             hook=hook,
             extend=extend,
             allow_restart=allow_restart,
+            force=force,
         )
         job.command = lambda _: ([str(word) for word in command], None)
         again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))

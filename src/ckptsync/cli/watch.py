@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from ckptsync.cli.parameter_types import Duration
 from ckptsync.cli.watch_options import Reloadable, reload, watched
 from ckptsync.errors import PreemptedError
 from ckptsync.job import preemption
+from ckptsync.job.heartbeat import Heartbeat
 from ckptsync.job.sidecar import Sidecar
 from ckptsync.job.watch_settings import WatchSettings
 from ckptsync.restore import resume
@@ -47,6 +49,7 @@ from ckptsync.upload.stop import Stop
 @click.option(
     "--allow-restart", is_flag=True, envvar="CKPTSYNC_ALLOW_RESTART", help="Accept a training that restarts from scratch."
 )
+@options.forcible
 @options.preemptible
 @options.common
 def watch_command(
@@ -58,6 +61,7 @@ def watch_command(
     retry_for: float | None,
     world_size: int | None,
     allow_restart: bool,
+    force: bool,
     notice: str,
     grace: float | None,
     project: str | None,
@@ -96,9 +100,16 @@ def watch_command(
             manager=manager,
             reread=reload(lambda again, values: again.upload_settings(retry_for=values["retry_for"])),
         )
-        with stop.on_signals(signal.SIGTERM, signal.SIGINT), watcher.held():
+        with stop.on_signals(signal.SIGTERM, signal.SIGINT), watcher.held(), contextlib.ExitStack() as ending:
             following.note(output_dir)
             watcher.check_store()
+            if connection:
+                heartbeat = Heartbeat(connection, run, output_dir)
+                heartbeat.leaving = lambda: watcher.uploader.hurried
+                ending.enter_context(heartbeat.ending())
+                if not force:
+                    heartbeat.require_alone(watcher.run, stop.event, training=False)
+                heartbeat.start(watcher.run)
             if once:
                 watcher.once()
             else:

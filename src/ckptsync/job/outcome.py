@@ -7,7 +7,7 @@ import time
 
 from ckptsync import record
 from ckptsync.checkpoint import Checkpoint
-from ckptsync.errors import CkptsyncError, PreemptedError
+from ckptsync.errors import CkptsyncError, HookMissingError, PreemptedError
 from ckptsync.job.shutdown import Shutdown
 from ckptsync.job.watch_thread import WatchThread
 from ckptsync.restore import sources
@@ -59,6 +59,7 @@ class Outcome:
             if not code:
                 self._daemon.raise_unsettled()
                 self._require_durable(newest)
+                self._require_handed_over(newest)
                 self._warn_of_none(newest)
             return code or 0
         if self._durable(newest):
@@ -68,6 +69,15 @@ class Outcome:
         raise CkptsyncError(
             f"preempted, and {newest.name if newest else 'the last checkpoint'} is not durable",
             hint="It is queued in .ckptsync/spool: start the same command again where this folder is.",
+        )
+
+    def _require_handed_over(self, newest: Checkpoint | None) -> None:
+        """Raise HookMissingError for a training that the hook missed, and that ended early without a save."""
+        step = record.hook_missing(self._daemon.spool.output_dir)
+        if step is None or self.finished(newest, 0) or (newest is not None and newest.step > step):
+            return
+        raise HookMissingError(
+            f"no Python process of the training had the hook that was to hand over checkpoint-{step}, and it saved nothing since"
         )
 
     def _warn_of_none(self, newest: Checkpoint | None) -> None:

@@ -17,6 +17,7 @@ from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError
 from ckptsync.job import supervisor
+from ckptsync.job.heartbeat import Heartbeat
 from ckptsync.job.launch import environment, fill
 from ckptsync.job.training import StartedTraining, find_running
 from ckptsync.job.watch_settings import WatchSettings
@@ -79,6 +80,7 @@ class ResumableJob:
         hook: bool,
         extend: bool,
         allow_restart: bool,
+        force: bool,
     ) -> None:
         self.run = run
         self.following = following
@@ -92,6 +94,8 @@ class ResumableJob:
         self._hook = hook
         self._extend = extend
         self._allow_restart = allow_restart
+        self._force = force
+        self._heartbeat = Heartbeat(connection, run, output_dir) if connection else None
         self._exists = False
         # Now: the wandb client of this process drops the training's own variables, WANDB_NAME among them.
         self._stem = following.stem(run, output_dir)
@@ -110,6 +114,8 @@ class ResumableJob:
             allow_restart=self._allow_restart,
         )
         watched = daemon.Daemon(watch, Stop(), manager=self._manager, reread=reread)
+        if self._heartbeat:
+            self._heartbeat.leaving = lambda: watched.uploader.hurried
         begin = lambda: self._begin(first.pop()) if first else self._begin_again()  # noqa: E731
         return supervisor.Supervisor(watched, begin, terms).run()
 
@@ -126,16 +132,28 @@ class ResumableJob:
         try:
             lock.acquire(f"{host}ckptsync, pid {os.getpid()}, run {self.run}")
         except LockedError as error:
-            # Several nodes train in one shared folder.
+            # Several nodes train in one shared folder. The first one holds the run for all of them.
             if host in str(error):
                 raise
+            self._heartbeat = None
         try:
-            yield
+            with self._heartbeat.ending() if self._heartbeat else contextlib.nullcontext():
+                yield
         finally:
             lock.release()
 
-    def pull(self, alias: str | None = None) -> Placed:
-        """Place the newest valid checkpoint of a run that must exist. If W&B is disabled or offline, the newest local one."""
+    def _hold_run(self) -> None:
+        """Keep other machines from training this run at the same time. Raises LockedError if one does."""
+        if self._heartbeat and not self._heartbeat.beating:
+            if not self._force:
+                self._heartbeat.require_alone(self.run, training=True)
+            self._heartbeat.start(self.run)
+
+    def pull(self, alias: str | None = None, *, reading: bool = False) -> Placed:
+        """Place the newest valid checkpoint of a run that must exist. If W&B is disabled or offline, the newest local one.
+
+        With `reading`, no training follows, so another machine may train the run meanwhile.
+        """
         if self._connection is None:
             return Resume(None, self.run, self._output_dir, progress=lambda *_: None).place(alias)
         with open_store(self._connection, self.run) as store:
@@ -143,6 +161,8 @@ class ResumableJob:
             self._exists = _exists(store, self.run, self._patience)
             if not self._exists:
                 self._require_versions(store)
+            if not reading:
+                self._hold_run()
             return self._place(store, alias)
 
     def _require_versions(self, store: Store) -> None:
@@ -180,6 +200,8 @@ class ResumableJob:
         if left:
             complete, _ = sources.local_checkpoints(self._output_dir)
             log.warning("the training is still running (pid %d): watching it instead of starting another", left.members()[0])
+            if self._heartbeat:
+                self._heartbeat.start(self.run)
             return supervisor.Start(lambda: left, max((each.step for each in complete), default=0))
         if self._completed():
             return None
@@ -197,6 +219,7 @@ class ResumableJob:
             with open_store(self._connection, self.run) as store:
                 self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self._patience)
                 self._exists = _exists(store, self.run, self._patience)
+                self._hold_run()
                 try:
                     return self._place(store, None)
                 except NotFoundError:
@@ -278,6 +301,8 @@ class ResumableJob:
             resumed_step=placed.step if placed else None,
             resumed_version=str(version) if version else None,
         )
+        if placed and self._hook and words == command:
+            record.update(self._output_dir, handed_over={"attempt": attempt.number, "step": placed.step})
         if placed:
             history = Spool(self._output_dir).history
             history.record("resumed", checkpoint=placed.path.name, step=placed.step, source=str(placed.source))

@@ -136,6 +136,11 @@ class Daemon:
         self.pinner.continue_from(known)
         self.uploader.uploads.durable = lineage.newest(each for each in known if isinstance(each, Receipt))
 
+    @property
+    def run(self) -> Run:
+        """The run, with its entity once the store has named it."""
+        return self.uploader.uploads.run
+
     def check_store(self) -> None:
         """Find out now, not in an hour, whether the key is accepted. An unreachable store is no reason not to start."""
         if self.watch.settings.mode != "online":

@@ -106,11 +106,12 @@ def relation(
     own: PrefixDigest,
     theirs: PrefixDigest,
     marked: bool = False,
+    doubted: bool = False,
 ) -> Relation:
     """What a complete checkpoint is to the position. `own` reads the save's rows, `theirs` those of the position.
 
     `marked` says that the training itself named the save's attempt. Where it was only inferred, the first save after a resume has
-    to show by its rows that it continues.
+    to show by its rows that it continues. Where it is `doubted` that the training got its checkpoint, no rows are no proof.
     """
     if before is None:
         return Relation.NEXT
@@ -124,7 +125,8 @@ def relation(
         return _behind(save, last, appearance, theirs)
     numbered = save.attempt is not None and save.attempt == last.attempt
     certain = save.step == last.step or (numbered and (marked or not before.resumed))
-    if certain or not save.rows.comparable(last.rows) or own(last.rows.count) == last.rows.digest:
+    comparable = save.rows.comparable(last.rows)
+    if certain or (not comparable and not doubted) or (comparable and own(last.rows.count) == last.rows.digest):
         return Relation.NEXT
     return Relation.OLDER if appearance is Appearance.PRESENT else Relation.RESTARTED
 

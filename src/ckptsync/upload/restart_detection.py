@@ -13,7 +13,7 @@ from typing import Any
 
 from ckptsync import layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
-from ckptsync.errors import RestartedError
+from ckptsync.errors import HookMissingError, RestartedError
 from ckptsync.upload import lineage
 from ckptsync.upload.lineage import Appearance, Position, Relation, Save
 from ckptsync.upload.quiet_period import QuietFolder
@@ -33,6 +33,7 @@ class RestartDetection:
         self._before_path: Path | None = None
         self._attempt: record.Attempt | None = None
         self._recorded: tuple[int, int] | None = None
+        self._warned_of: int | None = None
 
     def take_up(self, known: Sequence[Receipt | Snapshot]) -> None:
         """Continue from what is durable or queued. A verdict on an earlier attempt ends with that attempt.
@@ -79,8 +80,11 @@ class RestartDetection:
         attempt = _attempt_in(marker)
         inferred = self._attempt.number if self._attempt and appearance is Appearance.CREATED else None
         save = lineage.saved(folder.step, checkpoint.verdict.state, attempt or inferred)
+        before = f"checkpoint-{self.step}"
+        missing = attempt is None and record.hook_missing(self._spool.output_dir) is not None
+        doubted = missing and appearance is Appearance.CREATED
         try:
-            found = self._relation(save, appearance, folder.path, marked=attempt is not None)
+            found = self._relation(save, appearance, folder.path, marked=attempt is not None, doubted=doubted)
         except FileNotFoundError as error:
             log.info("skipping %s: deleted while it was examined: %s", folder.name, error)
             return False
@@ -88,8 +92,11 @@ class RestartDetection:
             log.info("skipping %s: older than step %d, which is pinned already", folder.name, self.step)
             return False
         if not self._allow_restart and (found is Relation.RESTARTED or self._belongs_to_restart(save)):
-            self._note_restart(checkpoint)
+            self._note_restart(checkpoint, HookMissingError if missing else RestartedError)
             return False
+        if doubted and save.attempt != self._warned_of:
+            self._warned_of = save.attempt
+            log.warning("the training did not get %s from the hook, but its logged rows continue: it resumed by itself", before)
         self.restarted = None
         return True
 
@@ -120,12 +127,18 @@ class RestartDetection:
         # The same training saves the same state again, but its files anew. A receipt of ckptsync 0.1.0 doesn't know them.
         return None if {each.saved_print for each in same} & {layouts.saved_print(checkpoint.files), ""} else folder.appearance
 
-    def _relation(self, save: Save, appearance: Appearance, path: Path, *, marked: bool) -> Relation:
+    def _relation(self, save: Save, appearance: Appearance, path: Path, *, marked: bool, doubted: bool) -> Relation:
         def theirs(count: int) -> str | None:
             return layouts.rows_digest(self._before_path, count) if self._before_path else None
 
         return lineage.relation(
-            save, self._before, appearance, own=lambda count: _own_rows(path, save, count), theirs=theirs, marked=marked
+            save,
+            self._before,
+            appearance,
+            own=lambda count: _own_rows(path, save, count),
+            theirs=theirs,
+            marked=marked,
+            doubted=doubted,
         )
 
     def _belongs_to_restart(self, save: Save) -> bool:
@@ -137,14 +150,14 @@ class RestartDetection:
             return False
         return save.attempt is not None or not save.rows.comparable(self._before.save.rows)
 
-    def _note_restart(self, checkpoint: Checkpoint) -> None:
+    def _note_restart(self, checkpoint: Checkpoint, kind: type[RestartedError]) -> None:
         number = self._attempt.number if self._attempt else None
         record.note_restarted(self._spool.output_dir, number, f"{checkpoint.name}.{checkpoint.fingerprint}")
         if self.restarted is not None:
             return
         before = self.step
         reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
-        self.restarted = RestartedError(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
+        self.restarted = kind(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
         self._spool.history.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
         log.error("%s. %s", self.restarted, self.restarted.hint)
 

@@ -100,11 +100,25 @@ def _chain(seen: set[str | None]) -> None:
             sys.stderr.write(f"Error in sitecustomize; set PYTHONVERBOSE for traceback:\n{type(error).__name__}: {error}\n")
 
 
+def _note_presence(folder: str, attempt: str) -> None:
+    """Show `ckptsync run` that the hook has reached a Python process of this attempt: python -I, sudo and containers lose it."""
+    try:
+        file = os.open(folder + "/.ckptsync/hooked", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError:
+        return
+    try:
+        os.write(file, attempt.encode())
+    finally:
+        os.close(file)
+
+
 _seen: set[str | None] | None = getattr(sys, "_ckptsync_chained", None)
 if _seen is None:
     _seen = sys._ckptsync_chained = {__file__}  # type: ignore[attr-defined]
     if os.environ.get("CKPTSYNC_RESUME_FROM") or os.environ.get("CKPTSYNC_OUTPUT_DIR"):
         sys.meta_path.insert(0, _Finder(_TRAINER, "patch"))
+    if os.environ.get("CKPTSYNC_OUTPUT_DIR") and os.environ.get("CKPTSYNC_ATTEMPT"):
+        _note_presence(os.environ["CKPTSYNC_OUTPUT_DIR"], os.environ["CKPTSYNC_ATTEMPT"])
     if os.environ.get("CKPTSYNC_TRAINING_RUN"):
         sys.meta_path.insert(0, _Finder("wandb", "wandb_init"))
 _chain(_seen)

@@ -1,0 +1,159 @@
+"""The same run on two machines, which share nothing but the store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ckptsync.job import heartbeat
+from tests.checkpoints import make_checkpoint
+from tests.integration.conftest import Ended, Tool, events, kept, kill_tree, program, refusal, training, wait_for
+from tests.server_process import ServerProcess
+
+TRAINS = ("make_checkpoint(pathlib.Path(sys.argv[1]), 4)", "print('training', flush=True)", "time.sleep(600)")
+
+
+class Machine(Tool):
+    """The command on a machine with a host name and a home of its own."""
+
+    def __init__(self, folder: Path, server: ServerProcess, name: str) -> None:
+        super().__init__(folder / name, server)
+        self.name = name
+        self.output_dir = self.home / "out"
+        self.log = self.home / "log"
+
+    def command(self, *words: str | Path) -> list[str]:  # type: ignore[override]
+        return ["unshare", "--uts", "sh", "-c", f'hostname {self.name} && exec "$@"', "sh", *Tool.command(*words)]
+
+    def job(self, run_id: str, *options: str, lines: tuple[str, ...] = TRAINS) -> list[str | Path]:
+        words = ["--run-id", run_id, "--quiet-period", "0.2", *options, "--", *program(*lines)]
+        return ["run", "--output-dir", self.output_dir, *words, self.output_dir]
+
+    def start_job(self, run_id: str, *options: str, lines: tuple[str, ...] = TRAINS) -> subprocess.Popen[bytes]:
+        return self.start(*self.job(run_id, *options, lines=lines), log=self.log)
+
+    def wait_until(self, text: str, *, seconds: float = 60) -> None:
+        wait_for(lambda: text in self.log.read_text(), seconds=seconds, what=text)
+
+    def wait_until_trained(self) -> None:
+        self.wait_until("training\n")
+        wait_for(lambda: events(self.output_dir, "uploaded"), what="a version")
+
+
+Make = Callable[[str], Machine]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, server: ServerProcess) -> Make:
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("only root can play a machine of another name")
+    return lambda name: Machine(tmp_path, server, name)
+
+
+def test_a_run_that_another_machine_trains_is_refused_and_goes_on_with_force(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    ended(one.start_job("both"))
+    one.wait_until_trained()
+
+    refused = two(*two.job("both"))
+    watched = two("watch", two.output_dir, "--run-id", "both", "--once")
+    ended(two.start_job("both", "--force"))
+    two.wait_until("training\n")
+
+    assert (refused.returncode, watched.returncode) == (7, 7), refused.stderr + watched.stderr
+    for each in (refused, watched):
+        assert "run local/tests/both is already followed by ckptsync on machine-one" in refusal(each)
+        assert str(one.output_dir) in each.stderr
+        assert "--force" in each.stderr
+    one.wait_until("run local/tests/both is also followed by ckptsync on machine-two")
+    assert "training" not in refused.stdout
+
+
+def test_after_a_clean_end_the_next_machine_starts_at_once(machine: Make, server: ServerProcess, ended: Ended) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    leaves = ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))", *TRAINS)
+    first = ended(one.start_job("handed", lines=leaves))
+    one.wait_until_trained()
+    first.terminate()
+
+    code = first.wait(60)
+    done = two(*two.job("handed", lines=("print('training')", "make_checkpoint(pathlib.Path(sys.argv[1]), 8)")))
+
+    assert code == 75, one.log.read_text()
+    assert done.returncode == 0, done.stderr
+    assert "waiting until" not in done.stderr
+    assert [step for step, _ in kept(server, "handed")] == [4, 8]
+
+
+@pytest.mark.slow
+def test_a_training_that_lives_on_without_ckptsync_on_another_machine_is_noticed(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    words = [*one.command()[:-3], *training(one.output_dir, steps=900, save=4, seconds=0.5)]
+    ended(subprocess.Popen(words, env=one.environment | {"WANDB_RUN_ID": "orphan"}, cwd=one.home))
+    wait_for(lambda: (one.output_dir / "checkpoint-4").is_dir(), seconds=120, what="a checkpoint")
+
+    refused = two(*two.job("orphan"), timeout=120)
+
+    assert refused.returncode == 7, refused.stderr
+    assert "run local/tests/orphan is already trained on machine-one" in refusal(refused)
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_gone_is_waited_for_no_longer_than_its_silence(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    first = ended(one.start_job("lost"))
+    one.wait_until_trained()
+    kill_tree(first.pid)
+    begun = time.monotonic()
+
+    ended(two.start_job("lost", lines=("print('training', flush=True)", "time.sleep(600)")))
+    two.wait_until("training\n", seconds=heartbeat.SILENCE + 30)
+
+    assert time.monotonic() - begun < heartbeat.SILENCE + 30
+    assert "is followed by ckptsync on machine-one" in two.log.read_text()
+    assert "is silent for 60 s" in two.log.read_text()
+
+
+def test_a_killed_job_on_the_same_machine_is_not_waited_for(tool: Tool, tmp_path: Path, ended: Ended) -> None:
+    words = ("--run-id", "same-machine", "--quiet-period", "0.2")
+    one, log = tmp_path / "one", tmp_path / "log"
+    job = ended(tool.start("run", "--output-dir", one, *words, "--", *program(*TRAINS), one, log=log))
+    wait_for(lambda: events(one, "uploaded"), what="a version")
+    kill_tree(job.pid)
+
+    done = tool("run", "--output-dir", tmp_path / "two", *words, "--", *program("print('training')"))
+
+    assert done.returncode == 0, done.stderr
+    assert "waiting until" not in done.stderr
+
+
+def test_a_download_beside_a_training_needs_no_force(machine: Make, server: ServerProcess, ended: Ended) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    ended(one.start_job("read"))
+    one.wait_until_trained()
+
+    done = two("resume", "read", "--output-dir", two.output_dir, "--download-only")
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_connection_no_heartbeat_is_sent(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "out", 4)
+    before = len(server.requests())
+
+    done = tool("run", "--output-dir", tmp_path / "out", "--run-id", "offline", "--", *program(), WANDB_MODE="offline")
+
+    assert done.returncode == 0, done.stderr
+    assert len(server.requests()) == before
