@@ -128,12 +128,17 @@ def _start(folder: Path, run: Run) -> Watching:
     log = durable.make_folder(state_folder.of(folder)) / "watch.log"
     words = ["watch", str(folder), "--run-id", run.run_id, "--project", run.project, "--pid", str(os.getpid())]
     words += ["--entity", run.entity] if run.entity else []
-    with tempfile.TemporaryDirectory(prefix="ckptsync-") as private, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+    # The path of a socket has at most 107 bytes.
+    root = "/tmp" if len(tempfile.gettempdir()) > 70 else None  # noqa: S108 - a folder of its own is made in it
+    with (
+        tempfile.TemporaryDirectory(prefix="ckptsync-", dir=root) as private,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+    ):
         # It says so as to a service manager (sd_notify).
         ready.bind(f"{private}/ready")
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ckptsync", *words],
+                [sys.executable, "-P", "-m", "ckptsync", *words],
                 env=connections.without_session() | {"NOTIFY_SOCKET": f"{private}/ready"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

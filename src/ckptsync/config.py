@@ -88,6 +88,9 @@ def parse_run(text: str, *, project: str | None = None, entity: str | None = Non
     return make_run(parts[-1], project=project, entity=entity), alias or None
 
 
+LONGEST_RUN_ID = 128
+
+
 def make_run(run_id: str, *, project: str | None = None, entity: str | None = None) -> Run:
     """A run, with missing names filled from the environment. Raises UsageError for names that W&B would refuse."""
     if run_id.strip() in _NO_NAMES or run_id != run_id.strip() or _FORBIDDEN_IN_RUN_ID.search(run_id):
@@ -95,6 +98,8 @@ def make_run(run_id: str, *, project: str | None = None, entity: str | None = No
             f"{run_id!r} cannot be a run id",
             hint="A run id must not begin or end with a space, nor contain any of / \\ # ? % : ; , '",
         )
+    if len(run_id) > LONGEST_RUN_ID:
+        raise UsageError(f"a run id of {len(run_id)} characters is too long", hint=f"W&B takes {LONGEST_RUN_ID} at most.")
     project = project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
     entity = entity or os.environ.get("WANDB_ENTITY") or None
     for name in filter(None, (project, entity)):

@@ -93,7 +93,7 @@ class Record:
         values = self.values.get("attempts")
         found = []
         for value in values if isinstance(values, list) else ():
-            with contextlib.suppress(TypeError, KeyError, ValueError):
+            with contextlib.suppress(TypeError, KeyError, ValueError, OverflowError):
                 found.append(_attempt(value))
         return tuple(sorted(found, key=lambda each: each.number))
 

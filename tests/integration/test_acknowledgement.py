@@ -65,6 +65,7 @@ def test_a_program_without_the_hook_that_ends_early_and_saved_nothing_is_an_erro
     assert "{checkpoint}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("here", [True, False])
 def test_a_program_without_the_hook_whose_rows_continue_has_resumed_by_itself(
     tool: Tool, server: ServerProcess, tmp_path: Path, here: bool
@@ -82,6 +83,7 @@ def test_a_program_without_the_hook_whose_rows_continue_has_resumed_by_itself(
     assert [step for step, _ in kept(server, run_id)] == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_program_without_the_hook_whose_rows_differ_has_started_over_on_another_machine_too(
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_program_without_the_hook_whose_rows_differ_has_started_over_on_anothe
     assert [step for step, _ in kept(server, "other-rows")] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--no-hook",), ("{checkpoint}",)])
 def test_a_program_that_gets_its_checkpoint_in_another_way_needs_no_hook(
     tool: Tool, server: ServerProcess, tmp_path: Path, words: tuple[str, ...]

@@ -392,3 +392,108 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_continued_in_the_f
 
     assert ids[0] == ids[1]
     assert list(output_dir.iterdir()) == []
+
+
+def test_a_job_takes_over_from_a_watcher_that_is_killed(
+    tool: Tool, server: ServerProcess, output_dir: Path, ended: Ended
+) -> None:
+    output_dir.mkdir()
+    log = output_dir.parent / "log"
+    watcher = ended(tool.start("watch", output_dir, "--run-id", "taken", log=log))
+    wait_for(lambda: (output_dir / ".ckptsync/lock").exists() and (output_dir / ".ckptsync/lock").read_text(), what="the lock")
+    saves = program(
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.1)",
+        "make_checkpoint(pathlib.Path(sys.argv[1]), 4, max_steps=4)",
+    )
+    go = output_dir.parent / "go"
+    job_log = output_dir.parent / "job-log"
+    line: list[str | Path] = [
+        "run",
+        "--run-id",
+        "taken",
+        "--output-dir",
+        output_dir,
+        "--quiet-period",
+        "0.2",
+        "--",
+        *saves,
+        output_dir,
+        go,
+    ]
+    job = ended(tool.start(*line, log=job_log))
+    wait_for(lambda: "leaving the uploads to it" in job_log.read_text(), what="the job")
+
+    kill_tree(watcher.pid)
+    go.touch()
+
+    assert job.wait(120) == 0, job_log.read_text()
+    assert [step for step, _ in kept(server, "taken")] == [4]
+
+
+@pytest.mark.slow
+def test_a_job_beside_a_watcher_that_uploads_nothing_is_an_error(
+    tool: Tool, server: ServerProcess, output_dir: Path, ended: Ended
+) -> None:
+    output_dir.mkdir()
+    watcher = ended(tool.start("watch", output_dir, "--run-id", "stopped", log=output_dir.parent / "log"))
+    wait_for(lambda: (output_dir / ".ckptsync/lock").exists() and (output_dir / ".ckptsync/lock").read_text(), what="the lock")
+    os.kill(watcher.pid, signal.SIGSTOP)
+    saves = program("make_checkpoint(pathlib.Path(sys.argv[1]), 4, max_steps=4)")
+    words = ["--run-id", "stopped", "--quiet-period", "0.2", "--retry-for", "2", "--force"]
+    line: list[str | Path] = ["run", "--output-dir", output_dir, *words, "--", *saves, output_dir]
+
+    first, again = tool(*line), tool(*line)
+
+    assert (first.returncode, again.returncode) == (1, 1)
+    for done in (first, again):
+        assert "checkpoint-4 is not durable: another watcher holds" in done.stderr
+
+
+def test_a_signal_that_a_wrapper_passes_on_again_is_no_second_one(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path, ended: Ended
+) -> None:
+    log = tmp_path / "log"
+    trainer = [*program(*SAVES_AT_SIGTERM), str(output_dir)]
+    process = ended(tool.start("run", "--run-id", "echoed", "--output-dir", output_dir, "--", *trainer, log=log))
+    wait_for(lambda: "training\n" in log.read_text(), what="the training")
+
+    process.terminate()
+    time.sleep(0.05)
+    process.terminate()
+
+    assert process.wait(60) == 75, log.read_text()
+    assert [step for step, _ in kept(server, "echoed")][-1] == 8
+
+
+def test_an_output_folder_that_is_moved_away_before_it_is_durable_is_an_error(
+    tool: Tool, server: ServerProcess, output_dir: Path
+) -> None:
+    moves = program(
+        "out = pathlib.Path(sys.argv[1])",
+        "make_checkpoint(out, 4, max_steps=4)",
+        "while not list(out.glob('.ckptsync/spool/*')): time.sleep(0.05)",
+        "time.sleep(0.5)",
+        "out.rename(str(out) + '-final')",
+    )
+    server.faults([{"match": {"method": "PUT"}, "count": 50, "action": {"delay": 20}}])
+
+    done = tool("run", "--run-id", "moved", "--output-dir", output_dir, "--quiet-period", "0.2", "--", *moves, output_dir)
+    server.faults([])
+
+    assert done.returncode != 0, done.stderr
+    assert "was moved or deleted with checkpoint-4 not durable" in refusal(done)
+
+
+def test_a_newest_checkpoint_that_is_a_link_is_an_error(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
+    links = program(
+        "out = pathlib.Path(sys.argv[1])",
+        "make_checkpoint(out, 4)",
+        "make_checkpoint(out.parent, 8, max_steps=8)",
+        "(out / 'checkpoint-8').symlink_to(out.parent / 'checkpoint-8')",
+        "time.sleep(1)",
+    )
+
+    done = tool("run", "--run-id", "linked", "--output-dir", output_dir, "--quiet-period", "0.2", "--", *links, output_dir)
+
+    assert done.returncode == 5, done.stderr
+    assert "checkpoint-8 is not durable: incomplete: it is a symbolic link" in refusal(done)

@@ -56,6 +56,7 @@ def machine(tmp_path: Path, server: ServerProcess) -> Make:
     return lambda name: Machine(tmp_path, server, name)
 
 
+@pytest.mark.slow
 def test_a_run_that_another_machine_trains_is_refused_and_goes_on_with_force(
     machine: Make, server: ServerProcess, ended: Ended
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_killed_job_on_the_same_machine_is_not_waited_for(tool: Tool, tmp_path
     assert "waiting until" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_download_beside_a_training_needs_no_force(machine: Make, server: ServerProcess, ended: Ended) -> None:
     one, two = machine("machine-one"), machine("machine-two")
     ended(one.start_job("read"))

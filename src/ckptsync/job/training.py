@@ -7,6 +7,7 @@ alone would orphan a trainer that goes on saving. So the whole process group get
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from ckptsync import processes, record
 from ckptsync.errors import UsageError
 from ckptsync.job.terminal import Terminal
 from ckptsync.trainer import OUTPUT_DIR
+
+log = logging.getLogger(__name__)
 
 SAVE_SIGNAL = signal.SIGTERM
 """The signal that asks a training to save and exit, unless the user sent another one."""
@@ -107,6 +110,8 @@ class StartedTraining:
                 signal.raise_signal(signal.SIGINT)
         if not self._over.is_set():
             # What the command left running would go on saving beside the next attempt.
+            if left := self._members():
+                log.warning("the command has exited: ending what it left running (pid %s)", ", ".join(map(str, left)))
             self.signal(signal.SIGTERM)
             _wait_until_gone(self._members, self.LINGER)
             for pid in self._members():

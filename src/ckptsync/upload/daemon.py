@@ -97,6 +97,8 @@ class Daemon:
         self._failing: OSError | None = None
         self._hints: Hints | None = None
         self._known = record.Record({})
+        self._queued: list[str] = []
+        self._gone_with: list[str] = []
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
@@ -112,6 +114,7 @@ class Daemon:
             yield self
         finally:
             self.uploader.close()
+            self._gone_with = self._queued if self._folder.gone else []
             self._folder.release()
 
     def _prepare(self) -> None:
@@ -219,6 +222,11 @@ class Daemon:
         """Raise what a user has to know at the end: a training that restarted from scratch, or something that is not durable."""
         if self.restarted:
             raise self.restarted
+        if self._gone_with or (self._queued and self._folder.gone):
+            raise CkptsyncError(
+                f"{self.watch.output_dir} was moved or deleted with {', '.join(self._queued)} not durable",
+                hint="Put it back, then start the same command again.",
+            )
         if self.uploader.last_error:
             raise self.uploader.last_error
         if self._failing:
@@ -230,7 +238,7 @@ class Daemon:
     def raise_queued(self) -> None:
         """Raise what a stop left in the queue: with `keep_all` only the current upload is finished."""
         if self.watch.settings.mode == "online" and (waiting := self.spool.waiting()):
-            names = ", ".join(sorted((name.partition(".")[0] for name in waiting), key=lambda name: step_of(name) or 0))
+            names = ", ".join(sorted(map(_checkpoint_of, waiting), key=lambda name: step_of(name) or 0))
             raise CkptsyncError(f"stopped with {len(waiting)} not durable: {names}", hint="Start it again to go on.")
 
     def raise_unsettled(self) -> None:
@@ -242,6 +250,8 @@ class Daemon:
         self._follow_replaced_folder()
         self.spool.move_in()
         self._follow_state()
+        if not self._folder.gone:
+            self._queued = [_checkpoint_of(name) for name in self.spool.waiting()]
         if self.pinner.restart_detection.attempt_changed:
             self.resumed()
         if self.spool.take_retry_request():
@@ -253,6 +263,7 @@ class Daemon:
         if self._quiet_period.fresh:
             self.uploader.expect()
         if self.pinner.pin_quiet(folders, alive=self.manager.alive):
+            self._queued = [_checkpoint_of(name) for name in self.spool.waiting()]
             self.uploader.trim()
             self.uploader.wake()
 
@@ -272,7 +283,8 @@ class Daemon:
         """
         if not self._folder.replaced or not self._quiet_period.names():
             return
-        log.warning("%s was replaced: following the new folder", self.watch.output_dir)
+        lost = f"; not durable: {', '.join(self._queued)}" if self._queued else ""
+        log.warning("%s was replaced: following the new folder%s", self.watch.output_dir, lost)
         listening = self._hints is not None
         self._stop_listening()
         self._folder.release()
@@ -398,3 +410,7 @@ class Daemon:
         if self.pinner.undecided:
             return max(SOON, WRITING_SHARE * self._quiet_period.cost)
         return max(SCAN_LEAST, SCAN_SHARE * self._quiet_period.cost)
+
+
+def _checkpoint_of(snapshot: str) -> str:
+    return snapshot.partition(".")[0]

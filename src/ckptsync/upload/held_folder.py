@@ -32,6 +32,11 @@ class HeldFolder:
         """Whether another folder stands in its place: deleted and made again, or reached by a link that was moved."""
         return self._identity not in (None, _identity(self._spool.root))
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing stands in its place any more."""
+        return self._identity is not None and _identity(self._spool.root) is None
+
     def acquire(self) -> None:
         """Make the folder and hold it. Raises LockedError, naming the holder."""
         self._spool.make()

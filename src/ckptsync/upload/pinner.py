@@ -88,6 +88,9 @@ class Pinner:
         self._unreadable = watched | {name: self._unreadable[name] for name in unlisted if name in self._unreadable}
         for name, reason in unlisted.items():
             self._note_unreadable(name, reason)
+        for name in self._quiet_period.linked - self._incomplete.keys():
+            self._incomplete[name] = "it is a symbolic link, and links are not followed"
+            log.warning("skipping %s: %s", name, self._incomplete[name])
         for folder in reversed(folders):
             if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, *complete[0])):
                 self._quiet_period.accept(folder)

@@ -75,6 +75,8 @@ class QuietPeriod:
         self.cost = 0.0
         self.unlisted: dict[str, str] = {}
         """Folders on which a decision is due, and that could not be listed at the last scan (EIO, EACCES), with the reason."""
+        self.linked: frozenset[str] = frozenset()
+        """What is a symbolic link to a checkpoint, as of the last scan: links are not followed."""
         self.fresh = False
         """Whether the last scan found a folder being written that the scan before had not."""
 
@@ -172,9 +174,9 @@ class QuietPeriod:
         """The checkpoint folders that are there."""
         try:
             with os.scandir(self._output_dir) as entries:
-                return {
-                    entry.name for entry in entries if step_of(entry.name) is not None and entry.is_dir(follow_symlinks=False)
-                }
+                named = [entry for entry in entries if step_of(entry.name) is not None]
+                self.linked = frozenset(entry.name for entry in named if entry.is_symlink())
+                return {entry.name for entry in named if entry.is_dir(follow_symlinks=False)}
         except FileNotFoundError:
             return set()
 

@@ -49,5 +49,13 @@ class Receipts:
         for path in sorted(self._folder.glob(pattern)):
             value = durable.read_json(path)
             if value and value.pop("schema", None) == 1 and value.get("run_id") in (None, self._run_id or value.get("run_id")):
-                with contextlib.suppress(TypeError):
-                    yield Receipt(**{**value, "rows": Rows(**value.get("rows", {}))})
+                with contextlib.suppress(TypeError, AttributeError):
+                    receipt = Receipt(**{**value, "rows": Rows(**value.get("rows", {}))})
+                    if _is_sound(receipt):
+                        yield receipt
+
+
+def _is_sound(receipt: Receipt) -> bool:
+    """Whether the values that decisions rest on have their types: a file that somebody edited must not end the watching."""
+    numbers = (receipt.step, receipt.sequence, receipt.rows.count)
+    return all(isinstance(each, int) for each in numbers) and isinstance(receipt.attempt, int | None)
