@@ -167,6 +167,22 @@ def test_the_hook_imports_nothing_that_a_plain_start_does_not(tmp_path: Path) ->
     assert set(ast.literal_eval(hooked.stdout)) - set(ast.literal_eval(plain.stdout)) <= {"sitecustomize", "__future__"}
 
 
+def test_an_output_folder_with_nothing_but_the_state_of_ckptsync_is_empty_to_a_program(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".ckptsync").mkdir(parents=True)
+    code = """
+import os
+folder = os.open("out", os.O_RDONLY)
+print(os.listdir("out"), os.listdir(b"out"), os.listdir(path="out"), os.listdir(folder))
+os.mkdir("out/checkpoint-1")
+print(sorted(os.listdir("out")), os.listdir())
+"""
+
+    result = python(f"import os; os.chdir({str(tmp_path)!r})\n{code}", hook_path(), env={OUTPUT_DIR: str(out)})
+
+    assert result.stdout.splitlines() == ["[] [] [] []", "['.ckptsync', 'checkpoint-1'] ['out']"]
+
+
 def test_the_wrapped_module_shows_no_trace_of_the_hook(tmp_path: Path) -> None:
     fake = fake_transformers(tmp_path)
     code = """

@@ -80,6 +80,19 @@ def _ours(name: str) -> Any:
     return importlib.import_module("ckptsync.trainer." + name)
 
 
+def _hide_state() -> None:
+    """Have `os.listdir` call a folder empty that holds only ckptsync's state: programs refuse an output folder that is not."""
+    original = os.listdir
+
+    def listdir(path: Any = None) -> list[Any]:
+        names: list[Any] = original(path)
+        return [] if names in ([".ckptsync"], [b".ckptsync"]) else names
+
+    listdir.__doc__ = original.__doc__
+    os.supports_fd.add(listdir)
+    os.listdir = listdir
+
+
 def _chain(seen: set[str | None]) -> None:
     """Run the next `sitecustomize` on the path, and report its failure as `site` does."""
     rest = [entry for entry in sys.path if os.path.realpath(entry) != _HERE]
@@ -105,6 +118,7 @@ if _seen is None:
     _seen = sys._ckptsync_chained = {__file__}  # type: ignore[attr-defined]
     if os.environ.get("CKPTSYNC_RESUME_FROM") or os.environ.get("CKPTSYNC_OUTPUT_DIR"):
         sys.meta_path.insert(0, _Finder(_TRAINER, "patch"))
+        _hide_state()
     if os.environ.get("CKPTSYNC_TRAINING_RUN"):
         sys.meta_path.insert(0, _Finder("wandb", "wandb_init"))
 _chain(_seen)
