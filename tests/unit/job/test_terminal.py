@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import pty
-import select
-import subprocess
 import sys
-import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.terminal import Pty
 
 SUPERVISED = """
 import os, sys
@@ -26,44 +20,6 @@ except KeyboardInterrupt:
     code = "interrupted"
 print("code", code, "ours", os.tcgetpgrp(0) == os.getpgrp())
 """
-
-
-class Pty:
-    """A pseudo-terminal, whose session runs a command."""
-
-    def __init__(self, *command: str) -> None:
-        self._master, slave = pty.openpty()
-        self.seen = ""
-        self._process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "PS1": "$ ", "TERM": "dumb"},
-        )
-        os.close(slave)
-
-    def type(self, text: str) -> None:
-        """Press these keys."""
-        os.write(self._master, text.encode())
-
-    def expect(self, text: str, seconds: float = 60) -> None:
-        """Wait until this is on the screen, after what was expected before."""
-        deadline = time.monotonic() + seconds
-        while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen
-            if select.select([self._master], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):
-                    self.seen += os.read(self._master, 4096).decode(errors="replace")
-        self.seen = self.seen.partition(text)[2]
-
-    def close(self) -> None:
-        """Hang up: the kernel ends what is left in the session's foreground."""
-        os.close(self._master)
-        self._process.kill()
-        self._process.wait(20)
 
 
 @pytest.fixture
