@@ -74,6 +74,8 @@ def test_a_program_that_empties_its_output_folder_at_the_start_is_followed_all_t
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "left-over.txt").touch()
     empties = ("import shutil", "shutil.rmtree(sys.argv[1])", "save(4)", "time.sleep(4)", "save(8, max_steps=8)")
 
     done = tool("run", "--run-id", "empties", "--output-dir", out, "--quiet-period", "0.2", "--", *training(out, *empties))
