@@ -50,7 +50,8 @@ def damage(output_dir: Path, saved: evidence.Digests, torn_save: evidence.Digest
     )
 
 
-@pytest.mark.parametrize("most", [pytest.param(2, id="some"), pytest.param(10**6, id="all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [pytest.param(2, id="some"), pytest.param(10**6, id="all")])
 @pytest.mark.timeout(900)
 def test_a_resume_that_was_cut_short_is_completed_by_the_next(tmp_path: Path, server: ServerProcess, most: int) -> None:
     source = tmp_path / "placed"

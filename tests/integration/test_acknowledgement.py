@@ -54,14 +54,14 @@ def test_a_trainer_without_the_hook_that_saves_above_the_step_to_resume_from_has
     assert events(out, "restarted") == [("restarted", 4)]
 
 
-def test_a_program_without_the_hook_that_ends_early_and_saved_nothing_is_an_error(tool: Tool, tmp_path: Path) -> None:
+def test_a_program_without_the_hook_that_ends_early_and_saved_nothing_is_warned_of(tool: Tool, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_checkpoint(out, 4, max_steps=8)
 
     done = tool(*run("nothing", out), *without_hook("print('trains')"), out)
 
-    assert done.returncode == 5
-    assert "no Python process of the training had the hook that was to hand over checkpoint-4" in refusal(done)
+    assert done.returncode == 0
+    assert "no Python process of the training had the hook that was to hand over checkpoint-4" in done.stderr
     assert "{checkpoint}" in done.stderr
 
 

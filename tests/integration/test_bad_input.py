@@ -146,6 +146,7 @@ def test_a_run_id_with_spaces_inside_works_all_the_way(tool: Tool, server: Serve
     assert resumed.stdout.strip() == str(new / "checkpoint-4")
 
 
+@pytest.mark.slow
 def test_an_unknown_alias_is_refused_naming_those_there_are(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     make_run(server, "aliases")
     publish(server, make_checkpoint(tmp_path / "out", 4), "aliases")

@@ -236,6 +236,7 @@ def test_a_newer_version_wins_over_an_older_checkpoint_that_is_here(
     assert (new / "checkpoint-4").is_dir()
 
 
+@pytest.mark.slow
 def test_a_download_that_was_killed_goes_on_with_the_files_that_are_missing(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path, ended: Ended
 ) -> None:

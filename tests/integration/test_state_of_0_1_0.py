@@ -66,6 +66,7 @@ def _put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_the_versions_of_0_1_0_are_listed_verified_and_pulled(tool: Tool, tmp_path: Path, output_dir: Path) -> None:
     listed = tool.json("list", "r1")
     verified = tool("verify", "r1:step-4", "--remote")

@@ -78,6 +78,7 @@ def test_a_run_that_another_machine_trains_is_refused_and_goes_on_with_force(
     assert "training" not in refused.stdout
 
 
+@pytest.mark.slow
 def test_after_a_clean_end_the_next_machine_starts_at_once(machine: Make, server: ServerProcess, ended: Ended) -> None:
     one, two = machine("machine-one"), machine("machine-two")
     leaves = ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))", *TRAINS)
@@ -127,6 +128,7 @@ def test_a_machine_that_is_gone_is_waited_for_no_longer_than_its_silence(
     assert "is silent for 60 s" in two.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_job_on_the_same_machine_is_not_waited_for(tool: Tool, tmp_path: Path, ended: Ended) -> None:
     words = ("--run-id", "same-machine", "--quiet-period", "0.2")
     one, log = tmp_path / "one", tmp_path / "log"

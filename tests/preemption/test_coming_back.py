@@ -19,6 +19,7 @@ from tests.preemption.conftest import Job, until_gone
 from tests.server_process import ServerProcess
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_in_the_first_step_three_times_stops_with_its_own_code_and_a_sentence(job: Job) -> None:
     job.options += ["--max-restarts", "10"]
     job.command = job.saver("--fail-at", 1)

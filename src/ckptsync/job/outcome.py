@@ -59,7 +59,7 @@ class Outcome:
             if not code:
                 self._daemon.raise_unsettled()
                 self._require_durable(newest)
-                self._require_handed_over(newest)
+                self._warn_of_missing_hook(newest)
                 self._warn_of_none(newest)
             return code or 0
         if self._durable(newest):
@@ -71,13 +71,15 @@ class Outcome:
             hint="It is queued in .ckptsync/spool: start the same command again where this folder is.",
         )
 
-    def _require_handed_over(self, newest: Checkpoint | None) -> None:
-        """Raise HookMissingError for a training that the hook missed, and that ended early without a save."""
+    def _warn_of_missing_hook(self, newest: Checkpoint | None) -> None:
+        """Warn of a command that the hook missed, and that ended early without a save. It may be no training at all."""
         step = record.hook_missing(self._daemon.spool.output_dir)
         if step is None or self.finished(newest, 0) or (newest is not None and newest.step > step):
             return
-        raise HookMissingError(
-            f"no Python process of the training had the hook that was to hand over checkpoint-{step}, and it saved nothing since"
+        log.warning(
+            "no Python process of the training had the hook that was to hand over checkpoint-%d, and it saved nothing since. %s",
+            step,
+            HookMissingError.hint,
         )
 
     def _warn_of_none(self, newest: Checkpoint | None) -> None:
