@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -497,3 +498,12 @@ def test_a_newest_checkpoint_that_is_a_link_is_an_error(tool: Tool, server: Serv
 
     assert done.returncode == 5, done.stderr
     assert "checkpoint-8 is not durable: incomplete: it is a symbolic link" in refusal(done)
+
+
+def test_where_sigchld_is_ignored_a_training_that_fails_still_counts_as_failed(tool: Tool, output_dir: Path) -> None:
+    words: list[str | Path] = ["run", "--run-id", "ignored", "--output-dir", output_dir, "--", "sh", "-c", "exit 3"]
+    command = ["sh", "-c", 'trap "" CHLD; exec "$@"', "sh", *tool.command(*words)]
+
+    done = subprocess.run(command, env=tool.environment, cwd=tool.home, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 3, done.stderr

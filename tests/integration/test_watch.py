@@ -137,6 +137,22 @@ def test_a_sigterm_with_a_backlog_of_all_leaves_the_rest_for_the_next_start(
     assert [step for step, _ in kept(server, "leaves")] == [4, 8, 12]
 
 
+def test_a_sigusr1_announces_a_preemption_and_does_not_end_the_watcher(
+    server: ServerProcess, output_dir: Path, watching: Watching
+) -> None:
+    make_checkpoint(output_dir, 4, content="usr1")
+    watcher = watching("usr1")
+    receipts(output_dir)
+
+    watcher.send_signal(signal.SIGUSR1)
+    wait_for(lambda: '"notice"' in (output_dir / ".ckptsync/history.jsonl").read_text(), what="the notice")
+    make_checkpoint(output_dir, 8, content="usr1")
+    receipts(output_dir, 2)
+
+    assert stopped(watcher) == 75
+    assert [step for step, _ in kept(server, "usr1")] == [4, 8]
+
+
 def test_a_second_sigterm_quits_at_once_and_the_snapshot_stays_in_the_queue(
     server: ServerProcess, output_dir: Path, watching: Watching
 ) -> None:

@@ -78,6 +78,11 @@ def test_missing_names_come_from_the_environment_and_flags_win(monkeypatch: pyte
     assert config.parse_run("us/theirs/abc", project="of-flag", entity="me")[0] == Run("abc", "theirs", "us")
 
 
+def test_a_run_id_that_is_too_long_for_w_and_b_is_refused() -> None:
+    with pytest.raises(UsageError, match="a run id of 300 characters is too long"):
+        config.make_run("x" * 300)
+
+
 def test_the_key_is_never_shown() -> None:
     connection = config.Connection("https://api.wandb.ai", KEY)
 

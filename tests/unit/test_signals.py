@@ -44,3 +44,20 @@ with handled([signal.SIGTERM, signal.SIGINT], lambda number: seen.put(("outer", 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
     assert done.stdout.split("\n") == ["inner 1", "outer 15", "outer 2", "outer 15", ""], done.stderr
+
+
+def test_what_the_process_was_started_to_ignore_stays_ignored_here_and_in_its_children() -> None:
+    program = """
+import os, signal, subprocess
+from ckptsync.signals import handled
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with handled([signal.SIGHUP, signal.SIGTERM], print):
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+    ignored = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
+    print(int(ignored.stdout.split()[1], 16) >> (signal.SIGHUP - 1) & 1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.split("\n") == ["True", "1", ""], done.stderr

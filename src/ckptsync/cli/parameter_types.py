@@ -37,9 +37,14 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
+    def __init__(self, *, positive: bool = False) -> None:
+        self._positive = positive
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """See click."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(value).strip().lower())
         if not match:
             self.fail(f"{value!r} is not a duration such as 90, 30m or 12h", param, ctx)
+        if self._positive and not float(match[1]):
+            self.fail(f"{value!r} is too short", param, ctx)
         return float(match[1]) * _SECONDS[match[2]]

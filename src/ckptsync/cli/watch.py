@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ckptsync import config, connections, processes
+from ckptsync import config, connections, processes, signals
 from ckptsync.cli import options
 from ckptsync.cli.parameter_types import Duration
 from ckptsync.cli.watch_options import Reloadable, reload, watched
@@ -114,7 +114,8 @@ def watch_command(
                 watcher.once()
             else:
                 gone = processes.ended(pid) if pid else lambda: False
-                with Sidecar(watcher, preemption.sources(notice), grace).listening() as sidecar:
+                sidecar = Sidecar(watcher, preemption.sources(notice), grace)
+                with sidecar.listening(), signals.handled([signal.SIGUSR1], sidecar.signaled):
                     watcher.follow(ended=lambda: gone() or sidecar.ended())
                     watcher.raise_outcome()
                     if stop.event.is_set():

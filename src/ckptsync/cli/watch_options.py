@@ -50,7 +50,7 @@ def watched(function: options.Command) -> options.Command:
             ),
             click.option(
                 "--stall-timeout",
-                type=Duration(),
+                type=Duration(positive=True),
                 default="5m",
                 show_default=True,
                 envvar="CKPTSYNC_STALL_TIMEOUT",

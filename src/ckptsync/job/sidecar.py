@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 
 from ckptsync.job import grace_period
@@ -45,6 +46,10 @@ class Sidecar:
     def preempted(self) -> bool:
         """Whether a notice came and everything that was saved is durable."""
         return self.notice is not None and not self._daemon.spool.pending()
+
+    def signaled(self, number: int) -> None:
+        """Handle a signal that announces the preemption, as SLURM sends one to every step (`--signal=USR1@120`)."""
+        self._handle(Notice(signal.Signals(number).name, self._grace))
 
     def _handle(self, notice: Notice) -> None:
         self._daemon.spool.history.record("notice" if notice.final else "hint", source=notice.source, seconds=notice.seconds)

@@ -220,3 +220,14 @@ def test_a_snapshot_that_the_file_system_cannot_read_for_a_while_stays_in_the_qu
 
     assert not swept
     assert spool.pending() == [pinned]
+
+
+@pytest.mark.parametrize("wrong", [{"sequence": "1"}, {"step": None}, {"rows": []}, {"attempt": "first"}])
+def test_a_receipt_with_values_of_other_types_is_passed_over(spool: Spool, wrong: dict[str, object]) -> None:
+    good, bad = pin(spool, 4), pin(spool, 8)
+    for each in (good, bad):
+        spool.commit(each, receipt(each))
+    path = spool.receipts.path(bad.name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+
+    assert list(spool.receipts) == [receipt(good)]
