@@ -20,26 +20,50 @@ INSIST = 0.3
 """Seconds within which the same signal again is an echo: a wrapper in a group that was signaled passes it on."""
 
 _handlers: dict[int, Handler] = {}
+_inherited: dict[int, object] = {}
 
 
 @contextlib.contextmanager
-def handled(numbers: Iterable[int], handle: Handler) -> Iterator[None]:
+def handled(numbers: Iterable[int], handle: Handler, *, though_ignored: bool = False) -> Iterator[None]:
     """Call `handle(number)`, in another thread, for each of these signals that arrives while the block runs.
 
-    For the main thread alone. Blocks may be nested, with other signals in each. What this process was started to ignore (SIGHUP
-    by nohup, SIGINT by a script's `&`) stays ignored, here and in the programs that it starts.
+    For the main thread alone. Blocks may be nested, with other signals in each. What this process was started to ignore (SIGINT
+    by a script's `&`, SIGHUP by nohup) stays ignored, unless `though_ignored` says that it has another meaning here.
     """
-    mine = {number: handle for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    mine = {number: handle for number in numbers if though_ignored or signal.getsignal(number) is not signal.SIG_IGN}
     first = not _handlers
     _handlers.update(mine)
     with _dispatching() if first else contextlib.nullcontext():
         before = {number: signal.signal(number, _leave_to_the_thread) for number in mine}
+        _inherited.update(before)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
                 _handlers.pop(number)
+                _inherited.pop(number)
+
+
+def send_here(number: int) -> None:
+    """Have this process handle a signal before this returns, as if it had come from outside."""
+    if handle := _handlers.get(number):
+        handle(number)
+    else:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def as_inherited() -> Iterator[None]:
+    """What this process was started to ignore is ignored while the block runs, so that a program started in it inherits that."""
+    ignored = [number for number, handler in _inherited.items() if handler is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, _leave_to_the_thread)
 
 
 class Repeats:

@@ -33,6 +33,8 @@ import os, queue, signal
 from ckptsync.signals import handled
 
 seen = queue.SimpleQueue()
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)  # A script's `&` or nohup may have this run ignore some.
 with handled([signal.SIGTERM, signal.SIGINT], lambda number: seen.put(("outer", number))):
     with handled([signal.SIGHUP], lambda number: seen.put(("inner", number))):
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
@@ -49,15 +51,18 @@ with handled([signal.SIGTERM, signal.SIGINT], lambda number: seen.put(("outer", 
 def test_what_the_process_was_started_to_ignore_stays_ignored_here_and_in_its_children() -> None:
     program = """
 import os, signal, subprocess
-from ckptsync.signals import handled
+from ckptsync.signals import as_inherited, handled
 
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-with handled([signal.SIGHUP, signal.SIGTERM], print):
-    os.kill(os.getpid(), signal.SIGHUP)
-    print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
-    ignored = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
-    print(int(ignored.stdout.split()[1], 16) >> (signal.SIGHUP - 1) & 1)
+with handled([signal.SIGINT], print), handled([signal.SIGHUP], print, though_ignored=True):
+    os.kill(os.getpid(), signal.SIGINT)
+    with as_inherited():
+        found = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
+    ignored = int(found.stdout.split()[1], 16)
+    print(*(ignored >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGHUP)))
+    print(signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
-    assert done.stdout.split("\n") == ["True", "1", ""], done.stderr
+    assert done.stdout.split("\n") == ["1 1", "True", ""], done.stderr

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ckptsync import processes, record
+from ckptsync import processes, record, signals
 from ckptsync.errors import UsageError
 from ckptsync.job.terminal import Terminal
 from ckptsync.trainer import OUTPUT_DIR
@@ -72,7 +72,8 @@ class StartedTraining:
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, cwd: Path | None = None) -> None:
         try:
-            self._process = subprocess.Popen(list(command), env=dict(environ), cwd=cwd, process_group=0)
+            with signals.as_inherited():
+                self._process = subprocess.Popen(list(command), env=dict(environ), cwd=cwd, process_group=0)
         except OSError as error:
             raise UsageError(
                 f"cannot start the training: {error.filename or command[0]}: {error.strerror}",
@@ -107,7 +108,7 @@ class StartedTraining:
             self._terminal.take_back()
             if code in (-signal.SIGINT, 128 + signal.SIGINT):
                 # Ctrl-C reached the training alone, and ends the whole job.
-                signal.raise_signal(signal.SIGINT)
+                signals.send_here(signal.SIGINT)
         if not self._over.is_set():
             # What the command left running would go on saving beside the next attempt.
             if left := self._members():

@@ -33,8 +33,6 @@ def write(
     checkpoint = output_dir / f"checkpoint-{step}"
     if not checkpoint.is_dir():
         return None
-    folder = state_folder.of(output_dir) / "complete"
-    folder.mkdir(parents=True, exist_ok=True)
     value = {
         "version": 1,
         "step": step,
@@ -45,14 +43,27 @@ def write(
         "run": run_id,
         "attempt": attempt,
     }
-    marker = folder / checkpoint.name
-    temporary = folder / f".tmp-{checkpoint.name}-{os.getpid()}"
-    temporary.write_text(json.dumps(value) + "\n", "utf-8")
-    temporary.replace(marker)
-    for other in folder.glob("checkpoint-*"):
+    while True:
+        folder = state_folder.of(output_dir) / "complete"
+        try:
+            marker = _put(folder, checkpoint.name, json.dumps(value) + "\n")
+        except FileNotFoundError:
+            # With the first checkpoint the watcher moves the state into the output folder.
+            if folder == state_folder.of(output_dir) / "complete":
+                raise
+        else:
+            break
+    for other in marker.parent.glob("checkpoint-*"):
         if not (output_dir / other.name).is_dir():
             other.unlink(missing_ok=True)
     return marker
+
+
+def _put(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".tmp-{name}-{os.getpid()}"
+    temporary.write_text(text, "utf-8")
+    return temporary.replace(folder / name)
 
 
 def await_pin(output_dir: Path, name: str, *, seconds: float) -> bool:

@@ -34,8 +34,13 @@ class Stop:
         SIGHUP asks for the settings to be read again, except on a terminal, where it means that the terminal is gone: that is
         handled as these signals are.
         """
-        watched = (*numbers, signal.SIGHUP) if numbers or self._reloads else ()
-        with signals.handled(watched, self._handle):
+        with contextlib.ExitStack() as stack:
+            # Under nohup too: it is the hang-up that is ignored, and this isn't one.
+            if self._reloads:
+                stack.enter_context(signals.handled([signal.SIGHUP], self._handle, though_ignored=True))
+            elif numbers:
+                numbers = (*numbers, signal.SIGHUP)
+            stack.enter_context(signals.handled(numbers, self._handle))
             yield
 
     def _handle(self, number: int) -> None:
