@@ -45,7 +45,7 @@ def _readable(directory: Path) -> bool:
 
 
 class Spool:
-    """The state of one output folder: `.ckptsync` in it, or beside it for as long as it is empty (`state_folder`)."""
+    """The state of one output folder: `.ckptsync` in it, or beside it while a training starts with an empty one."""
 
     def __init__(self, output_dir: Path, *, run_id: str | None = None, clock: Callable[[], float] = time.time) -> None:
         self.output_dir = output_dir
@@ -57,7 +57,7 @@ class Spool:
 
     @property
     def root(self) -> Path:
-        """The folder at this moment: it moves once."""
+        """The folder at this moment: it leaves the output folder and comes back (`state_folder`)."""
         return state_folder.of(self.output_dir)
 
     @property
