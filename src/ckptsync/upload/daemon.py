@@ -25,7 +25,7 @@ from ckptsync.errors import (
 )
 from ckptsync.service import notify
 from ckptsync.upload import lineage
-from ckptsync.upload.held_folder import HeldFolder
+from ckptsync.upload.held_folder import HeldFolder, checkpoint_of
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
 from ckptsync.upload.quiet_period import QuietPeriod
 from ckptsync.upload.settings import UploadSettings
@@ -97,8 +97,6 @@ class Daemon:
         self._failing: OSError | None = None
         self._hints: Hints | None = None
         self._known = record.Record({})
-        self._queued: list[str] = []
-        self._gone_with: list[str] = []
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Daemon]:
@@ -114,7 +112,6 @@ class Daemon:
             yield self
         finally:
             self.uploader.close()
-            self._gone_with = self._queued if self._folder.gone else []
             self._folder.release()
 
     def _prepare(self) -> None:
@@ -222,11 +219,7 @@ class Daemon:
         """Raise what a user has to know at the end: a training that restarted from scratch, or something that is not durable."""
         if self.restarted:
             raise self.restarted
-        if self._gone_with or (self._queued and self._folder.gone):
-            raise CkptsyncError(
-                f"{self.watch.output_dir} was moved or deleted with {', '.join(self._queued)} not durable",
-                hint="Put it back, then start the same command again.",
-            )
+        self._folder.require_queue()
         if self.uploader.last_error:
             raise self.uploader.last_error
         if self._failing:
@@ -238,7 +231,7 @@ class Daemon:
     def raise_queued(self) -> None:
         """Raise what a stop left in the queue: with `keep_all` only the current upload is finished."""
         if self.watch.settings.mode == "online" and (waiting := self.spool.waiting()):
-            names = ", ".join(sorted(map(_checkpoint_of, waiting), key=lambda name: step_of(name) or 0))
+            names = ", ".join(sorted(map(checkpoint_of, waiting), key=lambda name: step_of(name) or 0))
             raise CkptsyncError(f"stopped with {len(waiting)} not durable: {names}", hint="Start it again to go on.")
 
     def raise_unsettled(self) -> None:
@@ -250,8 +243,7 @@ class Daemon:
         self._follow_replaced_folder()
         self.spool.move_in()
         self._follow_state()
-        if not self._folder.gone:
-            self._queued = [_checkpoint_of(name) for name in self.spool.waiting()]
+        self._folder.note_queue()
         if self.pinner.restart_detection.attempt_changed:
             self.resumed()
         if self.spool.take_retry_request():
@@ -263,7 +255,7 @@ class Daemon:
         if self._quiet_period.fresh:
             self.uploader.expect()
         if self.pinner.pin_quiet(folders, alive=self.manager.alive):
-            self._queued = [_checkpoint_of(name) for name in self.spool.waiting()]
+            self._folder.note_queue()
             self.uploader.trim()
             self.uploader.wake()
 
@@ -283,7 +275,7 @@ class Daemon:
         """
         if not self._folder.replaced or not self._quiet_period.names():
             return
-        lost = f"; not durable: {', '.join(self._queued)}" if self._queued else ""
+        lost = f"; not durable: {', '.join(self._folder.queued)}" if self._folder.queued else ""
         log.warning("%s was replaced: following the new folder%s", self.watch.output_dir, lost)
         listening = self._hints is not None
         self._stop_listening()
@@ -410,7 +402,3 @@ class Daemon:
         if self.pinner.undecided:
             return max(SOON, WRITING_SHARE * self._quiet_period.cost)
         return max(SCAN_LEAST, SCAN_SHARE * self._quiet_period.cost)
-
-
-def _checkpoint_of(snapshot: str) -> str:
-    return snapshot.partition(".")[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptsync import locks
 from ckptsync.checkpoint import Run
-from ckptsync.errors import ConfigurationError
+from ckptsync.errors import CkptsyncError, ConfigurationError
 from ckptsync.upload.spool import Spool
 
 
@@ -21,6 +21,9 @@ class HeldFolder:
         self._run = run
         self._lock = locks.FolderLock(spool.lock_path, of=spool.output_dir)
         self._identity: tuple[int, int] | None = None
+        self.queued: list[str] = []
+        """The queued checkpoints, as long as the folder is there to say so."""
+        self._lost: list[str] = []
 
     @property
     def locks_work(self) -> bool:
@@ -44,8 +47,22 @@ class HeldFolder:
         self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self._run}")
         self._identity = _identity(self._spool.root)
 
+    def note_queue(self) -> None:
+        """Remember what is queued: a program may move the folder away with it."""
+        if not self.gone:
+            self.queued = [checkpoint_of(name) for name in self._spool.waiting()]
+
+    def require_queue(self) -> None:
+        """Raise where the folder went away with checkpoints that are not durable."""
+        if lost := self.queued if self.gone else self._lost:
+            raise CkptsyncError(
+                f"{self._spool.output_dir} was moved or deleted with {', '.join(lost)} not durable",
+                hint="Put it back, then start the same command again.",
+            )
+
     def release(self) -> None:
         """Hold it no longer."""
+        self._lost = self.queued if self.gone else []
         self._lock.release()
         self._identity = None
 
@@ -58,10 +75,15 @@ class HeldFolder:
             raise ConfigurationError(f"{self._spool.root} cannot be written to: {error.strerror}", hint=hint) from error
 
 
+def checkpoint_of(snapshot: str) -> str:
+    """The checkpoint that a snapshot's name names."""
+    return snapshot.partition(".")[0]
+
+
 def _identity(folder: Path) -> tuple[int, int] | None:
     """Device and inode, None where there is no such folder."""
     try:
         status = folder.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
