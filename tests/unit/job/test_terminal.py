@@ -64,7 +64,8 @@ def test_a_debugger_works_in_a_training(terminal: type[Pty]) -> None:
 
 
 def test_ctrl_c_ends_a_training_that_has_the_terminal_and_the_job_with_it(terminal: type[Pty]) -> None:
-    screen = terminal(*supervised("input('name? ')\nprint('training')\nimport time\ntime.sleep(60)"))
+    # Naps: Python handles a signal that comes just before a sleep only after it.
+    screen = terminal(*supervised("import time\ninput('name? ')\nprint('training')\nfor _ in range(600): time.sleep(0.1)"))
     screen.expect("name? ")
     screen.type("bert\n")
     screen.expect("training")
