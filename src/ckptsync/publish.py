@@ -10,7 +10,8 @@ can catch (wandb 0.31, measured). Here that is a failed attempt. It ends when st
     out  {"event": "progress", "stage", "done", "total", "moved"} … then {"event": "done", …}
          or {"event": "failed", error, message, hint, retry_after}
 
-`done` and `total` are bytes; `moved` only grows, with anything that shows progress.
+`done` and `total` are bytes; `moved` only grows, with anything that shows progress. The lines begin before the first job: on a
+busy machine the client's import takes long.
 """
 
 from __future__ import annotations
@@ -24,18 +25,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from ckptsync import config, record
 from ckptsync.checkpoint import File, Run, Version
-from ckptsync.errors import CkptsyncError
+from ckptsync.errors import CkptsyncError, TransientStoreError
 from ckptsync.restore import download, listing, sources
 from ckptsync.restore.resume import Resume
-from ckptsync.store import artifact
-from ckptsync.store.client_activity import ClientActivity
+from ckptsync.store import artifact, client_activity
 from ckptsync.store.contract import Upload
 from ckptsync.upload import retention, snapshot
 from ckptsync.upload.retention import Retention
@@ -56,7 +56,7 @@ PROGRESS_INTERVAL = 1.0
 def main() -> int:
     """Serve jobs until stdin ends. The first line of stdin says for which run and where to keep the client's own files."""
     _outlive_signals()
-    answers = _claim_stdout()
+    answers = Answers(_claim_stdout())
     jobs = _jobs()
     hello = jobs.get() or {}
     _die_with(hello.get("parent"))
@@ -65,15 +65,15 @@ def main() -> int:
         # calls are filtered may not ask; its unit has set the priorities then, and an upload is worth more than its niceness.
         with contextlib.suppress(OSError):
             os.nice(YIELDING)
-    from ckptsync.store.wandb_store import WandbStore
-
     try:
-        publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
+        with answers.progress_lines():
+            from ckptsync.store.wandb_store import WandbStore
+
+            publisher = Publisher(WandbStore(config.connection(), Run(**hello["run"]), Path(hello["private"])), answers)
     except OSError as error:
         # Not before the job: who finds nobody to give it to counts this process as broken for good.
         jobs.get()
-        message = f"the upload process cannot write to {hello['private']}: {error.strerror}"
-        _write(answers, {"event": "failed", "error": "TransientStoreError", "message": message})
+        answers.failed(TransientStoreError(f"the upload process cannot write to {hello['private']}: {error.strerror}"))
         return 1
     try:
         while (job := jobs.get()) is not None:
@@ -127,14 +127,62 @@ def _claim_stdout() -> TextIO:
     return answers
 
 
-class Publisher:
-    """Does jobs one by one and answers each with exactly one `done` or `failed`."""
+class Answers:
+    """What the parent reads: exactly one `done` or `failed` for each job, and lines before it that show progress."""
 
-    def __init__(self, store: Any, answers: TextIO) -> None:
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._done = self._total = 0
+
+    def done(self, result: Mapping[str, Any]) -> None:
+        """The job is done."""
+        self._write({"event": "done", **result})
+
+    def failed(self, error: Exception) -> None:
+        """The job failed."""
+        message = str(error) if isinstance(error, CkptsyncError) else f"{type(error).__name__}: {error}"
+        wait = getattr(error, "retry_after", 0.0)
+        hint = getattr(error, "hint", None)
+        self._write({"event": "failed", "error": _kind(error), "message": message, "hint": hint, "retry_after": wait})
+
+    def note(self, done: int, total: int) -> None:
+        """How many bytes of the job are done, as far as the store tells."""
+        self._done, self._total = done, total
+
+    @contextlib.contextmanager
+    def progress_lines(self) -> Iterator[None]:
+        """Report once an interval how far this process is, while the block lasts."""
+        over = threading.Event()
+        self._done = self._total = 0
+        sent_before, _ = client_activity.sample()
+
+        def report() -> None:
+            while not over.wait(PROGRESS_INTERVAL):
+                sent, moved = client_activity.sample()
+                done = max(self._done, min(sent - sent_before, self._total))
+                stage = "upload" if self._total else "hash"
+                line = {"stage": stage, "done": done, "total": self._total, "moved": moved + self._done}
+                self._write({"event": "progress", **line})
+
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
+        try:
+            yield
+        finally:
+            over.set()
+            reporter.join()
+
+    def _write(self, answer: dict[str, Any]) -> None:
+        self._out.write(json.dumps(answer) + "\n")
+        self._out.flush()
+
+
+class Publisher:
+    """Does jobs one by one."""
+
+    def __init__(self, store: Any, answers: Answers) -> None:
         self.store = store
         self._answers = answers
-        self._lock = threading.Lock()
-        self._done = self._total = 0
         self._looked_for_others = False
         self._operations = {"check": self._check, "upload": self._upload, "model": self._upload_model, "prune": self._prune}
         self._operations |= {"list": self._list, "pull": self._pull, "place": self._place}
@@ -142,13 +190,12 @@ class Publisher:
     def serve(self, job: dict[str, Any]) -> None:
         """Answer one job. Whatever goes wrong is an answer too, so that the parent can decide."""
         try:
-            result = self._operations[job["op"]](job)
+            with self._answers.progress_lines():
+                result = self._operations[job["op"]](job)
         except Exception as error:
-            message = str(error) if isinstance(error, CkptsyncError) else f"{type(error).__name__}: {error}"
-            wait = getattr(error, "retry_after", 0.0)
-            self._answer("failed", error=_kind(error), message=message, hint=getattr(error, "hint", None), retry_after=wait)
+            self._answers.failed(error)
         else:
-            self._answer("done", **result)
+            self._answers.done(result)
 
     def _check(self, job: dict[str, Any]) -> dict[str, Any]:
         return {"run": asdict(self.store.check(Run(**job["run"])))}
@@ -158,8 +205,7 @@ class Publisher:
         pinned = snapshot.load(Path(job["snapshot"]))
         upload = _upload_of(job)
         run = self.store.check(Run(**job["run"]))
-        with self._progress_lines():
-            version = self.store.put(pinned, upload, progress=self._note)
+        version = self.store.put(pinned, upload, progress=self._answers.note)
         snapshot.leave_cache(pinned)
         seconds = time.time() - started
         attached = self.store.attach(version, run)
@@ -184,8 +230,7 @@ class Publisher:
         upload = _upload_of(job)
         files = [File(**file) for file in job["files"]]
         run = self.store.check(Run(**job["run"]))
-        with self._progress_lines():
-            version = self.store.put_model(Path(job["folder"]), files, upload)
+        version = self.store.put_model(Path(job["folder"]), files, upload)
         return {"version": asdict(version), "seconds": time.time() - started, "attached": self.store.attach(version, run)}
 
     def _prune(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -202,14 +247,12 @@ class Publisher:
     def _pull(self, job: dict[str, Any]) -> dict[str, Any]:
         run, found = self._known(job)
         versions = download.select(found, run, job["alias"], model=job["model"])
-        with self._progress_lines():
-            pulled = download.pull(self.store, versions, Path(job["destination"]), progress=self._note)
+        pulled = download.pull(self.store, versions, Path(job["destination"]), progress=self._answers.note)
         return {"path": str(pulled.path), "step": pulled.step, "qualified": pulled.version.qualified, "run": asdict(run)}
 
     def _place(self, job: dict[str, Any]) -> dict[str, Any]:
         run, _ = self._known(job)
-        with self._progress_lines():
-            placed = Resume(self.store, run, Path(job["output_dir"]), progress=self._note).place(job["alias"])
+        placed = Resume(self.store, run, Path(job["output_dir"]), progress=self._answers.note).place(job["alias"])
         version = placed.source.version
         resumed_version = str(version) if version else None
         record.begin_attempt(Path(job["output_dir"]), resumed_step=placed.step, resumed_version=resumed_version)
@@ -223,46 +266,12 @@ class Publisher:
             self.store.run_state(run)
         return run, found
 
-    def _note(self, done: int, total: int) -> None:
-        self._done, self._total = done, total
-
-    @contextlib.contextmanager
-    def _progress_lines(self) -> Iterator[None]:
-        """Report once an interval how far the job is, while the block lasts."""
-        over = threading.Event()
-        self._done = self._total = 0
-        activity = ClientActivity()
-
-        def report() -> None:
-            while not over.wait(PROGRESS_INTERVAL):
-                sent, moved = activity.sample()
-                done = max(self._done, min(sent, self._total))
-                stage = "upload" if self._total else "hash"
-                self._answer("progress", stage=stage, done=done, total=self._total, moved=moved + self._done)
-
-        reporter = threading.Thread(target=report, daemon=True)
-        reporter.start()
-        try:
-            yield
-        finally:
-            over.set()
-            reporter.join()
-
-    def _answer(self, event: str, **fields: Any) -> None:
-        with self._lock:
-            _write(self._answers, {"event": event, **fields})
-
 
 def _kind(error: Exception) -> str:
     """The name of our class for it. A file system that fails for a while (EIO, EACCES) is no reason to park anything."""
     if isinstance(error, OSError):
         return "TransientStoreError"
     return type(error).__name__ if isinstance(error, CkptsyncError) else "CkptsyncError"
-
-
-def _write(answers: TextIO, answer: dict[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
 
 
 def _upload_of(job: dict[str, Any]) -> Upload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -72,3 +73,14 @@ def test_a_projects_own_modules_are_not_imported_by_the_upload_process(tmp_path:
 
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert PUBLISH[0] == sys.executable
+
+
+def test_a_start_that_takes_long_shows_progress(tmp_path: Path) -> None:
+    (tmp_path / "wandb.py").write_text("import time\ntime.sleep(2.5)\nraise SystemExit('injected: it was slow')\n")
+    hello = '{"run": {"run_id": "a", "project": "p", "entity": null}, "private": "' + str(tmp_path / "private") + '"}\n'
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "x" * 40}
+
+    done = subprocess.run(PUBLISH, input=hello, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    lines = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr, lines) == (1, "injected: it was slow\n", ["progress", "progress"])

@@ -15,7 +15,7 @@ import pytest
 
 from ckptsync.checkpoint import Run, Snapshot, Version
 from ckptsync.errors import CkptsyncError, PermanentStoreError, SnapshotChangedError, TransientStoreError
-from ckptsync.publish import Publisher
+from ckptsync.publish import Answers, Publisher
 from ckptsync.store.contract import Progress, Upload
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import checkpoint_at, make_checkpoint
@@ -81,7 +81,7 @@ def job(pinned: Snapshot) -> dict[str, Any]:
 
 def answers(store: FakeStore, asked: dict[str, Any]) -> list[dict[str, Any]]:
     told = io.StringIO()
-    Publisher(store, told).serve(asked)
+    Publisher(store, Answers(told)).serve(asked)
     return [json.loads(line) for line in told.getvalue().splitlines()]
 
 

@@ -10,17 +10,10 @@ SENT_STEP, READ_STEP = 64 * 2**10, 2**22
 """Bytes sent or read that count as progress. Fewer don't: the client's heartbeats and its log continue while an upload hangs."""
 
 
-class ClientActivity:
-    """What the client has done since this was made."""
-
-    def __init__(self) -> None:
-        _, self._sent_before = _client_bytes()
-
-    def sample(self) -> tuple[int, int]:
-        """Bytes sent so far, and a number that grows while the client sends, reads or hashes, and never otherwise."""
-        read, sent = _client_bytes()
-        sent -= self._sent_before
-        return sent, _stepped(sent, SENT_STEP) + _stepped(read, READ_STEP) + _bytes_mapped()
+def sample() -> tuple[int, int]:
+    """Bytes sent so far, and a number that grows while the client starts, sends, reads or hashes, and never otherwise."""
+    read, sent = _client_bytes()
+    return sent, _stepped(sent, SENT_STEP) + _stepped(read, READ_STEP) + _bytes_mapped()
 
 
 def _stepped(count: int, step: int) -> int:

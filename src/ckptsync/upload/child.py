@@ -86,7 +86,7 @@ class Child:
                 raise TransientStoreError(f"the upload made no progress for {stall:.0f} s and was ended") from None
             if answer is None:
                 raise self._death()
-            self._answered = True
+            self._answered = self._answered or answer["event"] != "progress"
             if answer["event"] == "done":
                 return answer
             if answer["event"] == "failed":

@@ -356,7 +356,9 @@ def test_in_a_hurry_an_upload_gives_way_to_the_newest_where_the_line_is_known(
 
 
 def test_a_child_that_cannot_start_is_a_configuration_error_with_its_last_words(tmp_path: Path) -> None:
-    command = (sys.executable, "-c", "import sys; sys.stderr.write('trace\\n'); sys.exit('No module named injected')")
+    started = """{"event": "progress", "stage": "hash", "done": 0, "total": 0, "moved": 1}"""
+    code = f"import sys; print('{started}', flush=True); sys.stderr.write('trace\\n'); sys.exit('No module named injected')"
+    command = (sys.executable, "-c", code)
 
     with pytest.raises(ConfigurationError, match="the upload process cannot start: No module named injected"):
         Child(Run("a", "p"), dict(os.environ), tmp_path, command=command).ask(
