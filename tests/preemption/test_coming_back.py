@@ -96,7 +96,7 @@ def test_kill_9_of_the_training_alone_ends_with_its_code_and_the_same_line_repea
 
 
 def test_kill_9_of_ckptsync_alone_lets_the_training_go_on_and_the_same_line_follows_it(job: Job) -> None:
-    job.command = job.saver("--seconds", 0.2, "--steps", 40)
+    job.command = job.saver("--seconds", 0.2, "--steps", 80)
     process = job.start()
     job.wait_for_durable(4)
     trainer = ranks(job.output_dir)[0]
@@ -109,8 +109,8 @@ def test_kill_9_of_ckptsync_alone_lets_the_training_go_on_and_the_same_line_foll
     assert code == 0, job.said
     assert f"the training is still running (pid {trainer})" in job.said
     assert job.starts == [0]
-    assert Counter(job.steps) == Counter(range(1, 41))
-    assert job.versions()[0]["step"] == 40
+    assert Counter(job.steps) == Counter(range(1, 81))
+    assert job.versions()[0]["step"] == 80
 
 
 @pytest.mark.slow

@@ -51,13 +51,8 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        pytest.param(8, id="in the middle of an epoch"),
-        pytest.param(16, id="between two epochs", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [pytest.param(8, id="in the middle of an epoch"), pytest.param(16, id="between two epochs")])
 def test_a_bare_train_goes_on_from_the_checkpoint_bit_by_bit(
     training: Training, uninterrupted: Path, tmp_path: Path, step: int
 ) -> None:

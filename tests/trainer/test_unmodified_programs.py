@@ -278,11 +278,9 @@ def compare(program: str, alone: Ran, beside: Ran, how: str) -> None:
     assert beside.rows == alone.rows
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(4 * HANGS)
-@pytest.mark.parametrize(
-    "program",
-    [pytest.param(name, marks=[] if name == "no Trainer" else [pytest.mark.slow]) for name in PROGRAMS if name != AT_A_TERMINAL],
-)
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != AT_A_TERMINAL])
 def test_a_program_does_with_ckptsync_what_it_does_without(server: ServerProcess, tmp_path: Path, program: str) -> None:
     tool, command = prepared(server, tmp_path / "alone/home", program)
     alone = run(server, tool, command)
