@@ -111,7 +111,8 @@ def relation(
     """What a complete checkpoint is to the position. `own` reads the save's rows, `theirs` those of the position.
 
     `marked` says that the training itself named the save's attempt. Where it was only inferred, the first save after a resume has
-    to show by its rows that it continues. Where it is `doubted` that the training got its checkpoint, no rows are no proof.
+    to show by its rows that it continues. Where it is `doubted` that the training got its checkpoint, rows are no proof: with the
+    same seed a training that starts over logs the same losses.
     """
     if before is None:
         return Relation.NEXT
@@ -125,8 +126,8 @@ def relation(
         return _behind(save, last, appearance, theirs)
     numbered = save.attempt is not None and save.attempt == last.attempt
     certain = save.step == last.step or (numbered and (marked or not before.resumed))
-    comparable = save.rows.comparable(last.rows)
-    if certain or (not comparable and not doubted) or (comparable and own(last.rows.count) == last.rows.digest):
+    continues = not doubted and (not save.rows.comparable(last.rows) or own(last.rows.count) == last.rows.digest)
+    if certain or continues:
         return Relation.NEXT
     return Relation.OLDER if appearance is Appearance.PRESENT else Relation.RESTARTED
 

@@ -33,7 +33,6 @@ class RestartDetection:
         self._before_path: Path | None = None
         self._attempt: record.Attempt | None = None
         self._recorded: tuple[int, int] | None = None
-        self._warned_of: int | None = None
 
     def take_up(self, known: Sequence[Receipt | Snapshot]) -> None:
         """Continue from what is durable or queued. A verdict on an earlier attempt ends with that attempt.
@@ -80,7 +79,6 @@ class RestartDetection:
         attempt = _attempt_in(marker)
         inferred = self._attempt.number if self._attempt and appearance is Appearance.CREATED else None
         save = lineage.saved(folder.step, checkpoint.verdict.state, attempt or inferred)
-        before = f"checkpoint-{self.step}"
         missing = attempt is None and record.hook_missing(self._spool.output_dir) is not None
         doubted = missing and appearance is Appearance.CREATED
         try:
@@ -94,9 +92,6 @@ class RestartDetection:
         if not self._allow_restart and (found is Relation.RESTARTED or self._belongs_to_restart(save)):
             self._note_restart(checkpoint, HookMissingError if missing else RestartedError)
             return False
-        if doubted and save.attempt != self._warned_of:
-            self._warned_of = save.attempt
-            log.warning("the training did not get %s from the hook, but its logged rows continue: it resumed by itself", before)
         self.restarted = None
         return True
 
@@ -156,7 +151,10 @@ class RestartDetection:
         if self.restarted is not None:
             return
         before = self.step
-        reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
+        if kind is HookMissingError:
+            reason = f"was saved by a training that did not get checkpoint-{before} from the hook"
+        else:
+            reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
         self.restarted = kind(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
         self._spool.history.record("restarted", checkpoint=checkpoint.name, step=checkpoint.step, before=before)
         log.error("%s. %s", self.restarted, self.restarted.hint)
