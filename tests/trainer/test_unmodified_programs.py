@@ -1,7 +1,7 @@
 """An unmodified program that ran without ckptsync runs the same with it: exit code, output, weights and W&B rows, side by side.
 
 Each program runs alone, below `ckptsync run`, and some also below `ckptsync run --no-hook`.
-TRL has no row, since the test extra doesn't install it; tests/preemption/test_trainings.py trains with it where it is there.
+TRL's row needs `pip install trl`: the test extra doesn't install it, since transformers imports datasets with it in every test.
 """
 
 from __future__ import annotations
@@ -149,6 +149,25 @@ PROGRAMS = {
             print("trained from", last, "to", trainer.state.global_step)
     """,
     "accelerate launch": "finish(build())",
+    "TRL": """
+        from datasets import Dataset
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, ProgressCallback, set_seed
+        from trl import SFTConfig, SFTTrainer
+        set_seed(1)
+        words = ["<eos>", "<unk>", *(f"w{index}" for index in range(14))]
+        model = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+        model.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
+        texts = [" ".join(words[2 + (at + each) % 14] for each in range(12)) for at in range(64)]
+        config = GPT2Config(vocab_size=16, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+        args = SFTConfig("out", max_steps=4, save_steps=2, logging_steps=1, use_cpu=True, bf16=False, report_to="wandb")
+        args.run_name = "training"
+        dataset = Dataset.from_dict({"text": texts})
+        trainer = SFTTrainer(model=GPT2LMHeadModel(config), args=args, train_dataset=dataset, processing_class=tokenizer)
+        trainer.remove_callback(ProgressCallback)  # It prints running times.
+        finish(trainer)
+    """,
     "pdb and input()": """
         trainer = build()
         breakpoint()
@@ -282,6 +301,8 @@ def compare(program: str, alone: Ran, beside: Ran, how: str) -> None:
 @pytest.mark.timeout(4 * HANGS)
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if name != AT_A_TERMINAL])
 def test_a_program_does_with_ckptsync_what_it_does_without(server: ServerProcess, tmp_path: Path, program: str) -> None:
+    if program == "TRL":
+        pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
     tool, command = prepared(server, tmp_path / "alone/home", program)
     alone = run(server, tool, command)
     assert alone.code == EXIT_CODES.get(program, 0), alone.said
