@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests import figures
+from tests.terminal import Pty
 
 hypothesis.settings.register_profile(
     "ckptsync", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -51,6 +52,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 _OTHERS = ("CREDENTIALS_DIRECTORY", "NETRC", "NOTIFY_SOCKET", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+
+
+@pytest.fixture
+def terminal() -> Iterator[type[Pty]]:
+    """Opens pseudo-terminals; none of them outlives the test."""
+    opened: list[Pty] = []
+
+    class Opened(Pty):
+        def __init__(self, *command: str, environment: Mapping[str, str] = os.environ) -> None:
+            super().__init__(*command, environment=environment)
+            opened.append(self)
+
+    yield Opened
+    for one in opened:
+        one.close()
 
 
 @pytest.fixture(autouse=True)

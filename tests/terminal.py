@@ -10,22 +10,23 @@ import select
 import subprocess
 import termios
 import time
+from collections.abc import Mapping
 
 
 class Pty:
     """A pseudo-terminal, whose session runs a command."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, environment: Mapping[str, str] = os.environ) -> None:
         self._master, slave = pty.openpty()
         self.seen = ""
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             command,
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "PS1": "$ ", "TERM": "dumb"},
+            env={**environment, "PS1": "$ ", "TERM": "dumb"},
         )
         os.close(slave)
 
@@ -44,8 +45,14 @@ class Pty:
         before, _, self.seen = self.seen.partition(text)
         return before
 
+    def hang_up(self) -> None:
+        """Close the terminal: the kernel sends SIGHUP to the session's leader and its foreground."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
     def close(self) -> None:
-        """Hang up: the kernel ends what is left in the session's foreground."""
-        os.close(self._master)
-        self._process.kill()
-        self._process.wait(20)
+        """Hang up and end the command."""
+        self.hang_up()
+        self.process.kill()
+        self.process.wait(20)

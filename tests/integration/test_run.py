@@ -371,6 +371,7 @@ def test_a_program_that_insists_on_an_empty_output_folder_starts_and_goes_on(
     run_id = record.read(output_dir).text("run_id")
     assert run_id is not None
     assert "is not empty" not in first.stderr
+    assert "no file events" not in first.stderr
     assert (first.returncode, second.returncode) == (1, 0), second.stderr
     assert kept(server, run_id) == [(4, ["step-4"]), (8, ["final", "latest", "step-8"])]
     assert not (output_dir.parent / ".out.ckptsync").exists()

@@ -72,7 +72,11 @@ class Shutdown:
         # On a terminal, SIGHUP says that the terminal is gone.
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *([signal.SIGHUP] if os.isatty(0) else []))
         try:
-            with signals.handled(numbers, self._note_signal), self._daemon.stop.on_signals():
+            with (
+                signals.handled(numbers, self._note_signal),
+                signals.handled([signal.SIGTSTP], self._suspend),
+                self._daemon.stop.on_signals(),
+            ):
                 yield
         finally:
             self._listener.stop()
@@ -121,6 +125,12 @@ class Shutdown:
             os._exit(128 + number)
         self._signals.append(number)
         self._inbox.put((Notice(signal.Signals(number).name, self._grace), number))
+
+    def _suspend(self, _number: int) -> None:
+        if self._training:
+            self._training.suspend()
+        else:
+            signal.raise_signal(signal.SIGSTOP)
 
     def _handle_all(self) -> None:
         while (item := self._inbox.get()) is not None:

@@ -34,13 +34,15 @@ class Terminal:
         with _terminal() as terminal:
             if terminal is None:
                 return
+            wants_it = self.lent or number != signal.SIGTSTP
             if number == signal.SIGTSTP or not self._ours(terminal):
                 self.take_back()
-                os.killpg(0, number)
-            if self._ours(terminal):
+                # Not the signal that the training got: this process may pass that one on.
+                os.killpg(0, signal.SIGSTOP)
+            if self._ours(terminal) and wants_it:
                 _bring_to_front(terminal, self._group)
                 self.lent = True
-            else:
+            elif wants_it:
                 # Nobody stopped this process: its own group has no shell that could.
                 threading.Event().wait(_PAUSE)
         with contextlib.suppress(ProcessLookupError, PermissionError):

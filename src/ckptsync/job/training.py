@@ -39,6 +39,10 @@ class Training(Protocol):
         """Ask it to save and exit."""
         ...
 
+    def suspend(self) -> None:
+        """Stop it and this process, as Ctrl-Z asks, until the shell continues both."""
+        ...
+
     def ended(self) -> bool:
         """Whether all of its processes have ended."""
         ...
@@ -96,6 +100,10 @@ class StartedTraining:
         signaled = _request_save(self.pid, self._ranks(), number)
         if signaled:
             threading.Thread(target=self._end_launcher_after, args=(signaled,), daemon=True).start()
+
+    def suspend(self) -> None:
+        """Stop the training. When it has stopped, `wait` stops this process too."""
+        self.signal(signal.SIGTSTP)
 
     def ended(self) -> bool:
         """Whether the command and everything that it started have ended. Becomes true only in `wait`."""
@@ -171,6 +179,10 @@ class FoundTraining:
     def request_save(self, number: int = SAVE_SIGNAL) -> None:
         """Ask it to save and exit."""
         _request_save(self._leader, ranks(self._output_dir), number)
+
+    def suspend(self) -> None:
+        """Stop this process alone: another terminal started the training."""
+        signal.raise_signal(signal.SIGSTOP)
 
     def ended(self) -> bool:
         """Whether all of its processes have ended."""

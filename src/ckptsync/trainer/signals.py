@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -61,3 +64,15 @@ class Signals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = number
+        _leave_closed_terminal()
+
+
+def _leave_closed_terminal() -> None:
+    """Point stdout and stderr to /dev/null if their terminal is gone: the next line of losses would raise EIO before the save."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError as error:
+            if error.errno == errno.EIO:
+                with Path(os.devnull).open("wb") as null:
+                    os.dup2(null.fileno(), descriptor)

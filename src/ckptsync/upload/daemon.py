@@ -53,6 +53,8 @@ STATUS_INTERVAL = 2.0
 
 FLUSH_BEAT = 0.5
 
+LISTEN_ATTEMPTS = 3
+
 NOTICE_FLUSH = 120.0
 """Seconds without progress after which a notice that names no deadline ends the retries of an unreachable store."""
 
@@ -260,8 +262,13 @@ class Daemon:
             self.uploader.wake()
 
     def _listen(self) -> None:
-        self._hints = Hints([self.watch.output_dir, self.spool.markers.folder], self.stop.wake)
-        self._hints.start()
+        for _ in range(LISTEN_ATTEMPTS):
+            self._hints = Hints([self.watch.output_dir, self.spool.markers.folder], self.stop.wake)
+            # The state may move, beside the output folder or back into it, at this very moment.
+            with contextlib.suppress(FileNotFoundError):
+                self._hints.start()
+                return
+        log.warning("no file events in %s: relying on scans alone", self.watch.output_dir)
 
     def _stop_listening(self) -> None:
         if self._hints:

@@ -46,10 +46,16 @@ class Hints(FileSystemEventHandler):
             )
 
     def start(self) -> None:
-        """Begin to listen. Where the system has no watch to give, say so once and rely on scans."""
+        """Begin to listen. Where the system has no watch to give, say so once and rely on scans.
+
+        Raises FileNotFoundError if one of the folders is gone.
+        """
         try:
             self._observer.start()
         except OSError as error:
+            self._observer.unschedule_all()
+            if isinstance(error, FileNotFoundError):
+                raise
             log.warning("no file events here (%s): relying on scans alone", error)
 
     def stop(self) -> None:

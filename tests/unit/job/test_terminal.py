@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.terminal import Pty
 
@@ -20,21 +17,6 @@ except KeyboardInterrupt:
     code = "interrupted"
 print("code", code, "ours", os.tcgetpgrp(0) == os.getpgrp())
 """
-
-
-@pytest.fixture
-def terminal() -> Iterator[type[Pty]]:
-    """Opens pseudo-terminals; none of them outlives the test."""
-    opened: list[Pty] = []
-
-    class Opened(Pty):
-        def __init__(self, *command: str) -> None:
-            super().__init__(*command)
-            opened.append(self)
-
-    yield Opened
-    for one in opened:
-        one.close()
 
 
 def supervised(code: str) -> tuple[str, ...]:
