@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ckptsync import processes
 from ckptsync.upload.child import PUBLISH
 from tests.faults.conftest import Followed, Note
@@ -46,20 +48,21 @@ def test_an_upload_process_dies_with_its_watcher_and_the_next_watchers_version_s
     note("kill -9 of the watcher alone in an upload", "its upload process died too; uploaded by the next", followed.damage())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_every_process_of_the_job_does_not_end_the_current_upload(
-    tmp_path: Path, server: ServerProcess, note: Note
+    tmp_path: Path, server: ServerProcess, note: Note, number: signal.Signals
 ) -> None:
-    followed = Followed(tmp_path, server, "scancel")
+    followed = Followed(tmp_path, server, f"scancel-{number}")
     followed.start()
     server.faults([rule(FILES, None, throttle=50_000)])
     name = followed.save(size=200_000)
 
     for pid in (*uploading(followed), followed.pid):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)
     followed.durable(name)
 
     assert "failed, retrying" not in followed.said()
-    note("SIGTERM to every process", "the current upload was finished", followed.damage())
+    note(f"{number.name} to every process", "the current upload was finished", followed.damage())
     followed.kill()
 
 

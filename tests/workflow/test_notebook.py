@@ -107,6 +107,28 @@ os._exit(0)
     assert list((out / ".ckptsync/receipts").glob("checkpoint-4.*"))
 
 
+def test_a_watcher_in_the_background_starts_below_a_long_tmpdir_and_beside_modules_with_the_names_of_python_s_own(
+    tool: Tool, tmp_path: Path
+) -> None:
+    (tool.home / "secrets.py").write_text("raise SystemExit('the project's module ran')\n")
+    tool.environment["TMPDIR"] = str(tmp_path / ("long" * 30))
+    Path(tool.environment["TMPDIR"]).mkdir()
+    out = tmp_path / "out"
+    script = f"""
+import sys
+sys.path.remove('')
+from pathlib import Path
+import ckptsync
+from tests.checkpoints import make_checkpoint
+with ckptsync.watch_in_background({str(out)!r}, run_id="long"):
+    make_checkpoint(Path({str(out)!r}), 4)
+"""
+
+    python(tool, script)
+
+    assert list((out / ".ckptsync/receipts").glob("checkpoint-4.*"))
+
+
 def test_what_programs_import_is_light_and_typed(tool: Tool) -> None:
     script = """
 import sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -77,7 +78,7 @@ def test_a_signal_reaches_the_trainer_behind_a_launcher_that_does_not_forward_it
         time.sleep(0.01)
 
 
-def test_processes_that_outlive_the_command_get_sigterm(tmp_path: Path) -> None:
+def test_processes_that_outlive_the_command_are_named_and_get_sigterm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     started = tmp_path / "started"
     leave = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {GRANDCHILD!r}, {str(started)!r}])"
     leave += f"\nimport os, time\nwhile not os.path.exists({str(started)!r}): time.sleep(0.01)"
@@ -86,6 +87,7 @@ def test_processes_that_outlive_the_command_get_sigterm(tmp_path: Path) -> None:
 
     assert code == 0
     assert wait_for(tmp_path / "started.got") == str(int(signal.SIGTERM))
+    assert re.search(r"ending what it left running \(pid \d+\)", caplog.text)
 
 
 def test_a_signal_after_the_end_reaches_no_process() -> None:
