@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import config, connections, durable, record, state_folder
+from ckptsync import config, connections, record, state_folder
 from ckptsync.checkpoint import Run
 from ckptsync.errors import (
     CkptsyncError,
@@ -125,7 +125,7 @@ def watch_in_background(
 
 def _start(folder: Path, run: Run) -> Watching:
     """Start a watcher and wait until it watches. Raises what it ends with before."""
-    log = durable.make_folder(state_folder.of(folder)) / "watch.log"
+    log = state_folder.make(folder) / "watch.log"
     words = ["watch", str(folder), "--run-id", run.run_id, "--project", run.project, "--pid", str(os.getpid())]
     words += ["--entity", run.entity] if run.entity else []
     # The path of a socket has at most 107 bytes.

@@ -141,12 +141,31 @@ class Record:
 
     @property
     def left_undone(self) -> bool:
-        """Whether `run` or `resume` started the newest attempt, and it came to its last step, but not to an exit with 0."""
-        return self.reached_end and self.values.get("training") is not None and not self.completed
+        """Whether `run` or `resume` started an attempt that came to its last step, and none since came to an exit with 0."""
+        reached, completed = self._attempt_of("reached_end"), self._attempt_of("completed")
+        return self.values.get("training") is not None and reached > max(completed, -1)
+
+    @property
+    def highest_attempt(self) -> int:
+        """The highest number of an attempt that is known, here or by `note_highest_attempt`; 0 where there is none."""
+        highest = self.values.get("highest_attempt")
+        return max([highest if isinstance(highest, int) else 0, *(each.number for each in self.attempts)])
+
+    @property
+    def rolled_back(self) -> tuple[int, int] | None:
+        """The step to which somebody went back, and the highest attempt of that moment; None where nobody did."""
+        value = self.values.get("rolled_back")
+        step, attempt = (value.get("step"), value.get("attempt")) if isinstance(value, dict) else (None, None)
+        return (step, attempt) if isinstance(step, int) and isinstance(attempt, int) else None
 
     def _is_of_newest(self, key: str) -> bool:
-        value, attempt = self.values.get(key), self.attempt
-        return isinstance(value, dict) and attempt is not None and value.get("attempt") == attempt.number
+        return self.attempt is not None and self._attempt_of(key) == self.attempt.number
+
+    def _attempt_of(self, key: str) -> int:
+        """The attempt that a note of the training's progress belongs to, -1 where there is none."""
+        value = self.values.get(key)
+        number = value.get("attempt") if isinstance(value, dict) else None
+        return number if isinstance(number, int) else -1
 
     @property
     def restarted_at(self) -> float | None:
@@ -194,11 +213,10 @@ def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_
     begun: list[Attempt] = []
 
     def add(values: Mapping[str, Any]) -> dict[str, Any]:
-        known = Record(values).attempts
-        highest = values.get("highest_attempt")
-        number = max([highest if isinstance(highest, int) else 0, *(each.number for each in known)]) + 1
+        known = Record(values)
+        number = known.highest_attempt + 1
         begun.append(Attempt(number, os.urandom(4).hex(), round(time.time(), 3), resumed_step, resumed_version))
-        attempts = [asdict(each) for each in (*known[-ATTEMPTS_KEPT:], *begun)]
+        attempts = [asdict(each) for each in (*known.attempts[-ATTEMPTS_KEPT:], *begun)]
         # The number of processes and the verdict "restarted from scratch" belong to one attempt.
         return {
             "attempts": attempts,
@@ -234,6 +252,18 @@ def note_highest_attempt(output_dir: Path, number: int) -> None:
     change(output_dir, add)
 
 
+def note_rollback(output_dir: Path, step: int | None) -> None:
+    """Write down that the training goes back to that step by choice: what was saved above it so far no longer counts.
+
+    None takes that back.
+    """
+
+    def add(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {"rolled_back": None if step is None else {"step": step, "attempt": Record(values).highest_attempt}}
+
+    change(output_dir, add)
+
+
 def note_restarted(output_dir: Path, attempt: int | None, save: str) -> None:
     """Write down that this save, NAME.PRINT, is of a training that restarted from scratch."""
 
@@ -252,9 +282,12 @@ def update(output_dir: Path, **values: Any) -> Record:
 
 def change(output_dir: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Record:
     """As `update`, with the values decided from what stands there, while nobody else can change it."""
-    path = durable.make_folder(state_folder.of(output_dir)) / "run.json"
+    return state_folder.within(output_dir, lambda folder: _change(output_dir, folder, decide))
+
+
+def _change(output_dir: Path, folder: Path, decide: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Record:
     # The watcher and the training both update it: without the lock one could lose what the other wrote.
-    with locks.exclusive(path.with_name("run.lock")):
+    with locks.exclusive(folder / "run.lock"):
         # It may have been moved into the output folder meanwhile.
         path = path_of(output_dir)
         # Where it can't be read now (EIO), what it says must not be replaced.

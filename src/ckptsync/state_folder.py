@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from ckptsync import durable
+
+Done = TypeVar("Done")
 
 NAME = ".ckptsync"
 """The folder below output_dir with everything of ours. The Trainer's rotation matches `checkpoint-*` only."""
@@ -18,6 +24,23 @@ def of(output_dir: Path) -> Path:
     """The folder with the state, whether it exists yet or not."""
     inside = output_dir / NAME
     return inside if _is_folder(inside) or not _is_beside(output_dir) else _beside(output_dir)
+
+
+def make(output_dir: Path) -> Path:
+    """The folder with the state, made where there is none. Only the one inside is ever made: the other one moved there."""
+    folder = of(output_dir)
+    return durable.make_folder(folder) if folder.name == NAME and not _is_folder(folder) else folder
+
+
+def within(output_dir: Path, do: Callable[[Path], Done]) -> Done:
+    """Do something in the folder with the state, which may move at that moment: then it is done where the state is now."""
+    while True:
+        folder = make(output_dir)
+        try:
+            return do(folder)
+        except FileNotFoundError:
+            if of(output_dir) == folder:
+                raise
 
 
 def move_out(output_dir: Path) -> bool:

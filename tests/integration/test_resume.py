@@ -406,3 +406,21 @@ def test_the_record_of_a_resume_says_who_the_training_is(tool: Tool, server: Ser
     assert values["command"][0] == sys.executable
     assert events(new, "resumed") == [("resumed", 4)]
     assert (new / ".ckptsync" / "run.json").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+def test_after_going_back_by_choice_a_restart_goes_on_from_there(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for step in (4, 8):
+        make_checkpoint(out, step, content=f"back {step}")
+        assert tool.watch_once(out, "back").returncode == 0
+    fails = program(
+        "with open('starts', 'a') as starts: starts.write(os.environ['CKPTSYNC_RESUME_FROM'] + '\\n')",
+        "sys.exit(9)",
+    )
+
+    done = tool("resume", "back:step-4", "--output-dir", out, "--max-restarts", "1", "--", *fails, timeout=120)
+    again = tool("run", "--run-id", "back", "--output-dir", out, "--", *fails, timeout=120)
+
+    assert (done.returncode, again.returncode) == (9, 9), done.stderr
+    assert (tool.home / "starts").read_text().split() == [str(out / "checkpoint-4")] * 3

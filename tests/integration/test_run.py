@@ -432,6 +432,74 @@ def test_a_job_takes_over_from_a_watcher_that_is_killed(
     assert [step for step, _ in kept(server, "taken")] == [4]
 
 
+def watcher_of(tool: Tool, output_dir: Path, run_id: str, ended: Ended) -> None:
+    """Start a watcher, and wait until it holds the folder."""
+    output_dir.mkdir(exist_ok=True)
+    ended(tool.start("watch", output_dir, "--run-id", run_id, "--quiet-period", "0.2", log=output_dir.parent / "watch-log"))
+    wait_for(lambda: (output_dir / ".ckptsync/lock").exists() and (output_dir / ".ckptsync/lock").read_text(), what="the lock")
+
+
+def test_a_job_beside_the_watcher_of_another_run_is_refused(tool: Tool, output_dir: Path, ended: Ended) -> None:
+    watcher_of(tool, output_dir, "theirs", ended)
+
+    done = tool("run", "--run-id", "ours", "--output-dir", output_dir, "--", "true")
+
+    assert done.returncode == 7
+    assert "run tests/theirs" in refusal(done) or "run local/tests/theirs" in refusal(done)
+    assert "--run-id theirs" in done.stderr
+    assert record.read(output_dir).text("run_id") != "ours"
+
+
+def test_a_job_that_is_refused_leaves_the_record_of_the_one_that_trains(
+    tool: Tool, tmp_path: Path, output_dir: Path, ended: Ended
+) -> None:
+    log = tmp_path / "log"
+    ended(tool.start("run", "--run-id", "right", "--output-dir", output_dir, "--", *program("time.sleep(600)"), log=log))
+    wait_for(lambda: record.read(output_dir).values.get("training"), what="the training")
+
+    done = tool("run", "--run-id", "typo", "--output-dir", output_dir, "--", "true")
+
+    assert done.returncode == 7
+    assert record.read(output_dir).text("run_id") == "right"
+
+
+@pytest.mark.slow
+def test_a_training_that_starts_over_beside_another_watcher_is_an_error(
+    tool: Tool, server: ServerProcess, output_dir: Path, ended: Ended
+) -> None:
+    make_checkpoint(output_dir, 8)
+    assert tool.watch_once(output_dir, "over").returncode == 0
+    watcher_of(tool, output_dir, "over", ended)
+    starts_over = program(
+        "for step in (2, 4):",
+        "    make_checkpoint(pathlib.Path(sys.argv[1]), step, content='over')",
+        "    time.sleep(4)",
+        "time.sleep(600)",
+    )
+
+    done = tool("run", "--run-id", "over", "--output-dir", output_dir, "--no-hook", "--", *starts_over, output_dir, timeout=120)
+
+    assert done.returncode == 5, done.stderr
+    assert "started over" in refusal(done)
+    assert [step for step, _ in kept(server, "over")] == [8]
+
+
+@pytest.mark.slow
+def test_a_last_save_that_is_incomplete_beside_another_watcher_is_an_error(
+    tool: Tool, server: ServerProcess, output_dir: Path, ended: Ended
+) -> None:
+    watcher_of(tool, output_dir, "torn", ended)
+    saves = program(
+        "make_checkpoint(pathlib.Path(sys.argv[1]), 4)",
+        "make_checkpoint(pathlib.Path(sys.argv[1]), 8, without=['trainer_state.json'])",
+    )
+
+    done = tool("run", "--run-id", "torn", "--output-dir", output_dir, "--", *saves, output_dir, timeout=120)
+
+    assert done.returncode == 5, done.stderr
+    assert "checkpoint-8 is not durable: incomplete" in refusal(done)
+
+
 @pytest.mark.slow
 def test_a_job_beside_a_watcher_that_uploads_nothing_is_an_error(
     tool: Tool, server: ServerProcess, output_dir: Path, ended: Ended

@@ -54,6 +54,18 @@ def test_an_attempt_is_numbered_above_everything_that_is_known_here_and_elsewher
     assert record.read(tmp_path).attempt == attempt
 
 
+def test_what_follows_train_stays_undone_through_attempts_that_end_before_train(tmp_path: Path) -> None:
+    first = record.begin_attempt(tmp_path)
+    record.update(tmp_path, training={"pid": 1}, reached_end={"attempt": first.number, "step": 8})
+
+    record.begin_attempt(tmp_path, resumed_step=8)
+    undone = record.read(tmp_path).left_undone
+    record.note_completed(tmp_path)
+
+    assert undone
+    assert not record.read(tmp_path).left_undone
+
+
 def test_a_record_that_the_file_system_cannot_read_is_not_replaced(tmp_path: Path) -> None:
     record.update(tmp_path, run_id="r1")
     path = record.path_of(tmp_path)

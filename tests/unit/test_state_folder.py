@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from ckptsync import record, state_folder
+from ckptsync.trainer import marker
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
 
@@ -77,3 +81,28 @@ def test_a_link_beside_it_is_no_state(output_dir: Path, tmp_path: Path) -> None:
     Spool(output_dir).move_out()
 
     assert state_folder.of(output_dir) == output_dir / ".ckptsync"
+
+
+def test_a_marker_that_is_written_while_the_state_moves_in_is_kept_and_nothing_stays_beside(tmp_path: Path) -> None:
+    for number in range(150):
+        out = tmp_path / str(number)
+        out.mkdir()
+        record.update(out, run_id="r")
+        assert record.move_state_out(out)
+        watcher = threading.Thread(target=move_in_when_it_can, args=(out,))
+        watcher.start()
+        (out / "checkpoint-4").mkdir()
+        # At another moment of the move each time.
+        time.sleep(number * 1e-5)
+
+        marker.write(out, 4, world_size=1)
+
+        watcher.join()
+        assert (out / ".ckptsync" / "complete" / "checkpoint-4").exists()
+        assert not (tmp_path / f".{number}.ckptsync").exists()
+
+
+def move_in_when_it_can(out: Path) -> None:
+    while not (out / ".ckptsync").exists():
+        with contextlib.suppress(OSError):
+            record.move_state_in(out)

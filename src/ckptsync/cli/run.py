@@ -75,7 +75,6 @@ def run_command(
     options.require_own(output_dir, run.run_id)
     if not (run_id or os.environ.get("WANDB_RUN_ID")):
         log.warning("no run id was given: to continue this training on another machine, add --run-id %s", run.run_id)
-    record.update(output_dir, run_id=run.run_id, project=run.project, started_in=run.project)
     with connections.connected_if_online(local=local) as connection:
         usual = resumable_job.SHORTLY if _resumable_here(output_dir) else resumable_job.AT_LENGTH
         job = ResumableJob(
@@ -96,6 +95,7 @@ def run_command(
         again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
         terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
         with job.alone():
+            record.update(output_dir, run_id=run.run_id, project=run.project, started_in=run.project)
             raise click.exceptions.Exit(job.run_to_end(terms, again))
 
 

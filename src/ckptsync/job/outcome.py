@@ -6,8 +6,8 @@ import logging
 import time
 
 from ckptsync import record
-from ckptsync.checkpoint import Checkpoint
-from ckptsync.errors import CkptsyncError, HookMissingError, PreemptedError
+from ckptsync.checkpoint import Checkpoint, step_of
+from ckptsync.errors import CkptsyncError, HookMissingError, IntegrityError, PreemptedError
 from ckptsync.job.shutdown import Shutdown
 from ckptsync.job.watch_thread import WatchThread
 from ckptsync.restore import sources
@@ -117,7 +117,13 @@ class Outcome:
 
     def _require_durable(self, newest: Checkpoint | None) -> None:
         """Raise where another watcher holds the folder and the newest checkpoint is not durable."""
-        if self._watch.elsewhere and self._uploads and not self._durable(newest):
+        if not (self._watch.elsewhere and self._uploads):
+            return
+        _, incomplete = sources.local_checkpoints(self._daemon.spool.output_dir)
+        for path, reason in incomplete:
+            if (step_of(path.name) or 0) > (newest.step if newest else 0):
+                raise IntegrityError(f"{path.name} is not durable: incomplete: {reason}")
+        if not self._durable(newest):
             raise CkptsyncError(
                 f"{newest.name if newest else 'the queue'} is not durable: another watcher holds {self._daemon.spool.output_dir}",
                 hint="End that one, then start the same command again: `ckptsync status` names it.",
@@ -129,7 +135,12 @@ class Outcome:
             return
         deadline, asked = self._shutdown.deadline, self._daemon.watch.settings.flush_for
         limit = deadline - time.monotonic() if deadline else RECEIPT_WAIT if asked is None else asked
-        self._watch.finish_elsewhere(lambda: self._durable(newest), limit)
+
+        def settled() -> bool:
+            self._daemon.take_up_verdict()
+            return self._daemon.restarted is not None or self._durable(newest)
+
+        self._watch.finish_elsewhere(settled, limit)
 
     @property
     def _uploads(self) -> bool:

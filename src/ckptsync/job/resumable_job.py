@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ckptsync import durable, locks, processes, record, secret_detection, state_folder
+from ckptsync import locks, processes, record, secret_detection, state_folder
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError
@@ -30,6 +30,7 @@ from ckptsync.store.retrying import Patience, retry
 from ckptsync.store.session import open_store
 from ckptsync.upload import daemon, lineage
 from ckptsync.upload.daemon import Reread
+from ckptsync.upload.held_folder import require_watched_for
 from ckptsync.upload.spool import Spool
 from ckptsync.upload.stop import Stop
 
@@ -126,9 +127,7 @@ class ResumableJob:
         Two would find nothing running, place the same checkpoint and both start the training.
         """
         host = f"{socket.gethostname()}: "
-        lock = locks.FolderLock(
-            durable.make_folder(state_folder.of(self._output_dir)) / "job", of=self._output_dir, doing="trained in"
-        )
+        lock = locks.FolderLock(state_folder.make(self._output_dir) / "job", of=self._output_dir, doing="trained in")
         try:
             lock.acquire(f"{host}ckptsync, pid {os.getpid()}, run {self.run}")
         except LockedError as error:
@@ -137,6 +136,7 @@ class ResumableJob:
                 raise
             self._heartbeat = None
         try:
+            require_watched_for(self.run, self._output_dir)
             with self._heartbeat.ending() if self._heartbeat else contextlib.nullcontext():
                 yield
         finally:
@@ -163,7 +163,11 @@ class ResumableJob:
                 self._require_versions(store)
             if not reading:
                 self._hold_run()
-            return self._place(store, alias)
+            placed = self._place(store, alias)
+        if alias and not reading:
+            # The next start of the training has to go on from there too, though a later step stands in the store.
+            record.note_rollback(self._output_dir, None if alias == "latest" else placed.step)
+        return placed
 
     def _require_versions(self, store: Store) -> None:
         """Raise NotFoundError for a run without checkpoints; one that logs nothing to W&B (report_to none) may have some."""

@@ -68,6 +68,8 @@ class WatchThread:
     def _take_over(self, failed: list[BaseException]) -> None:
         """Watch as soon as the other watcher lets the folder go. It may be a `push` that takes a minute, or be killed."""
         while self.elsewhere and not self.finishing.wait(TAKE_OVER_PAUSE):
+            self._daemon.take_up_verdict()
+            self._every_turn()
             with contextlib.suppress(LockedError), self._daemon.held():
                 log.warning("%s is free: uploading from here", self._daemon.spool.output_dir)
                 self.elsewhere, self.running = False, True

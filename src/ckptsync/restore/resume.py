@@ -15,7 +15,16 @@ from ckptsync import durable, record
 from ckptsync.checkpoint import Problem, Run, Version, step_of
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
 from ckptsync.restore.placement import Placed, Placement
-from ckptsync.restore.sources import Source, attempts_of, before_restart, find_versions, local_checkpoints, order, pick
+from ckptsync.restore.sources import (
+    Source,
+    attempts_of,
+    before_restart,
+    find_versions,
+    local_checkpoints,
+    order,
+    pick,
+    without_abandoned,
+)
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import INTERACTIVE, Patience, retry
 from ckptsync.upload.spool import Spool
@@ -64,7 +73,10 @@ class Resume:
         for each in complete:
             if each not in usable:
                 log.warning("skipping %s: saved by a training that started over", each.name)
-        found = order(usable, versions, attempts_of(usable, self._spool))
+        attempts = attempts_of(usable, self._spool)
+        if rolled_back := record.read(self._output_dir).rolled_back:
+            usable, versions = without_abandoned(usable, versions, attempts, *rolled_back)
+        found = order(usable, versions, attempts)
         _require_readable(incomplete, found)
         return found
 

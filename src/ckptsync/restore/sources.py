@@ -107,6 +107,17 @@ def attempts_of(checkpoints: Iterable[Checkpoint], spool: Spool) -> dict[Path, i
     return {path: attempt for path, attempt in found if attempt is not None}
 
 
+def without_abandoned(
+    local: Sequence[Checkpoint], versions: Sequence[Version], attempts: Mapping[Path, int], step: int, last: int
+) -> tuple[list[Checkpoint], list[Version]]:
+    """Both without what somebody left behind who went back to `step`: what attempts up to `last` saved above it."""
+    numbers = lineage.attempts_of(versions)
+    return (
+        [each for each in local if each.step <= step or attempts.get(each.path, last + 1) > last],
+        [each for each in versions if _step(each) <= step or numbers[each.qualified] > last],
+    )
+
+
 def newest(checkpoints: Sequence[Checkpoint], spool: Spool) -> Checkpoint | None:
     """The local checkpoint that was saved last, by (attempt, step). One that nobody numbered is of the newest attempt."""
     attempts = attempts_of(checkpoints, spool)

@@ -43,27 +43,25 @@ def write(
         "run": run_id,
         "attempt": attempt,
     }
-    while True:
-        folder = state_folder.of(output_dir) / "complete"
-        try:
-            marker = _put(folder, checkpoint.name, json.dumps(value) + "\n")
-        except FileNotFoundError:
-            # With the first checkpoint the watcher moves the state into the output folder.
-            if folder == state_folder.of(output_dir) / "complete":
-                raise
-        else:
-            break
-    for other in marker.parent.glob("checkpoint-*"):
-        if not (output_dir / other.name).is_dir():
-            other.unlink(missing_ok=True)
+    text = json.dumps(value) + "\n"
+    # With the first checkpoint the watcher moves the state into the output folder.
+    marker = state_folder.within(output_dir, lambda state: _put(state / "complete", checkpoint.name, text))
+    state_folder.within(output_dir, lambda state: _delete_others(output_dir, state / "complete"))
     return marker
 
 
 def _put(folder: Path, name: str, text: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     temporary = folder / f".tmp-{name}-{os.getpid()}"
     temporary.write_text(text, "utf-8")
     return temporary.replace(folder / name)
+
+
+def _delete_others(output_dir: Path, folder: Path) -> None:
+    """Delete the markers of checkpoints that are gone."""
+    for other in folder.glob("checkpoint-*"):
+        if not (output_dir / other.name).is_dir():
+            other.unlink(missing_ok=True)
 
 
 def await_pin(output_dir: Path, name: str, *, seconds: float) -> bool:

@@ -213,6 +213,10 @@ class Daemon:
         """The error of a training that restarted from scratch; None for one that goes on."""
         return self.pinner.restart_detection.restarted
 
+    def take_up_verdict(self) -> None:
+        """Take up whether another watcher, which holds the folder, found that the training restarted from scratch."""
+        self.pinner.restart_detection.take_up_verdict()
+
     def forgive_restart(self) -> None:
         """Drop that verdict: what restarted did so after the training had left as asked."""
         self.pinner.restart_detection.restarted = None

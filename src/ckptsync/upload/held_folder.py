@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ckptsync import locks
 from ckptsync.checkpoint import Run
-from ckptsync.errors import CkptsyncError, ConfigurationError
+from ckptsync.errors import CkptsyncError, ConfigurationError, LockedError
 from ckptsync.upload.spool import Spool
 
 
@@ -73,6 +74,17 @@ class HeldFolder:
             yield
         except OSError as error:
             raise ConfigurationError(f"{self._spool.root} cannot be written to: {error.strerror}", hint=hint) from error
+
+
+def require_watched_for(run: Run, output_dir: Path) -> None:
+    """Raise LockedError if another process watches the folder for another run: what it uploads would not be this run's."""
+    holder = locks.FolderLock(Spool(output_dir).lock_path, of=output_dir).holder or ""
+    found = re.search(r"\brun (?:[^\s,]*/)?([^\s,/]+)", holder)
+    if found and found[1] != run.run_id:
+        raise LockedError(
+            f"{output_dir} is already watched by {holder}, not for run {run.run_id}",
+            hint=f"End that one, or give --run-id {found[1]}.",
+        )
 
 
 def checkpoint_of(snapshot: str) -> str:

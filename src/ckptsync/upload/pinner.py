@@ -92,7 +92,10 @@ class Pinner:
             self._incomplete[name] = "it is a symbolic link, and links are not followed"
             log.warning("skipping %s: %s", name, self._incomplete[name])
         for folder in reversed(folders):
-            if self._dealt_with(folder) or (complete and not self._wanted_beside(folder, *complete[0])):
+            if self._dealt_with(folder):
+                self._quiet_period.accept(folder)
+            elif complete and not self._wanted_beside(folder, *complete[0]):
+                self._note_overtaken(folder, complete[0][0])
                 self._quiet_period.accept(folder)
             elif checkpoint := self._validate(folder):
                 if self.restart_detection.accepts(folder, checkpoint):
@@ -220,6 +223,12 @@ class Pinner:
         if self._seen.get(folder.name) != folder.fingerprint:
             self._seen[folder.name] = folder.fingerprint
             self._spool.history.record("seen", checkpoint=folder.name, print=folder.fingerprint, step=folder.step)
+
+    def _note_overtaken(self, folder: QuietFolder, above: QuietFolder) -> None:
+        """A save that appeared together with a newer one is not uploaded. One from before the first scan is no news."""
+        if folder.appearance is not Appearance.PRESENT:
+            log.info("skipping %s: superseded by %s", folder.name, above.name)
+            self._spool.history.record("superseded", checkpoint=folder.name, step=folder.step, reason=f"with {above.name}")
 
     def _note_incomplete(self, folder: QuietFolder, verdict: Verdict) -> None:
         """Warn once for each checkpoint: a slow save pauses often, and each pause ends at another file."""

@@ -44,7 +44,17 @@ class RestartDetection:
         self._attempt = current.attempt
         self._before = lineage.position(self._attempt, known)
         self._before_path = None if self._before is None else self._spool.output_dir / f"checkpoint-{self._before.save.step}"
-        number = self._attempt.number if self._attempt else None
+        self._read_verdict(current)
+
+    def take_up_verdict(self) -> None:
+        """Read from run.json whether another watcher found that the current attempt restarted from scratch."""
+        stamp = self._stamp()
+        if stamp != self._recorded:
+            self._recorded = stamp
+            self._read_verdict(record.read(self._spool.output_dir))
+
+    def _read_verdict(self, current: record.Record) -> None:
+        number = current.attempt.number if current.attempt else None
         if current.restarted is None or current.restarted.attempt != number:
             self.restarted = None
         elif self.restarted is None and number is not None:

@@ -77,7 +77,7 @@ class Spool:
 
     def make(self) -> None:
         """Make the folder."""
-        durable.make_folder(self.root)
+        state_folder.make(self.output_dir)
 
     def move_out(self) -> None:
         """Leave the output folder empty to a program that may insist on it."""

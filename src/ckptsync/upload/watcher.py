@@ -24,6 +24,9 @@ from watchdog.observers import Observer
 
 log = logging.getLogger(__name__)
 
+# It reports its own stop as an error (watchdog 7.1).
+logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
+
 
 class Hints(FileSystemEventHandler):
     """Sets `wake` when a name appears in one of the folders. Not recursive: one watch a folder, however many checkpoints."""

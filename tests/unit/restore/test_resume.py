@@ -440,6 +440,25 @@ def test_placing_notes_the_highest_attempt_of_all_versions_also_when_an_older_on
     assert record.begin_attempt(output_dir).number == 3
 
 
+def test_who_goes_back_by_choice_goes_on_from_there_until_something_newer_is_saved(
+    resumed: Resume, store: FolderStore, output_dir: Path
+) -> None:
+    store.keep(8, saved_at=8.0, attempt=1)
+    store.keep(16, saved_at=16.0, attempt=1)
+    record.begin_attempt(output_dir)
+    record.note_rollback(output_dir, 8)
+    record.begin_attempt(output_dir, resumed_step=8)
+
+    back = [each.step for each in resumed.sources(None)]
+    store.keep(12, saved_at=12.0, attempt=2)
+    further = [each.step for each in resumed.sources(None)]
+    record.note_rollback(output_dir, None)
+
+    assert back == [8]
+    assert further == [12, 8]
+    assert [each.step for each in resumed.sources(None)] == [12, 16, 8]
+
+
 def test_one_restart_condemns_its_own_saves_and_no_durable_one(tmp_path: Path) -> None:
     durable_one, refused = (checkpoint_at(make_checkpoint(tmp_path, step)) for step in (20, 25))
     record.note_restarted(tmp_path, 1, f"{refused.name}.{refused.fingerprint}")
