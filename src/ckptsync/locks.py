@@ -11,7 +11,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -166,14 +165,14 @@ class FolderLock:
         raise LockedError(f"{self._folder} is already {self.doing} by another process")
 
     def _named_holder(self) -> str | None:
-        """Who stands in the owner file; None where there is none, or its process on this machine has ended."""
+        """Who stands in the owner file; None where there is none, or its process has ended, as seen from here."""
         try:
             value = json.loads(self.path.with_name(f"{self.path.name}.owner").read_text("utf-8"))
-            ended = value["host"] == socket.gethostname() and processes.living(value) is None
+            ended = processes.is_visible(value) and processes.living(value) is None
             return None if ended else f"{value['owner']}, on {value['host']}"
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return "another process"
 
     def _lock(self, file: IO[str], kind: int) -> bool:

@@ -50,12 +50,20 @@ def catches(pid: int, number: int) -> bool:
 
 def identity(pid: int) -> dict[str, Any]:
     """What identifies a process for good, to be stored and later given to `living`."""
-    return {"host": socket.gethostname(), "pid": pid, "born": start_time(pid)}
+    return {"host": socket.gethostname(), "pid_namespace": _pid_namespace(), "pid": pid, "born": start_time(pid)}
+
+
+def is_visible(named: Mapping[str, Any]) -> bool:
+    """Whether the process of this stored `identity` ran where this one can look it up: on this machine, in this container.
+
+    Containers of one machine may share a host name, but each has pids of its own. Version 0.1.0 wrote no namespace.
+    """
+    return named.get("host") == socket.gethostname() and named.get("pid_namespace") in (None, _pid_namespace())
 
 
 def living(named: object) -> int | None:
-    """The pid of the process with this stored `identity`, if it is still running on this machine; else None."""
-    if not isinstance(named, Mapping) or named.get("host") != socket.gethostname():
+    """The pid of the process with this stored `identity`, if it is visible and still running; else None."""
+    if not isinstance(named, Mapping) or not is_visible(named):
         return None
     pid, born = named.get("pid"), named.get("born")
     return pid if isinstance(pid, int) and born is not None and start_time(pid) == born else None
@@ -82,6 +90,12 @@ def _life_sign(pid: int) -> str | None:
     except PermissionError:
         pass
     return "alive"
+
+
+def _pid_namespace() -> str | None:
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - its text is all that is wanted
+    return None
 
 
 def _all() -> list[int]:

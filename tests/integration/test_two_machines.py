@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
+import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -31,6 +35,10 @@ class Machine(Tool):
     def command(self, *words: str | Path) -> list[str]:  # type: ignore[override]
         return ["unshare", "--uts", "sh", "-c", f'hostname {self.name} && exec "$@"', "sh", *Tool.command(*words)]
 
+    def container(self, *words: str | Path) -> list[str]:
+        """The command with pids of its own, under the host name of this machine."""
+        return ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *Tool.command(*words)]
+
     def job(self, run_id: str, *options: str, lines: tuple[str, ...] = TRAINS) -> list[str | Path]:
         words = ["--run-id", run_id, "--quiet-period", "0.2", *options, "--", *program(*lines)]
         return ["run", "--output-dir", self.output_dir, *words, self.output_dir]
@@ -54,6 +62,13 @@ def machine(tmp_path: Path, server: ServerProcess) -> Make:
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("only root can play a machine of another name")
     return lambda name: Machine(tmp_path, server, name)
+
+
+def age_heartbeat(server: ServerProcess, run_id: str) -> None:
+    """Let it be two minutes ago, as after an outage of the store."""
+    with contextlib.closing(sqlite3.connect(server.data_dir / "server.db")) as database, database:
+        changed = database.execute("UPDATE runs SET heartbeat_at = heartbeat_at - 120 WHERE name = ?", [f"ckptsync-{run_id}"])
+        assert changed.rowcount == 1
 
 
 @pytest.mark.slow
@@ -108,6 +123,63 @@ def test_a_training_that_lives_on_without_ckptsync_on_another_machine_is_noticed
 
     assert refused.returncode == 7, refused.stderr
     assert "run local/tests/orphan is already trained on machine-one" in refusal(refused)
+
+
+@pytest.mark.slow
+def test_an_old_heartbeat_of_a_machine_that_lives_gives_the_run_to_nobody(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    first = ended(one.start_job("outage"))
+    one.wait_until_trained()
+    first.send_signal(signal.SIGSTOP)
+    age_heartbeat(server, "outage")
+
+    second = ended(two.start_job("outage"))
+    two.wait_until("waiting until that ends")
+    server.kill()
+    time.sleep(heartbeat.WATCHED + 2)
+    server.start()
+    first.send_signal(signal.SIGCONT)
+
+    assert second.wait(60) == 7, two.log.read_text()
+    assert "is already followed by ckptsync on machine-one" in two.log.read_text()
+    assert "training\n" not in two.log.read_text()
+
+
+@pytest.mark.slow
+def test_an_old_heartbeat_of_a_machine_that_is_gone_is_watched_for_a_short_time_only(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    first = ended(one.start_job("gone"))
+    one.wait_until_trained()
+    kill_tree(first.pid)
+    age_heartbeat(server, "gone")
+
+    ended(two.start_job("gone"))
+    two.wait_until("waiting until that ends")
+    begun = time.monotonic()
+    two.wait_until("training\n")
+
+    assert heartbeat.WATCHED - 2 < time.monotonic() - begun < heartbeat.SILENCE
+
+
+@pytest.mark.slow
+def test_a_container_with_the_same_host_name_counts_as_another_machine(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("container-one"), machine("container-two")
+    first = one.container(*one.job("contained"))
+    with one.log.open("ab") as log:
+        ended(subprocess.Popen(first, env=one.environment, cwd=one.home, stdout=log, stderr=log))
+    one.wait_until_trained()
+
+    second = two.container(*two.job("contained"))
+    refused = subprocess.run(second, env=two.environment, cwd=two.home, capture_output=True, text=True, timeout=60)
+
+    assert refused.returncode == 7, refused.stderr
+    assert f"is already followed by ckptsync on {socket.gethostname()}" in refused.stderr
 
 
 @pytest.mark.slow

@@ -128,6 +128,16 @@ def test_a_lock_file_of_a_process_that_has_ended_is_taken_over(tmp_path: Path) -
     assert lock.holder is None
 
 
+def test_a_lock_file_of_another_container_with_the_same_host_name_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / ".ckptsync" / "lock"
+    path.parent.mkdir()
+    there = {"host": socket.gethostname(), "pid_namespace": "pid:[1]", "pid": os.getpid(), "born": "another time"}
+    (path.parent / "lock.owner").write_text(json.dumps({"owner": "another container", **there}))
+
+    with pytest.raises(LockedError, match="already watched by another container"):
+        FolderLock(path, no_flock).acquire("this one")
+
+
 def test_a_writer_that_hangs_holds_up_the_next_one_for_a_while_only(tmp_path: Path) -> None:
     with (tmp_path / "run.lock").open("w") as hanging:
         fcntl.flock(hanging, fcntl.LOCK_EX)

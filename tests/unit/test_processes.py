@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,28 @@ def test_a_stored_identity_finds_the_process_while_it_runs_and_none_with_its_reu
         os.kill(pid, signal.SIGKILL)
     child.wait()
     assert processes.living(named) is None
+
+
+def test_an_identity_of_another_container_with_the_same_host_name_names_no_process_here() -> None:
+    own = processes.identity(os.getpid())
+    script = "import json, os; from ckptsync import processes; print(json.dumps(processes.identity(os.getpid())))"
+    container = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script]
+    done = subprocess.run(container, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no pid namespaces of one's own here: {done.stderr.strip()}")
+    there = json.loads(done.stdout)
+
+    assert there["host"] == own["host"]
+    assert not processes.is_visible(there)
+    assert processes.living({**own, "pid_namespace": there["pid_namespace"]}) is None
+
+
+def test_an_identity_that_version_0_1_0_wrote_finds_its_process() -> None:
+    named = processes.identity(os.getpid())
+    del named["pid_namespace"]
+
+    assert processes.is_visible(named)
+    assert processes.living(named) == os.getpid()
 
 
 @pytest.mark.parametrize("named", [None, 7, "text", [], {}, {"host": None}, {"pid": 1}], ids=repr)

@@ -1,7 +1,7 @@
 """One machine at a time follows a run: a heartbeat in the store keeps a second one out, and ends with this process.
 
-No clock of two machines is compared. The next machine starts after a clean end, or once the heartbeat has not moved for
-`SILENCE` seconds, by the server's own time or as seen from here.
+No clock decides: the next machine starts after a clean end, or once it has seen for itself that the heartbeat doesn't move. An
+old heartbeat alone proves nothing: while the store is unreachable, nobody can renew one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ BEAT = 15.0
 
 SILENCE = 60.0
 """Seconds without a heartbeat after which its machine counts as lost."""
+
+WATCHED = 35.0
+"""Seconds for which a heartbeat that is older than that has to stay still while the store answers.
+
+That is longer than the pause between two heartbeats of a machine that lives: BEAT and holder.TIMEOUT, or 30 s of a wandb client.
+"""
 
 POLL = 1.0
 
@@ -64,13 +70,18 @@ class Heartbeat:
             self._await_silence(look, stop or threading.Event())
 
     def _await_silence(self, look: Callable[[], Sign | None], stop: threading.Event) -> None:
-        last = _seen(look, None)
-        if last is None or _is_silent(last):
+        last = _seen(look)
+        if last is None:
             return
         log.warning("run %s is %s: waiting until that ends or is silent for %.0f s", self._notes.run, last, SILENCE)
         begun = since = time.monotonic()
-        while last and not _is_silent(last) and time.monotonic() - since < SILENCE and not stop.wait(POLL):
-            found = _seen(look, last)
+        while last and time.monotonic() - since < _required_silence(last) and not stop.wait(POLL):
+            try:
+                found = look()
+            except TransientStoreError as error:
+                log.debug("%s", error)
+                since = time.monotonic()
+                continue
             if found and found.running and found.beat != last.beat:
                 leaving = found.holder is not None and found.holder.leaving
                 if not leaving and time.monotonic() - begun > LAST_WORDS:
@@ -134,14 +145,15 @@ class Heartbeat:
             log.debug("%s", error)
 
 
-def _seen(look: Callable[[], Sign | None], before: Sign | None) -> Sign | None:
-    """What a look finds; `before` where the store doesn't answer."""
+def _seen(look: Callable[[], Sign | None]) -> Sign | None:
+    """What a look finds; None where the store doesn't answer."""
     try:
         return look()
     except TransientStoreError as error:
         log.debug("%s", error)
-        return before
+        return None
 
 
-def _is_silent(sign: Sign) -> bool:
-    return sign.age is not None and sign.age >= SILENCE
+def _required_silence(sign: Sign) -> float:
+    """Seconds for which a heartbeat must be seen not to move, by this machine's own monotonic clock."""
+    return WATCHED if sign.age is not None and sign.age >= SILENCE else SILENCE

@@ -46,18 +46,18 @@ class Holder:
     job: str = ""
     leaving: bool = False
 
-    def is_another(self, other: Holder) -> bool:
-        """Whether it follows the run from another folder or machine, and as no part of the same SLURM job."""
-        if self.job and self.job == other.job:
+    def is_another(self, here: Holder) -> bool:
+        """Whether it follows the run from another folder, machine or container, and as no part of the same SLURM job."""
+        if self.job and self.job == here.job:
             return False
-        return not (self._shares_machine(other) and self.output_dir == other.output_dir)
+        return not (self._shares_machine(here) and self.output_dir == here.output_dir)
 
     def has_ended(self, here: Holder) -> bool:
-        """Whether it ran on this machine and is gone."""
+        """Whether it ran on this machine, in this container, and is gone."""
         return self._shares_machine(here) and processes.living(self.process) is None
 
-    def _shares_machine(self, other: Holder) -> bool:
-        return (self.boot, self.process.get("host")) == (other.boot, other.process.get("host"))
+    def _shares_machine(self, here: Holder) -> bool:
+        return self.boot == here.boot and processes.is_visible(self.process)
 
     def __str__(self) -> str:
         return f"{self.process.get('host')} (pid {self.process.get('pid')}, {self.output_dir})"
