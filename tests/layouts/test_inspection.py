@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptsync.checkpoint import Verdict
+from ckptsync.checkpoint import Rows, Verdict
 from ckptsync.errors import IntegrityError
-from ckptsync.layouts import inspect, list_files, log_history, read_state
+from ckptsync.layouts import inspect, list_files, log_history, read_state, rows_digest
 
 Find = Callable[[str], Path]
 Copy = Callable[[Path], Path]
@@ -316,6 +316,43 @@ def test_a_state_that_cannot_be_read_says_why(tmp_path: Path, content: str) -> N
 
     with pytest.raises(IntegrityError, match=r"trainer_state\.json: \w"):
         read_state(tmp_path)
+
+
+def test_the_digest_of_the_logged_rows_is_the_one_that_earlier_versions_wrote(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"epoch": n / 7, "step": n, "loss": 1 / n, "learning_rate": n * 1e-9} for n in range(1, 2501)
+    ]
+    rows[3] |= {"loss": float("nan"), "note": 'sep }, { "é"\n'}
+    rows[1200] |= {"nested": [{"step": 7, "x": 0.1}, {"y": {"z": None}}], "big": 10**30}
+    rows[2400] = {"step": 2401, "eval_loss": 0.25, "epoch": 343.0}
+    rows[2499] |= {"eval_loss": float("inf")}
+    state = {"global_step": 2500, "max_steps": 5000, "log_history": rows}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+
+    read = read_state(tmp_path)
+
+    assert read.rows == Rows(2501, 1, "a14dea6b003c80f0")
+    assert read.digest == "d763d131f0d8e285"
+    assert rows_digest(tmp_path, 2501) == read.rows.digest
+    assert read.metrics == {"learning_rate": 2.5e-06, "loss": 0.0004, "x": 0.1, "big": 1e30, "eval_loss": 0.25}
+    assert [rows_digest(tmp_path, count) for count in (1, 1000, 2502)] == ["85f519e7ddd91672", "523583c72a13d8e4", None]
+
+
+def test_a_long_log_history_costs_a_few_times_what_parsing_it_does(tmp_path: Path) -> None:
+    rows = [{"epoch": n / 1e6, "step": n, "loss": 1 / (n + 1)} for n in range(50_000)]
+    text = json.dumps({"global_step": 5, "max_steps": 5, "log_history": rows}, indent=2)
+    (tmp_path / "trainer_state.json").write_text(text)
+
+    parsing = min(cpu_seconds(lambda: json.loads(text)) for _ in range(3))
+    reading = min(cpu_seconds(lambda: read_state(tmp_path)) for _ in range(3))
+
+    assert reading < 4 * parsing
+
+
+def cpu_seconds(action: Callable[[], object]) -> float:
+    begun = time.process_time()
+    action()
+    return time.process_time() - begun
 
 
 def test_a_state_that_is_missing_says_so(tmp_path: Path) -> None:
