@@ -487,6 +487,28 @@ def test_a_single_pass_that_is_stopped_says_what_is_not_durable(
     assert "stopped with 1 not durable: checkpoint-8." in log.read_text()
 
 
+def test_a_single_pass_uploads_beside_what_goes_on_changing_and_then_names_it(tool: Tool, output_dir: Path, ended: Ended) -> None:
+    make_checkpoint(output_dir, 4, content="growing")
+    growing = make_checkpoint(output_dir, 8, content="growing") / "log.txt"
+    ended(subprocess.Popen(["sh", "-c", f"while :; do echo >> {growing}; sleep 0.05; done"]))
+    wait_for(growing.exists, what="a file that grows")
+
+    done = tool("watch", output_dir, "--run-id", "growing", "--once", "--quiet-period", "0.5")
+
+    assert done.returncode == 1, done.stderr
+    assert receipts(output_dir) == [4]
+    assert "checkpoint-8 is not durable: it was still being written" in done.stderr
+
+
+def test_an_incomplete_save_is_said_to_be_the_only_one_where_no_other_is_durable(tool: Tool, output_dir: Path) -> None:
+    (make_checkpoint(output_dir, 4) / "model.safetensors").unlink()
+
+    done = tool.watch_once(output_dir, "alone")
+
+    assert done.returncode == 5, done.stderr
+    assert "No checkpoint before it is durable." in done.stderr
+
+
 @pytest.mark.parametrize("run_id", ["bert-500", "lr-401"])
 def test_a_run_id_that_looks_like_an_error_is_a_name_like_any_other(
     tool: Tool, server: ServerProcess, output_dir: Path, run_id: str

@@ -43,6 +43,9 @@ SOON = 0.25
 WRITING_SHARE = 20
 """The same for the scans while a checkpoint is being written: 5 % of a core at most, however many files it has."""
 
+WRITING_PATIENCE = 10
+"""Quiet periods that `watch --once` gives a save to finish, once everything else is uploaded."""
+
 SCAN_SHARE = 1000
 """A scan that took t seconds is followed by a pause of at least SCAN_SHARE × t: 0.1 % of a core, however many folders."""
 
@@ -156,15 +159,16 @@ class Daemon:
         log.info("watching %s for run %s", self.watch.output_dir, run)
 
     def once(self) -> None:
-        """Pin what is there, upload it, and return. Raises what kept something from becoming durable."""
-        scanned = False
-        while not self.stop.event.is_set():
-            self.scan()
-            scanned = True
-            if self.pinner.undecided and not self.pinner.blocked:
-                self.stop.wake.wait(SOON)
-            elif not self.uploader.drain() or self.uploader.changed.empty():
-                break
+        """Pin what is there, upload it, and return. Raises what kept something from becoming durable.
+
+        What goes on changing holds up neither the uploads of the rest nor, in the end, the exit.
+        """
+        scanned = self._scan_until_decided(self.watch.quiet)
+        while (uploaded := self.uploader.drain()) and not self.uploader.changed.empty():
+            self._scan_until_decided(self.watch.quiet)
+        if uploaded and self.pinner.undecided:
+            self._scan_until_decided(WRITING_PATIENCE * self.watch.quiet)
+            self.uploader.drain()
         self.raise_outcome()
         if self.stop.event.is_set():
             self._raise_unfinished(scanned=scanned)
@@ -174,6 +178,20 @@ class Daemon:
                 f"{self.watch.output_dir} has no checkpoint to upload",
                 hint="The Trainer saves checkpoint-N folders below its output_dir, every --save_steps.",
             )
+
+    def _scan_until_decided(self, seconds: float) -> bool:
+        """Scan until a decision on every folder is made. One that is still being written after that time is left undecided."""
+        scanned, begun = False, 0.0
+        while not self.stop.event.is_set():
+            # Before the scan: however long one takes, another comes after that time.
+            late = scanned and time.monotonic() > begun + seconds + SOON
+            self.scan()
+            if not scanned:
+                scanned, begun = True, time.monotonic()
+            if not self.pinner.undecided or self.pinner.blocked or (late and self.pinner.being_written):
+                break
+            self.stop.wake.wait(SOON)
+        return scanned
 
     def _raise_unfinished(self, *, scanned: bool) -> None:
         """Raise what a stop left undone."""

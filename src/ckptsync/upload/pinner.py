@@ -68,6 +68,11 @@ class Pinner:
         return self._quiet_period.unsettled
 
     @property
+    def being_written(self) -> bool:
+        """Whether one of those goes on changing, rather than being offered again after a certain time."""
+        return self._quiet_period.changing
+
+    @property
     def blocked(self) -> bool:
         """Whether only the file system keeps what is left from being pinned: it refuses a pin, or a read."""
         return self._refused is not None or bool(self._unreadable)
@@ -133,7 +138,9 @@ class Pinner:
         newest = max(self._incomplete, key=lambda name: step_of(name) or 0, default=None)
         if newest and (step_of(newest) or 0) > self.restart_detection.step and (self._spool.output_dir / newest).is_dir():
             reason = self._incomplete[newest]
-            raise IntegrityError(f"{newest} is not durable: incomplete: {reason}", hint="The checkpoint before it is durable.")
+            before = self.restart_detection.step
+            hint = f"The newest one before it is that of step {before}." if before else "No checkpoint before it is durable."
+            raise IntegrityError(f"{newest} is not durable: incomplete: {reason}", hint=hint)
 
     def _dealt_with(self, folder: QuietFolder) -> bool:
         """Whether this very save is queued, parked or durable, or was there, and older, before the first scan."""

@@ -166,6 +166,11 @@ class QuietPeriod:
         return name in self._candidates
 
     @property
+    def changing(self) -> bool:
+        """Whether a decision is due on a folder that was not postponed."""
+        return any(not candidate.postponed for candidate in self._candidates.values())
+
+    @property
     def unsettled(self) -> bool:
         """Whether some folder is still being written, so that the next scan should come soon."""
         return bool(self._candidates)
