@@ -576,3 +576,27 @@ def test_where_sigchld_is_ignored_a_training_that_fails_still_counts_as_failed(t
     done = subprocess.run(command, env=tool.environment, cwd=tool.home, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 3, done.stderr
+
+
+def test_a_program_that_names_its_own_run_is_resumed_by_the_same_line(tool: Tool, output_dir: Path) -> None:
+    names_its_own = (
+        "import wandb",
+        "from ckptsync.trainer import tiny",
+        "wandb.init(id='own-7', resume='allow')",
+        "trainer = tiny.build(tiny.parse(sys.argv[1:]))",
+        "trainer.train()",
+        "print('trained to', trainer.state.global_step)",
+    )
+    words = [*program(*names_its_own), "--output-dir", str(output_dir), "--save-steps", "4", "--max-steps"]
+    line: list[str | Path] = ["run", "--run-id", "own7", "--output-dir", output_dir, "--quiet-period", "0.2", "--extend", "--"]
+    first = tool(*line, *words, "4", timeout=120)
+
+    again = tool(*line, *words, "8", timeout=120)
+
+    assert first.returncode == 0, first.stderr
+    assert "logs to run tests/own-7, but its checkpoints go to tests/own7" in first.stderr
+    assert again.returncode == 0, again.stderr
+    assert "trained to 8" in again.stdout
+    known = record.read(output_dir)
+    assert known.text("run_id") == "own7"
+    assert known.values["logs_to"] == {"project": "tests", "run_id": "own-7"}

@@ -56,6 +56,19 @@ def _active_run() -> Any:
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
+def _identity(run: Any) -> dict[str, Any]:
+    """What run.json says of the run: as wandb knows it, or as ckptsync gave it where the program logs to a run of its own.
+
+    `run_id` says whose checkpoints these are, and the same command must find them again.
+    """
+    given = {"run_id": wandb_init.run_id(), **{key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}}
+    active = {"run_id": getattr(run, "id", None), **{key: getattr(run, key, None) for key in ("project", "entity")}}
+    own = ATTEMPT in os.environ and active["run_id"] not in (None, given["run_id"])
+    known = given if own else {key: active[key] or given[key] for key in given}
+    logs_to = {key: active[key] for key in ("project", "run_id")} if own else None
+    return {**{key: value for key, value in known.items() if value}, "logs_to": logs_to}
+
+
 class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Marks complete checkpoints for the watcher, and saves one at a preemption.
 
@@ -205,18 +218,13 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     @_harmless
     def _record(self, args: Any, state: Any, members: list[Any]) -> None:
-        """Write to run.json: the run as wandb knows it, the number of steps, and the process of each rank.
+        """Write to run.json: the run, the number of steps, and the process of each rank.
 
         torchrun starts each rank in a session of its own, so a signal to the process group doesn't reach it.
         """
         run = _active_run()
         values: dict[str, Any] = {"world_size": self._ranks.world_size, "max_steps": state.max_steps}
-        values["processes"] = members
-        given = {"run_id": wandb_init.run_id(), **{key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}}
-        for key, active in (("run_id", "id"), ("project", "project"), ("entity", "entity")):
-            value = getattr(run, active, None) or given[key]
-            if value:
-                values[key] = value
+        values |= {"processes": members, **_identity(run)}
         if getattr(run, "name", None):
             values["run_name"] = run.name
         if secret_detection.recordable(sys.orig_argv):

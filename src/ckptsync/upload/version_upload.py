@@ -111,11 +111,12 @@ class VersionUpload:
 
     def _warn_of_other_run(self, known: record.Record) -> None:
         """Once, where the training's own wandb.init names another run than the one that its checkpoints go to."""
-        found = (known.text("project") or self.run.project, known.text("run_id") or self.run.run_id)
+        named = record.Record(known.values.get("logs_to") or known.values)
+        found = (named.text("project") or self.run.project, named.text("run_id") or self.run.run_id)
         if found != (self.run.project, self.run.run_id) and not self._warned_of_other_run:
             self._warned_of_other_run = True
-            flags = f"--project {found[0]} --run-id {found[1]}"
-            log.warning("the training logs to run %s/%s, but its checkpoints go to %s: add %s", *found, self.run, flags)
+            hint = f"to have both in one, start in a new output folder and add --project {found[0]} --run-id {found[1]}"
+            log.warning("the training logs to run %s/%s, but its checkpoints go to %s: %s", *found, self.run, hint)
 
     def _put_model_beside(self, pinned: Snapshot) -> None:
         """When the training is finished, make its model a version. A permanent error there doesn't stop the checkpoint."""
