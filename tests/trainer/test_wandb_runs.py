@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.job import launch
 from ckptsync.server.local import LocalServer, local_server
-from tests.trainer.trainings import Training, environment
+from ckptsync.trainer import RESUME_FROM, RUN_RESUME
+from tests.trainer.trainings import Training, environment, wait_for
 
 pytest.importorskip("starlette", reason="the local server is an extra")
 
@@ -72,6 +75,14 @@ def runs(server: LocalServer) -> dict[str, Any]:
 
     api = wandb.Api(overrides={"base_url": server.url}, api_key=server.api_key)
     return {run.id: (run.name, sorted(filter(PLAIN.fullmatch, run.summary.keys()))) for run in api.runs("tests")}
+
+
+def steps(server: LocalServer, run_id: str) -> list[Any]:
+    """The step that each row of a run names, None for a row that is no Trainer's."""
+    import wandb
+
+    api = wandb.Api(overrides={"base_url": server.url}, api_key=server.api_key)
+    return [row.get("train/global_step") for row in api.run(f"tests/{run_id}").scan_history()]
 
 
 @pytest.mark.slow
@@ -141,3 +152,52 @@ def test_a_training_that_a_launching_program_starts_is_the_run_though_it_imports
     training.run("-c", start, tmp_path / "out", env=launched(server, tmp_path, "nested"))
 
     assert "train/loss" in runs(server)["nested"][1]
+
+
+def test_the_run_of_a_trainer_with_another_output_folder_is_its_own(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    file = program(
+        tmp_path,
+        """
+        reward = tiny.build(tiny.parse(["--output-dir", sys.argv[1] + "-reward", "--max-steps", "2"]))
+        reward.train()
+        print("reward", wandb.run.id)
+        wandb.finish()
+        watched = tiny.build(tiny.parse(["--output-dir", sys.argv[1], "--max-steps", "3"]))
+        watched.train()
+        print("watched", wandb.run.id)
+        """,
+    )
+
+    out, _ = training.run(file, tmp_path / "out", env=launched(server, tmp_path, "second"))
+
+    assert "watched second" in out
+    assert "reward second" not in out
+    assert steps(server, "second") == [1, 2, 3, 3]
+
+
+def test_a_training_below_a_program_with_an_active_run_has_a_run_of_its_own_and_continues_it(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    file = program(tmp_path, "build(*sys.argv[2:]).train(resume_from_checkpoint=None)")
+    start = """
+        import subprocess, sys, wandb
+        run = wandb.init(project="tests", name="pipeline")
+        run.log({"stage": 1})
+        subprocess.check_call([sys.executable, *sys.argv[1:]])
+        run.log({"stage": 2})
+    """
+    words = ("-c", textwrap.dedent(start), file, tmp_path / "out")
+    env = launched(server, tmp_path, "pipe")
+    killed = training.start(*words, "--save-steps", "2", "--step-seconds", "0.5", env=env)
+    wait_for(lambda: (tmp_path / "out/checkpoint-2/trainer_state.json").exists())
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+
+    resumed = {**env, RUN_RESUME: "must", RESUME_FROM: str(tmp_path / "out/checkpoint-2")}
+    _, said = training.run(*words, env=resumed)
+
+    assert "a process above this training logs to run pipe: the training logs to run pipe-training" in said
+    assert set(steps(server, "pipe-training")) == {1, 2, 3, 4}
+    assert set(steps(server, "pipe")) == {None}

@@ -65,7 +65,8 @@ def _identity(run: Any) -> dict[str, Any]:
     active = {"run_id": getattr(run, "id", None), **{key: getattr(run, key, None) for key in ("project", "entity")}}
     own = ATTEMPT in os.environ and active["run_id"] not in (None, given["run_id"])
     known = given if own else {key: active[key] or given[key] for key in given}
-    logs_to = {key: active[key] for key in ("project", "run_id")} if own else None
+    named = own and active["run_id"] != wandb_init.below(str(given["run_id"]))
+    logs_to = {key: active[key] for key in ("project", "run_id")} if named else None
     return {**{key: value for key, value in known.items() if value}, "logs_to": logs_to}
 
 

@@ -38,7 +38,7 @@ def wrap(module: Any) -> None:
         if callback is not None:
             ranks.announce()
         try:
-            with wandb_init.entitled() if callback is not None and _trial(args, kwargs) is None else contextlib.nullcontext():
+            with _entitlement(self, args, kwargs, watched=callback is not None):
                 return original(self, *args, **kwargs)
         finally:
             vars(self).pop("set_initial_training_values", None)
@@ -47,6 +47,16 @@ def wrap(module: Any) -> None:
 
     train._ckptsync = True  # type: ignore[attr-defined]
     trainer_class.train = train
+
+
+def _entitlement(
+    trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, watched: bool
+) -> contextlib.AbstractContextManager[None]:
+    """Which `wandb.init` in this call of `train()` continues the training's run: that of the watched Trainer, outside a trial."""
+    folder = os.environ.get(OUTPUT_DIR)
+    if folder and not _same_folder(trainer.args.output_dir, folder):
+        return wandb_init.unentitled()
+    return wandb_init.entitled() if watched and _trial(args, kwargs) is None else contextlib.nullcontext()
 
 
 def _resume_arguments(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -5,7 +5,9 @@ turns out to be the training, so that nothing the training starts becomes that r
 
 A process is the training if it is the first one, on the way from the command, that imports wandb or the Trainer: shells and most
 launchers import neither. Where a launcher does, its rank 0 is the training. A process that calls `train()` of the Trainer with
-the watched output folder always is. Without the hook, the variable is all there is, and reaches every process.
+the watched output folder always is, and a `train()` of another Trainer never. Where a process above it took the run for one of
+its own and logs to it, the training continues `below(run)`. Without the hook, the variable is all there is, and reaches every
+process.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +47,11 @@ def take() -> None:
     os.environ[RUN_TAKEN] = rank
 
 
+def below(run_id: str) -> str:
+    """The id of the training's run where a process above the training logs to the run `run_id`. It is the same at every start."""
+    return f"{run_id}-training"
+
+
 @contextlib.contextmanager
 def entitled() -> Iterator[None]:
     """While the block runs, a `wandb.init` of this process continues the training's run, whatever came before."""
@@ -57,6 +65,18 @@ def entitled() -> Iterator[None]:
         _entitled = before and _entitled
 
 
+@contextlib.contextmanager
+def unentitled() -> Iterator[None]:
+    """While the block runs, no `wandb.init` of this process continues the training's run."""
+    global _entitled
+    take()
+    before, _entitled = _entitled, False
+    try:
+        yield
+    finally:
+        _entitled = before
+
+
 def wrap(wandb: Any) -> None:
     """Patch `wandb.init` in the module `wandb`, once. What a program sets itself takes precedence."""
     take()
@@ -68,15 +88,28 @@ def wrap(wandb: Any) -> None:
     def init(*args: Any, **kwargs: Any) -> Any:
         global _entitled
         take()
-        if _entitled and wandb.run is None and not _names_a_run(original, args, kwargs):
-            kwargs["id"] = os.environ[RUN_ID]
-            if kwargs.get("resume") is None:
-                kwargs["resume"] = os.environ.get(RUN_RESUME)
-            _entitled = False
-        return original(*args, **kwargs)
+        if not _entitled or wandb.run is not None or _names_a_run(original, args, kwargs):
+            return original(*args, **kwargs)
+        _entitled = False
+        return _continue(original, args, kwargs)
 
     init._ckptsync = True  # type: ignore[attr-defined]
     wandb.init = init
+
+
+def _continue(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call `wandb.init` for the training's run, or for the one below it where a process above logs to that run."""
+    run_id = os.environ[RUN_ID]
+    resume = kwargs.get("resume")
+    try:
+        return original(*args, **{**kwargs, "id": run_id, "resume": os.environ.get(RUN_RESUME) if resume is None else resume})
+    except Exception as error:
+        # What wandb-core answers, which this process shares with those above it (wandb 0.31).
+        if "is in use" not in str(error):
+            raise
+    run = original(*args, **{**kwargs, "id": below(run_id), "resume": "allow" if resume is None else resume})
+    sys.stderr.write(f"ckptsync: a process above this training logs to run {run_id}: the training logs to run {run.id}\n")
+    return run
 
 
 def _names_a_run(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
