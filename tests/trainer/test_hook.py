@@ -110,6 +110,27 @@ def test_a_process_without_transformers_imports_nothing_of_ckptsync() -> None:
     assert int(with_hook.stdout.split()[-1]) == int(idle.stdout.split()[-1]) + 1
 
 
+@pytest.mark.parametrize("imported_before", [True, False])
+def test_a_folder_beside_the_program_that_is_called_ckptsync_is_not_taken_for_the_package(
+    tmp_path: Path, imported_before: bool
+) -> None:
+    fake = fake_transformers(tmp_path / "fake")
+    (fake / "ckptsync").mkdir()
+    (fake / "ckptsync/results.py").write_text("mine = True")
+    code = (
+        "import sitecustomize",
+        "from ckptsync import results" if imported_before else "",
+        "from transformers.trainer import Trainer",
+        "from ckptsync import results",
+        "print(Trainer.train._ckptsync, results.mine)",
+    )
+
+    result = python("\n".join(code), hook_path(), fake, env={OUTPUT_DIR: "/x"}, isolated=True)
+
+    assert result.stdout.split() == ["True", "True"]
+    assert result.stderr == ""
+
+
 class FakeTrainer:
     """Tells what checkpoint and trial it was given."""
 

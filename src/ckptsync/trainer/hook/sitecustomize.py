@@ -71,10 +71,13 @@ def _ours(name: str) -> Any:
     import importlib
     import importlib.util
 
-    if importlib.util.find_spec("ckptsync") is None:
+    found = importlib.util.find_spec("ckptsync")
+    # A folder of that name beside the program is a namespace package, which has no origin.
+    if found is None or found.origin is None:
         package = os.path.dirname(os.path.dirname(_HERE))  # noqa: PTH120
         file = os.path.join(package, "__init__.py")  # noqa: PTH118
-        spec: Any = importlib.util.spec_from_file_location("ckptsync", file, submodule_search_locations=[package])
+        folders = [package, *(found.submodule_search_locations or () if found else ())]
+        spec: Any = importlib.util.spec_from_file_location("ckptsync", file, submodule_search_locations=folders)
         module = sys.modules["ckptsync"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return importlib.import_module("ckptsync.trainer." + name)
