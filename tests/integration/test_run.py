@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -600,3 +602,46 @@ def test_a_program_that_names_its_own_run_is_resumed_by_the_same_line(tool: Tool
     known = record.read(output_dir)
     assert known.text("run_id") == "own7"
     assert known.values["logs_to"] == {"project": "tests", "run_id": "own-7"}
+
+
+LISTS_DESCRIPTORS = (
+    "found = {int(name): os.path.realpath(f'/proc/self/fd/{name}') for name in os.listdir('/proc/self/fd')}",
+    "pathlib.Path(sys.argv[1]).write_text(repr({each: path for each, path in found.items() if not path.startswith('/proc')}))",
+    "above = {each: os.path.realpath(f'/proc/{os.getppid()}/fd/{each}') for each in range(3)}",
+    "pathlib.Path(sys.argv[2]).write_text(repr(above))",
+    "make_checkpoint(pathlib.Path(sys.argv[3]), 4, max_steps=4)",
+)
+
+
+def test_the_training_has_the_descriptors_that_it_has_without_ckptsync(tool: Tool, tmp_path: Path, output_dir: Path) -> None:
+    alone, below, parent = tmp_path / "alone", tmp_path / "below", tmp_path / "parent"
+    words = program(*LISTS_DESCRIPTORS)
+    head = tool.command("run", "--run-id", "passed", "--output-dir", output_dir, "--quiet-period", "0.2", "--")
+    with (tmp_path / "config").open("w+b") as config:
+        common: dict[str, Any] = {"env": tool.environment, "timeout": 120, "check": True, "pass_fds": [config.fileno()]}
+        subprocess.run([*words, alone, parent, tmp_path / "other"], **common)
+        subprocess.run([*head, *words, below, parent, output_dir], **common)
+
+    assert str(tmp_path / "config") in alone.read_text()
+    assert below.read_text() == alone.read_text()
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_where_a_standard_stream_is_closed_a_job_runs_and_no_file_takes_its_place(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path, closed: str
+) -> None:
+    alone, below, parent = tmp_path / "alone", tmp_path / "below", tmp_path / "parent"
+    words = program(*LISTS_DESCRIPTORS)
+    run_id = f"closed-{closed[0]}-{len(closed)}"
+    head = tool.command("run", "--run-id", run_id, "--output-dir", output_dir, "--quiet-period", "0.2", "--")
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    common: dict[str, Any] = {"env": tool.environment, "timeout": 120, "stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    subprocess.run([*shell, *words, alone, parent, tmp_path / "other"], **common)
+
+    done = subprocess.run([*shell, *head, *words, below, parent, output_dir], **common)
+
+    assert done.returncode == 0, done.stderr
+    assert sorted(ast.literal_eval(below.read_text())) == sorted(ast.literal_eval(alone.read_text()))
+    above = ast.literal_eval(parent.read_text())
+    assert {above[number] for number, mark in enumerate(("0<&-", "1>&-", "2>&-")) if mark in closed} == {os.devnull}
+    assert kept(server, run_id) == [(4, ["final", "latest", "step-4"])]

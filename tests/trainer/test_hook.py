@@ -131,6 +131,20 @@ def test_a_folder_beside_the_program_that_is_called_ckptsync_is_not_taken_for_th
     assert result.stderr == ""
 
 
+def test_a_training_without_stderr_runs_as_without_the_hook(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text("from ckptsync.trainer import say; say('lost'); print('trained')")
+
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, str(file)],
+        env={**environment(), "PYTHONPATH": str(hook_path()), OUTPUT_DIR: "/x"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+
+
 class FakeTrainer:
     """Tells what checkpoint and trial it was given."""
 

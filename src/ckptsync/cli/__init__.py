@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from ckptsync import __version__
+from ckptsync import __version__, descriptors
 from ckptsync.cli import log_output
 from ckptsync.errors import CkptsyncError
 
@@ -72,6 +72,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code. An error is reported in one line, with a traceback only if -v is given."""
+    descriptors.claim()
     words = sys.argv[1:] if arguments is None else arguments
     # Where it is ignored, the kernel keeps no exit code of a child: a training that failed would count as one that succeeded.
     with contextlib.suppress(ValueError):

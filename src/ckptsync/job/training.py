@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ckptsync import processes, record, signals
+from ckptsync import descriptors, processes, record, signals
 from ckptsync.errors import UsageError
 from ckptsync.job.terminal import Terminal
 from ckptsync.trainer import OUTPUT_DIR
@@ -77,7 +77,9 @@ class StartedTraining:
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, cwd: Path | None = None) -> None:
         try:
             with signals.as_inherited():
-                self._process = subprocess.Popen(list(command), env=dict(environ), cwd=cwd, process_group=0)
+                self._process = subprocess.Popen(
+                    list(command), env=dict(environ), cwd=cwd, process_group=0, pass_fds=descriptors.inherited()
+                )
         except OSError as error:
             raise UsageError(
                 f"cannot start the training: {error.filename or command[0]}: {error.strerror}",

@@ -6,6 +6,7 @@ without it. Importing this package must stay light: the launcher does it without
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 RESUME_FROM = "CKPTSYNC_RESUME_FROM"
@@ -27,3 +28,9 @@ RUN_TAKEN = "CKPTSYNC_TRAINING_RANK"
 def hook_path() -> Path:
     """The folder to put first on PYTHONPATH. It holds only `sitecustomize.py`, so it hides no other module."""
     return Path(__file__).resolve().parent / "hook"
+
+
+def say(text: str) -> None:
+    """Write one line to stderr, unless the training was started without one."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"ckptsync: {text}\n")

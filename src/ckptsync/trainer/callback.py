@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ckptsync import processes, record, secret_detection
 from ckptsync.errors import PreemptedError
-from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, patch, wandb_init
+from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, patch, say, wandb_init
 from ckptsync.trainer.ranks import Ranks
 from ckptsync.trainer.signals import PREEMPTING, Signals
 
@@ -31,7 +31,7 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args, **kwargs)
         except Exception as error:
-            sys.stderr.write(f"ckptsync: {method.__name__.strip('_')}: {type(error).__name__}: {error}\n")
+            say(f"{method.__name__.strip('_')}: {type(error).__name__}: {error}")
 
     return wrapper
 
@@ -204,7 +204,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             if here.is_dir():
                 state.best_model_checkpoint = str(here)
                 if state.is_world_process_zero:
-                    sys.stderr.write(f"ckptsync: the best checkpoint so far is {here}\n")
+                    say(f"the best checkpoint so far is {here}")
 
     @_harmless
     def _backfill(self, state: Any) -> None:
@@ -213,9 +213,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return
         steps = backfill.log_missing(run, state.log_history, step=state.global_step)
         if steps:
-            sys.stderr.write(
-                f"ckptsync: logged {len(steps)} rows again that the run's history lacked (steps {min(steps)} to {max(steps)})\n"
-            )
+            say(f"logged {len(steps)} rows again that the run's history lacked (steps {min(steps)} to {max(steps)})")
 
     @_harmless
     def _record(self, args: Any, state: Any, members: list[Any]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptsync.errors import IntegrityError
-from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, marker, ranks, wandb_init
+from ckptsync.trainer import OUTPUT_DIR, RESUME_FROM, marker, ranks, say, wandb_init
 
 _resumed: set[str] = set()
 """The checkpoints that a `train()` of this process resumed from. A second `train()` must not go back to them."""
@@ -184,4 +184,4 @@ def _same_folder(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> 
 def _say(text: str) -> None:
     """One line on stderr, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"ckptsync: {text}\n")
+        say(text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback
+
+from ckptsync.trainer import say
 
 KEY = "ckptsync/predictions"
 """The key in the run under which the tables are logged."""
@@ -59,7 +60,7 @@ class PredictionTableCallback(TrainerCallback):  # type: ignore[misc, unused-ign
             if state.is_world_process_zero:
                 self._log(rows)
         except Exception as error:
-            sys.stderr.write(f"ckptsync: no table of predictions: {type(error).__name__}: {error}\n")
+            say(f"no table of predictions: {type(error).__name__}: {error}")
         finally:
             self._busy = False
 

@@ -8,6 +8,8 @@ import sys
 from datetime import timedelta
 from typing import Any
 
+from ckptsync.trainer import say
+
 _TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others to finish a save. The default of 30 minutes is too short for slow file systems."""
 
@@ -83,16 +85,16 @@ class Ranks:
             missing = _missing(distributed)
             if missing:
                 if distributed.get_rank() == min(set(range(self.world_size)) - set(missing)):
-                    sys.stderr.write(
-                        f"ckptsync: no markers and no save at a signal: rank {', '.join(map(str, missing))} of {self.world_size}"
-                        " was started without ckptsync's hook (a launcher that drops PYTHONPATH?)\n"
+                    say(
+                        f"no markers and no save at a signal: rank {', '.join(map(str, missing))} of {self.world_size}"
+                        " was started without ckptsync's hook (a launcher that drops PYTHONPATH?)"
                     )
                 return
             try:
                 _group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
             except (RuntimeError, ValueError) as error:
                 # All ranks fail together, because gloo connects each with each. The training itself needs no gloo.
-                sys.stderr.write(f"ckptsync: no markers and no save at a signal, the ranks can't agree: {error}\n")
+                say(f"no markers and no save at a signal, the ranks can't agree: {error}")
                 return
         self._distributed, self._flag = distributed, torch.zeros(1, dtype=torch.uint8)
 

@@ -16,11 +16,10 @@ import contextlib
 import functools
 import inspect
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ckptsync.trainer import RUN_ID, RUN_RESUME, RUN_TAKEN
+from ckptsync.trainer import RUN_ID, RUN_RESUME, RUN_TAKEN, say
 
 _pid: int | None = None
 """The process that took the run id out of its environment; a forked child is another one."""
@@ -108,7 +107,7 @@ def _continue(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         if "is in use" not in str(error):
             raise
     run = original(*args, **{**kwargs, "id": below(run_id), "resume": "allow" if resume is None else resume})
-    sys.stderr.write(f"ckptsync: a process above this training logs to run {run_id}: the training logs to run {run.id}\n")
+    say(f"a process above this training logs to run {run_id}: the training logs to run {run.id}")
     return run
 
 

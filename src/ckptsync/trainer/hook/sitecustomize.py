@@ -43,7 +43,8 @@ class _Loader:
             # Without the patch the training would silently start over: better that it doesn't start.
             if os.environ.get("CKPTSYNC_RESUME_FROM") and module.__name__ == _TRAINER:
                 raise
-            sys.stderr.write(f"ckptsync: the hook is off: {type(error).__name__}: {error}\n")
+            if sys.stderr is not None:
+                sys.stderr.write(f"ckptsync: the hook is off: {type(error).__name__}: {error}\n")
 
 
 class _Finder:
@@ -99,7 +100,7 @@ def _chain(seen: set[str | None]) -> None:
     except Exception as error:
         if sys.flags.verbose:
             sys.excepthook(*sys.exc_info())
-        else:
+        elif sys.stderr is not None:
             sys.stderr.write(f"Error in sitecustomize; set PYTHONVERBOSE for traceback:\n{type(error).__name__}: {error}\n")
 
 
