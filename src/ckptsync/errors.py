@@ -6,7 +6,8 @@ CkptsyncError                1   unexpected
 ├── NotFoundError            4   no such run, artifact or version
 ├── IntegrityError           5   no valid checkpoint: incomplete, corrupt, or not the recorded bytes
 │   └── RestartedError       5   the training restarted from scratch instead of resuming
-│       └── HookMissingError 5   the hook that hands over the checkpoint did not reach the training
+│       ├── HookMissingError 5   the hook that hands over the checkpoint did not reach the training
+│       └── TrainedAgainError 5  the program called train() a second time in the same output folder
 ├── SnapshotChangedError     1   the files changed while they were pinned or uploaded; pinned again automatically
 ├── LockedError              7   another watcher holds the folder
 ├── PreemptedError          75   preempted, everything durable: start me again
@@ -83,6 +84,12 @@ class HookMissingError(RestartedError):
         "python -I, sudo, env -i, a container or a PYTHONPATH of its own loses the hook: put {checkpoint} into the command,"
         " or add --no-hook if the program resumes by itself."
     )
+
+
+class TrainedAgainError(RestartedError):
+    """A process that had trained into an output folder trained into it again, from scratch."""
+
+    hint = "Give each train() an output_dir of its own; if the later one is to replace the earlier, add --allow-restart."
 
 
 class SnapshotChangedError(CkptsyncError):

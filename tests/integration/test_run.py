@@ -645,3 +645,24 @@ def test_where_a_standard_stream_is_closed_a_job_runs_and_no_file_takes_its_plac
     above = ast.literal_eval(parent.read_text())
     assert {above[number] for number, mark in enumerate(("0<&-", "1>&-", "2>&-")) if mark in closed} == {os.devnull}
     assert kept(server, run_id) == [(4, ["final", "latest", "step-4"])]
+
+
+def test_a_second_train_in_the_same_output_folder_is_refused_by_its_name(
+    tool: Tool, server: ServerProcess, output_dir: Path
+) -> None:
+    trains_twice = (
+        "from ckptsync.trainer import tiny",
+        "trainer = tiny.build(tiny.parse(sys.argv[1:]))",
+        "trainer.train()",
+        "trainer.train()",
+        "import time; time.sleep(60)",
+    )
+    words = [*program(*trains_twice), "--output-dir", str(output_dir), "--max-steps", "8", "--save-steps", "4"]
+    line: list[str | Path] = ["run", "--run-id", "twice", "--output-dir", output_dir, "--quiet-period", "0.2", "--"]
+
+    done = tool(*line, *words, "--report-to", "none", "--step-seconds", "0.3", timeout=120)
+
+    assert done.returncode == 5, done.stderr
+    assert "checkpoint-4 was saved by a further train() of the same process in this output_dir" in refusal(done)
+    assert "Give each train() an output_dir of its own" in done.stderr
+    assert kept(server, "twice")[-1] == (8, ["final", "latest", "step-8"])

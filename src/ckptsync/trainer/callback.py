@@ -23,6 +23,10 @@ PIN_SECONDS = 5.0
 """Seconds to wait for the pin of a last checkpoint that is deleted next: it takes milliseconds where somebody watches."""
 
 
+_trained: set[str] = set()
+"""The output folders into which this process has trained."""
+
+
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
     """Report an error in what ckptsync adds on one line: it must never end a training."""
 
@@ -47,7 +51,10 @@ def _acknowledge(output_dir: Path, step: int) -> int:
     given = attempt is not None and attempt.id == os.environ.get(ATTEMPT) and known.acknowledged != attempt.number
     if attempt is None or not given:
         attempt = record.begin_attempt(output_dir, resumed_step=step or None)
-    record.update(output_dir, acknowledged={"attempt": attempt.number, "step": step})
+    folder = os.path.realpath(output_dir)
+    again = {"attempt": attempt.number} if folder in _trained else None
+    _trained.add(folder)
+    record.update(output_dir, acknowledged={"attempt": attempt.number, "step": step}, trained_again=again)
     return attempt.number
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ckptsync import layouts, record
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
-from ckptsync.errors import HookMissingError, RestartedError
+from ckptsync.errors import HookMissingError, RestartedError, TrainedAgainError
 from ckptsync.upload import lineage
 from ckptsync.upload.lineage import Appearance, Position, Relation, Save
 from ckptsync.upload.quiet_period import QuietFolder
@@ -58,7 +58,8 @@ class RestartDetection:
         if current.restarted is None or current.restarted.attempt != number:
             self.restarted = None
         elif self.restarted is None and number is not None:
-            self.restarted = RestartedError(f"attempt {number} of the training started over; nothing of it is uploaded")
+            kind = TrainedAgainError if _trained_again(current) else RestartedError
+            self.restarted = kind(f"attempt {number} of the training started over; nothing of it is uploaded")
 
     @property
     def attempt_changed(self) -> bool:
@@ -157,12 +158,16 @@ class RestartDetection:
 
     def _note_restart(self, checkpoint: Checkpoint, kind: type[RestartedError]) -> None:
         number = self._attempt.number if self._attempt else None
+        if kind is RestartedError and _trained_again(record.read(self._spool.output_dir)):
+            kind = TrainedAgainError
         record.note_restarted(self._spool.output_dir, number, f"{checkpoint.name}.{checkpoint.fingerprint}")
         if self.restarted is not None:
             return
         before = self.step
         if kind is HookMissingError:
             reason = f"was saved by a training that did not get checkpoint-{before} from the hook"
+        elif kind is TrainedAgainError:
+            reason = "was saved by a further train() of the same process in this output_dir"
         else:
             reason = f"is not above step {before}" if checkpoint.step <= before else f"does not continue step {before}"
         self.restarted = kind(f"{checkpoint.name} {reason}, so the training started over; nothing of it is uploaded")
@@ -190,6 +195,12 @@ def _own_rows(path: Path, save: Save, count: int) -> str | None:
         path.stat()
         raise OSError(errno.EIO, "its rows cannot be read", str(path))
     return digest
+
+
+def _trained_again(known: record.Record) -> bool:
+    """Whether the newest attempt is a further `train()` of a process that had trained into this folder, as it says itself."""
+    value, attempt = known.values.get("trained_again"), known.attempt
+    return isinstance(value, dict) and attempt is not None and value.get("attempt") == attempt.number
 
 
 def _attempt_in(marker: Mapping[str, Any]) -> int | None:
