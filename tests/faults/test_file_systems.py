@@ -206,7 +206,8 @@ def test_a_single_pass_beside_a_checkpoint_that_cannot_be_listed_is_an_error(tmp
     assert followed.damage() == evidence.Damage()
 
 
-@pytest.mark.parametrize("unreadable", [pytest.param(".", marks=pytest.mark.slow), "trainer_state.json"])
+@pytest.mark.slow
+@pytest.mark.parametrize("unreadable", [".", "trainer_state.json"])
 def test_the_newest_checkpoint_is_not_passed_over_because_it_cannot_be_read_now(
     tmp_path: Path, server: ServerProcess, unreadable: str
 ) -> None:

@@ -39,6 +39,7 @@ def _run(tool: Tool, name: str) -> dict[str, object]:
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_training_that_was_killed_goes_on_bit_by_bit_in_an_empty_folder(
     tmp_path: Path, tool: Tool, server: ServerProcess, ended: Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]

@@ -556,6 +556,7 @@ def test_an_output_folder_that_is_moved_away_before_it_is_durable_is_an_error(
     assert "was moved or deleted with checkpoint-4 not durable" in refusal(done)
 
 
+@pytest.mark.slow
 def test_a_newest_checkpoint_that_is_a_link_is_an_error(tool: Tool, server: ServerProcess, output_dir: Path) -> None:
     links = program(
         "out = pathlib.Path(sys.argv[1])",
@@ -647,6 +648,7 @@ def test_where_a_standard_stream_is_closed_a_job_runs_and_no_file_takes_its_plac
     assert kept(server, run_id) == [(4, ["final", "latest", "step-4"])]
 
 
+@pytest.mark.slow
 def test_a_second_train_in_the_same_output_folder_is_refused_by_its_name(
     tool: Tool, server: ServerProcess, output_dir: Path
 ) -> None:
@@ -658,11 +660,11 @@ def test_a_second_train_in_the_same_output_folder_is_refused_by_its_name(
         "import time; time.sleep(60)",
     )
     words = [*program(*trains_twice), "--output-dir", str(output_dir), "--max-steps", "8", "--save-steps", "4"]
-    line: list[str | Path] = ["run", "--run-id", "twice", "--output-dir", output_dir, "--quiet-period", "0.2", "--"]
+    line: list[str | Path] = ["run", "--run-id", "train-twice", "--output-dir", output_dir, "--quiet-period", "0.2", "--"]
 
     done = tool(*line, *words, "--report-to", "none", "--step-seconds", "0.3", timeout=120)
 
     assert done.returncode == 5, done.stderr
     assert "checkpoint-4 was saved by a further train() of the same process in this output_dir" in refusal(done)
     assert "Give each train() an output_dir of its own" in done.stderr
-    assert kept(server, "twice")[-1] == (8, ["final", "latest", "step-8"])
+    assert kept(server, "train-twice")[-1] == (8, ["final", "latest", "step-8"])

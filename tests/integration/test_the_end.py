@@ -70,6 +70,7 @@ def test_an_unreachable_store_keeps_the_end_waiting_no_longer_than_was_asked_for
     assert [each.step for each in Spool(out).pending()] == [4]
 
 
+@pytest.mark.slow
 def test_a_program_that_empties_its_output_folder_at_the_start_is_followed_all_the_same(
     tool: Tool, server: ServerProcess, tmp_path: Path
 ) -> None:

@@ -409,6 +409,7 @@ def test_a_commit_whose_answer_was_lost_is_found_again_and_not_doubled(
     assert kept(server, "lost-answer") == [(4, ["latest", "step-4"])]
 
 
+@pytest.mark.slow
 def test_a_permanent_error_parks_a_checkpoint_and_the_next_start_tries_it_again(
     tool: Tool, server: ServerProcess, output_dir: Path, watching: Watching
 ) -> None:

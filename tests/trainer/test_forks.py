@@ -48,6 +48,7 @@ def program(folder: Path, text: str) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_forked_child_ends_at_terminate_at_whatever_moment_it_comes(training: Training, tmp_path: Path) -> None:
     file = program(
         tmp_path,
