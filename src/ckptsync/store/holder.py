@@ -158,17 +158,18 @@ class HolderNotes:
         return found, now
 
     def _post(self, path: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-        import http.client
-        import urllib.request
+        # Not `import http.client`: another thread may be importing it, and the package lack its submodule yet (CPython).
+        from http.client import HTTPException
+        from urllib.request import Request, urlopen
 
         key = base64.b64encode(f"api:{self.connection.api_key}".encode()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {key}", "User-Agent": "ckptsync"}
-        request = urllib.request.Request(self.connection.base_url.rstrip("/") + path, json.dumps(body).encode(), headers)  # noqa: S310 - the store's address
+        request = Request(self.connection.base_url.rstrip("/") + path, json.dumps(body).encode(), headers)  # noqa: S310 - the store's address
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310 - the store's address
+            with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310 - the store's address
                 answer = json.loads(response.read())
                 return (answer if isinstance(answer, dict) else {}), response.headers.get("Date")
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             raise TransientStoreError(f"{self.connection.base_url} does not say who follows the run: {error}") from error
 
 

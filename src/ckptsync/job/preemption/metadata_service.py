@@ -40,15 +40,16 @@ class Endpoint:
     def ask(self, path: str, headers: Mapping[str, str], *, method: str = "GET", timeout: float = ANSWER_TIMEOUT) -> Answer:
         """Send one request on a new connection. Raises OSError if there is no valid HTTP response."""
         # Only here: it costs 20 ms, and every command imports this module for its options.
-        import http.client
+        # Not `import http.client`: several threads come here first, and the package may not have its submodule yet (CPython).
+        from http.client import HTTPConnection, HTTPException
 
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        connection = HTTPConnection(self._host, self._port, timeout=timeout)
         try:
             connection.request(method, path, headers=dict(headers))
             response = connection.getresponse()
             names = {name.lower(): value for name, value in response.headers.items()}
             return Answer(response.status, names, response.read().decode("utf-8", "replace").strip())
-        except http.client.HTTPException as error:
+        except HTTPException as error:
             raise OSError(f"invalid response: {type(error).__name__} {error}") from error
         finally:
             connection.close()
