@@ -18,7 +18,7 @@ SAVES_AT_SIGTERM = (
     "    sys.exit(0)",
     "signal.signal(signal.SIGTERM, leave)",
     "make_checkpoint(pathlib.Path(sys.argv[1]), 4)",
-    "pathlib.Path('trainer').write_text(str(os.getpid()))",
+    "pathlib.Path(sys.argv[1] + '.pid').write_text(str(os.getpid()))",
     "print('training', flush=True)",
     "time.sleep(600)",
 )
@@ -77,7 +77,7 @@ def test_ctrl_z_suspends_the_training_too_and_fg_continues_it(tool: Tool, tmp_pa
     screen.expect("\ntraining")
     # Not while a process is being started: one that stops between vfork and exec would keep its parent from stopping.
     wait_for_event(tmp_path, "uploaded", 4)
-    trainer = int((tool.home / "trainer").read_text())
+    trainer = int(Path(f"{tmp_path}.pid").read_text())
 
     screen.type("\x1a")
     screen.expect("Stopped")
