@@ -338,23 +338,6 @@ def test_the_digest_of_the_logged_rows_is_the_one_that_earlier_versions_wrote(tm
     assert [rows_digest(tmp_path, count) for count in (1, 1000, 2502)] == ["85f519e7ddd91672", "523583c72a13d8e4", None]
 
 
-def test_a_long_log_history_costs_a_few_times_what_parsing_it_does(tmp_path: Path) -> None:
-    rows = [{"epoch": n / 1e6, "step": n, "loss": 1 / (n + 1)} for n in range(50_000)]
-    text = json.dumps({"global_step": 5, "max_steps": 5, "log_history": rows}, indent=2)
-    (tmp_path / "trainer_state.json").write_text(text)
-
-    parsing = min(cpu_seconds(lambda: json.loads(text)) for _ in range(3))
-    reading = min(cpu_seconds(lambda: read_state(tmp_path)) for _ in range(3))
-
-    assert reading < 4 * parsing
-
-
-def cpu_seconds(action: Callable[[], object]) -> float:
-    begun = time.process_time()
-    action()
-    return time.process_time() - begun
-
-
 def test_a_state_that_is_missing_says_so(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="No such file"):
         read_state(tmp_path)
