@@ -49,7 +49,7 @@ class Supervisor:
         self._prepare = prepare
         self._terms = terms
         # The service is not ready until the training was started.
-        daemon.begun = False
+        daemon.report.begun = False
         self._restarts = RestartPolicy(terms.restarts)
         self._grace_check = grace_period.GraceCheck()
         self._watch = WatchThread(daemon, self._every_turn)
@@ -87,7 +87,7 @@ class Supervisor:
             training = self._shutdown.start(start.training)
             if training is None:
                 return None
-            self._daemon.begun = True
+            self._daemon.report.begun = True
             self._daemon.stop.wake.set()
             code = training.wait()
             self._daemon.spool.move_in(though_empty=True)

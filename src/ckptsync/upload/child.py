@@ -83,7 +83,7 @@ class Child:
                 answer = self._answers.get(timeout=min(threading.TIMEOUT_MAX, max(0.0, deadline - time.monotonic())))
             except queue.Empty:
                 self.kill()
-                raise TransientStoreError(f"the upload made no progress for {stall:.0f} s and was ended") from None
+                raise TransientStoreError(f"the upload made no progress for {stall:g} s and was ended") from None
             if answer is None:
                 raise self._death()
             self._answered = self._answered or answer["event"] != "progress"

@@ -28,9 +28,9 @@ from ckptsync.upload import lineage
 from ckptsync.upload.held_folder import HeldFolder, checkpoint_of
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
 from ckptsync.upload.quiet_period import QuietPeriod
+from ckptsync.upload.service_report import ServiceReport
 from ckptsync.upload.settings import UploadSettings
 from ckptsync.upload.spool import Spool
-from ckptsync.upload.status_line import StatusLine
 from ckptsync.upload.stop import Stop
 from ckptsync.upload.uploader import Uploader
 from ckptsync.upload.watcher import Hints
@@ -96,9 +96,8 @@ class Daemon:
         )
         self._folder = HeldFolder(self.spool, watch.run)
         self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.settings, stop.event, stem=watch.stem)
+        self.report = ServiceReport(manager, self.spool, self.uploader.uploads)
         self._reread = reread
-        self.begun = True
-        self._ready = False
         self._failing: OSError | None = None
         self._hints: Hints | None = None
         self._known = record.Record({})
@@ -366,7 +365,7 @@ class Daemon:
             limit = self._flush_limit()
             if limit is not None and time.monotonic() - since > limit:
                 self.stop.request()
-            self._tell_manager()
+            self.report.send()
             if self.uploader.uploads.progress:
                 self.manager.moving(self.uploader.uploads.progress.moved)
             uploads.join(FLUSH_BEAT)
@@ -381,35 +380,9 @@ class Daemon:
         deadline = time.monotonic() + seconds
         slice_ = min(self.manager.beat or STATUS_INTERVAL, STATUS_INTERVAL)
         while (left := deadline - time.monotonic()) > 0 and not self.stop.wake.wait(min(left, slice_)):
-            self._tell_manager()
-        self._tell_manager()
+            self.report.send()
+        self.report.send()
         self.stop.wake.clear()
-
-    def _tell_manager(self) -> None:
-        """Report that the loop is alive, and the status line. The first time, this makes the service ready."""
-        if self.begun and not self._ready:
-            self._ready = True
-            self.manager.ready(self._status())
-        self.manager.alive()
-        self.manager.status(self._status())
-
-    def _status(self) -> str:
-        try:
-            return str(self._status_line())
-        except OSError as error:
-            return f"cannot read the queue: {error.strerror}"
-
-    def _status_line(self) -> StatusLine:
-        names = self.spool.waiting()
-        durable_, progress = self.uploader.uploads.durable, self.uploader.uploads.progress
-        return StatusLine(
-            durable=durable_.step if durable_ else None,
-            newest=max((step for name in names if (step := step_of(name.partition(".")[0])) is not None), default=None),
-            waiting=len(names),
-            uploading=progress.snapshot.checkpoint if progress else None,
-            percent=100 * progress.done // progress.total if progress and progress.total else None,
-            rate=self.uploader.uploads.rate,
-        )
 
     def _reread_if_asked(self) -> None:
         """After SIGHUP: take the settings that can change while running. Invalid ones change nothing."""
@@ -425,7 +398,7 @@ class Daemon:
             self._quiet_period.quiet = self.watch.quiet
             self.uploader.settings = self.pinner.settings = self.watch.settings
             log.info("settings read again: quiet period %.1f s, %s", self.watch.quiet, self.watch.settings)
-        self.manager.ready(self._status())
+        self.report.reloaded()
 
     def _pause(self) -> float:
         if self.pinner.undecided:

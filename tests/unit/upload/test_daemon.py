@@ -245,6 +245,19 @@ def test_a_training_that_restarts_is_an_error_though_one_scan_finds_its_save_and
         assert pinned(daemon) == [8]
 
 
+def test_a_save_that_a_newer_one_overtakes_within_one_scan_leaves_an_event(tmp_path: Path) -> None:
+    with daemon_of(tmp_path, settings=UploadSettings()).held() as daemon:
+        daemon.scan()
+        for step in (4, 8):
+            make_checkpoint(tmp_path, step)
+
+        daemon.scan()
+
+        assert pinned(daemon) == [8]
+    lines = map(json.loads, (tmp_path / ".ckptsync" / "history.jsonl").read_text().splitlines())
+    assert [each["step"] for each in lines if each["event"] == "superseded"] == [4]
+
+
 def test_the_verdict_on_an_attempt_ends_with_it(tmp_path: Path) -> None:
     with daemon_of(tmp_path).held() as daemon:
         make_checkpoint(tmp_path, 100)
