@@ -175,6 +175,24 @@ def test_no_secret_reaches_a_file_a_version_or_the_log(tool: Tool, server: Serve
         assert hidden not in server.request_log.read_text()
 
 
+def test_a_checkpoint_whose_bytes_changed_on_the_disk_is_brought_from_the_store_again(
+    tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
+) -> None:
+    publish_steps(server, tmp_path / "gone", "flipped", 6)
+    before = tool.pulled("flipped", new)
+    weights = new / "checkpoint-6" / "model.safetensors"
+    status, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    done = tool("resume", "flipped", "--output-dir", new, "--download-only")
+
+    assert done.returncode == 0, done.stderr
+    assert "skipping local checkpoint-6: model.safetensors changed on the disk since checkpoint-6 became" in done.stderr
+    assert contents(new / "checkpoint-6") == before
+
+
 def test_download_only_prints_the_path_and_starts_nothing(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
     (made,) = publish_steps(server, tmp_path / "old", "download", 4)
     record.update(new, command=program(f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()"))

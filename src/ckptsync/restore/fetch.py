@@ -1,4 +1,4 @@
-"""Reads the bytes of a version, with retries. Tells a version that cannot be read from a store that cannot be reached."""
+"""Reads a version's bytes or manifest, with retries. Tells a version that cannot be read from a store that cannot be reached."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def prove(store: Store, version: Version, *, progress: Progress, patience: Patie
     return _read(
         store, version, lambda: retry(lambda: store.prove(version, proved, progress=progress), what=what, patience=patience)
     )
+
+
+def compare(store: Store, version: Version, folder: Path, *, progress: Progress, patience: Patience) -> list[str]:
+    """Read every byte of a local folder, as Store.differing does."""
+    what = f"comparing {folder.name} with {version}"
+    return retry(lambda: store.differing(version, folder, progress=progress), what=what, patience=patience)
 
 
 def _read(store: Store, version: Version, unit: Callable[[], Result]) -> Result:

@@ -13,9 +13,9 @@ from itertools import count
 from pathlib import Path, PurePath
 
 from ckptsync import durable, layouts
-from ckptsync.checkpoint import Receipt, Run, TrainingState, Version, fingerprint, step_of
-from ckptsync.errors import CkptsyncError, IntegrityError
-from ckptsync.restore.fetch import fetch
+from ckptsync.checkpoint import Checkpoint, Receipt, Run, TrainingState, Version, fingerprint, step_of
+from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, StoreError
+from ckptsync.restore.fetch import compare, fetch
 from ckptsync.restore.sources import Source, before_restart, local_checkpoints
 from ckptsync.restore.verification import check_download, check_local, require_space
 from ckptsync.store.contract import Progress, Store
@@ -53,10 +53,30 @@ class Placement:
         """Place one source. Raises IntegrityError when it is not a valid checkpoint, NotFoundError when it is gone."""
         if source.local:
             state = check_local(source.local)
+            self._compare(source.local, source.version)
             self._clear(source.step, source.local.path)
             return Placed(source.local.path, source.step, state, source)
         assert source.version is not None  # noqa: S101 - a source has one of the two
         return self._download(source, source.version)
+
+    def _compare(self, local: Checkpoint, version: Version | None) -> None:
+        """Compare a local checkpoint with the version that it was uploaded as, or downloaded from. Raises IntegrityError.
+
+        Only where nobody touched it since: what a user changed by intent differs. Without an answer, it isn't compared.
+        """
+        store = self._store
+        if store is None or version is None:
+            return
+        durable_as = self._spool.receipts.path(f"{local.name}.{local.fingerprint}").exists()
+        if not durable_as and version.ours.get("fingerprint") != local.fingerprint:
+            return
+        try:
+            differing = compare(store, version, local.path, progress=self._progress, patience=self._patience)
+        except (StoreError, NotFoundError, IntegrityError) as error:
+            log.warning("%s was not compared with %s: %s", local.name, version, error)
+            return
+        if differing:
+            raise IntegrityError(f"{', '.join(differing[:3])} changed on the disk since {local.name} became {version}")
 
     def place_best(self, placed: Placed, version_of: Callable[[int], Version]) -> None:
         """Download the Trainer's best checkpoint so far, unless it is local. The training can resume without it.

@@ -97,6 +97,13 @@ class Store(Protocol):
         """
         ...
 
+    def differing(self, version: Version, folder: Path, *, progress: Progress) -> list[str]:
+        """The paths of a version's files that a local folder lacks, or has with another size or digest than the manifest's.
+
+        Reads the folder and the manifest, and no byte of the version. Raises IntegrityError for a malformed manifest.
+        """
+        ...
+
     def fetch(self, version: Version, into: Path, *, progress: Progress) -> None:
         """Download every file of a version into a folder and verify each against the manifest's digest.
 

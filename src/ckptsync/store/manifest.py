@@ -6,14 +6,20 @@ A manifest comes from the network, so each path is checked to stay inside the fo
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import threading
 from base64 import b64encode
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ckptsync.checkpoint import Version
 from ckptsync.errors import IntegrityError, TransientStoreError
+
+READERS = 8
+"""Files at once, and ranges at once."""
 
 
 def entries_of(artifact: Any, version: Version) -> dict[str, Entry]:
@@ -35,6 +41,33 @@ def remove_others(folder: Path, wanted: Collection[str]) -> None:
             path = Path(parent, name)
             if path.is_symlink() or path.relative_to(folder).as_posix() not in wanted:
                 path.unlink()
+
+
+def counted(entries: Collection[Entry], progress: Callable[[int, int], None]) -> Callable[[int], None]:
+    """Sums bytes for `progress`, from any thread, and never beyond the total when a file is read twice."""
+    done, total, lock = 0, sum(entry.size for entry in entries), threading.Lock()
+
+    def arrived(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            progress(min(done, total), total)
+
+    return arrived
+
+
+def differing(entries: Collection[Entry], folder: Path, *, progress: Callable[[int, int], None]) -> list[str]:
+    """The paths of the entries that a local folder doesn't prove. Where links are on the way, nothing is read."""
+    arrived = counted(entries, progress)
+
+    def differs(entry: Entry) -> bool:
+        try:
+            return not entry.proved(folder, arrived=arrived)
+        except IntegrityError:
+            return True
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return [entry.path for entry, other in zip(entries, readers.map(differs, entries), strict=True) if other]
 
 
 def written(digest: Any) -> str:
@@ -61,14 +94,14 @@ class Entry:
             raise IntegrityError(f"{path} is a reference to {entry.ref}, not a stored file")
         return cls(path, int(entry.size or 0), str(entry.digest), str(entry.digest_algorithm().value))
 
-    def proved(self, folder: Path) -> bool:
-        """Whether the file in a folder has this entry's size and digest."""
+    def proved(self, folder: Path, *, arrived: Callable[[int], None] = lambda _: None) -> bool:
+        """Whether the file in a folder has this entry's size and digest. `arrived` is told how many bytes were read."""
         self.require_no_links(folder)
         target = folder / self.path
         try:
             if target.stat().st_size != self.size:
                 return False
-            return self._digest(target) == self.digest
+            return self._digest(target, arrived) == self.digest
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -93,11 +126,17 @@ class Entry:
             return xxhash.xxh3_128()
         return hashlib.md5(usedforsecurity=False)
 
-    def _digest(self, target: Path) -> str:
+    def _digest(self, target: Path, arrived: Callable[[int], None]) -> str:
         buffer = bytearray(4 * 2**20)
         view = memoryview(buffer)
+
+        def pieces(file: io.FileIO) -> Iterator[memoryview]:
+            while count := file.readinto(buffer):
+                arrived(count)
+                yield view[:count]
+
         with target.open("rb", buffering=0) as file:
-            return self.digest_of(view[:count] for count in iter(lambda: file.readinto(buffer), 0))
+            return self.digest_of(pieces(file))
 
 
 class Urls:

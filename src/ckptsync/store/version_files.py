@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -14,13 +13,10 @@ from ckptsync.checkpoint import Problem, Version
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError
 from ckptsync.store import ranges
 from ckptsync.store.contract import Progress
-from ckptsync.store.manifest import Entry, Urls, entries_of, remove_others, written
+from ckptsync.store.manifest import READERS, Entry, Urls, counted, entries_of, remove_others, written
 
 if TYPE_CHECKING:
     import requests
-
-READERS = 8
-"""Files at once, and ranges at once."""
 
 NO_ROOM_HINT = "Free some space or give another folder; complete files are kept for the next try."
 
@@ -48,7 +44,7 @@ class VersionFiles:
         for entry in self._entries.values():
             entry.require_no_links(into)
         remove_others(into, {*self._entries, *(path + ranges.SIDECAR for path in self._entries)})
-        arrived = self._counter(progress)
+        arrived = counted(self._entries.values(), progress)
         with _session() as session, ThreadPoolExecutor(READERS) as pool, ThreadPoolExecutor(READERS) as files:
             outcomes = [files.submit(self._download, session, pool, entry, into, arrived) for entry in self._entries.values()]
             for outcome in outcomes:
@@ -56,7 +52,7 @@ class VersionFiles:
 
     def prove(self, proved: set[str], *, progress: Progress) -> list[Problem]:
         """See Store.prove: reads every file that isn't verified yet, and keeps none."""
-        arrived = self._counter(progress)
+        arrived = counted(self._entries.values(), progress)
         with _session() as session, ThreadPoolExecutor(READERS) as files:
             outcomes = [files.submit(self._read, session, entry, proved, arrived) for entry in self._entries.values()]
             return [problem for outcome in outcomes if (problem := outcome.result())]
@@ -108,18 +104,6 @@ class VersionFiles:
             return Problem(entry.path, "does not have the digest of its manifest")
         proved.add(entry.path)
         return None
-
-    def _counter(self, progress: Progress) -> Callable[[int], None]:
-        """Sums bytes for `progress`, from any thread, and never beyond the total when a file is downloaded twice."""
-        done, total, lock = 0, sum(entry.size for entry in self._entries.values()), threading.Lock()
-
-        def arrived(count: int) -> None:
-            nonlocal done
-            with lock:
-                done += count
-                progress(min(done, total), total)
-
-        return arrived
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +13,8 @@ from ckptsync.config import Connection
 from ckptsync.durable import unchanged
 from ckptsync.errors import NotFoundError, SnapshotChangedError, StoreError, TransientStoreError
 from ckptsync.store.contract import Progress, Upload
-from ckptsync.store.manifest import Entry
-from ckptsync.store.version_files import READERS, VersionFiles
+from ckptsync.store.manifest import Entry, differing, entries_of
+from ckptsync.store.version_files import VersionFiles
 from ckptsync.store.wandb_catalogue import TYPE, WandbCatalogue, version_of
 from ckptsync.store.wandb_client import Client
 
@@ -62,6 +61,12 @@ class WandbStore(WandbCatalogue):
     def prove(self, version: Version, proved: set[str], *, progress: Progress) -> list[Problem]:
         """See Store."""
         return self._files(version).prove(proved, progress=progress)
+
+    def differing(self, version: Version, folder: Path, *, progress: Progress) -> list[str]:
+        """See Store."""
+        with self._client.translated(f"the look-up of the files of {version.name}:{version.version}"):
+            entries = entries_of(self._client.api().artifact(version.qualified), version)
+        return differing(entries.values(), folder, progress=progress)
 
     def measure(self, values: Mapping[str, float]) -> None:
         """Log how an upload went as metrics of the sync run."""
@@ -155,8 +160,7 @@ class WandbStore(WandbCatalogue):
             return False
         self._algorithms[name] = _algorithm(committed)
         entries = [Entry.of(path, entry) for path, entry in committed.manifest.entries.items()]
-        with ThreadPoolExecutor(READERS) as readers:
-            return all(readers.map(lambda entry: entry.proved(folder), entries))
+        return not differing(entries, folder, progress=lambda *_: None)
 
 
 def _algorithm(artifact: Any) -> Algorithm:

@@ -34,6 +34,7 @@ class FolderStore:
         self.kept: list[Version] = []
         self.faults: dict[str, list[Exception]] = {}
         self.fetched: list[str] = []
+        self.compared: list[str] = []
         self.stays_away = False
         """Whether nothing answers any more once a fetch has failed."""
 
@@ -74,6 +75,14 @@ class FolderStore:
                 shutil.copyfile(path, into / path.name)
             if self.faults.get(version.version):
                 raise self.faults[version.version].pop(0)
+
+    def differing(self, version: Version, folder: Path, *, progress: Progress) -> list[str]:
+        self.compared.append(version.version)
+        if self.faults.get(version.version):
+            raise self.faults[version.version].pop(0)
+        source = next((self.root / version.version).iterdir())
+        there = [path.name for path in source.iterdir() if (folder / path.name).exists()]
+        return sorted(name for name in there if (source / name).read_bytes() != (folder / name).read_bytes())
 
 
 @pytest.fixture
@@ -220,6 +229,44 @@ def test_a_local_checkpoint_with_a_flipped_bit_is_found_before_it_is_handed_over
     placed = resumed.place()
 
     assert placed.step == 10
+
+
+def flip_a_bit(path: Path) -> None:
+    """As a disk or its memory does: size and time stay."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_bit_that_flips_in_a_durable_checkpoint_where_no_format_has_a_checksum_is_found_by_the_version(
+    resumed: Resume, store: FolderStore, output_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.keep(10, saved_at=1000.0)
+    local = resumed.place().path
+    flip_a_bit(local / "model.safetensors")
+
+    placed = resumed.place()
+
+    assert "skipping local checkpoint-10: model.safetensors changed on the disk since checkpoint-10 became" in caplog.text
+    assert (placed.step, placed.source.local, store.fetched) == (10, None, ["v0", "v0"])
+    assert torn(output_dir) == ["checkpoint-10"]
+
+
+def test_a_durable_checkpoint_that_a_user_edited_is_theirs_and_one_that_nobody_can_compare_is_taken(
+    resumed: Resume, store: FolderStore, output_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.keep(10, saved_at=1000.0)
+    local = resumed.place().path
+    store.faults["v0"] = [TransientStoreError("injected: away")] * 1000
+
+    assert resumed.place().source.local is not None
+    assert "checkpoint-10 was not compared with checkpoint-abc:v0" in caplog.text
+    store.faults.clear()
+    compared = len(store.compared)
+    (local / "config.json").write_text('{"theirs": true}')
+    assert resumed.place().source.local is not None
+    assert len(store.compared) == compared
 
 
 def test_a_higher_checkpoint_of_an_older_training_is_moved_away_and_a_lower_one_stays(
