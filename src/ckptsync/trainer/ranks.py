@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +18,10 @@ _ARRIVAL = timedelta(seconds=30)
 """How long a rank waits for the others to announce themselves. Each does when its `train()` begins, and the Trainer itself lets
 no rank get from there to `on_train_begin` before all of them have come that far."""
 
-_HERE, _DECISION = "ckptsync/rank", "ckptsync/together"
+_CONNECTION = timedelta(seconds=60)
+"""How long a rank tries to connect to the others."""
+
+_HERE, _JOINED = "ckptsync/rank", "ckptsync/joined"
 
 _group: Any = None
 """One process group for all trainings of this process: creating one takes about 10 ms, and they are never freed."""
@@ -26,10 +30,8 @@ _group: Any = None
 def announce() -> None:
     """Tell the other ranks, if there are any, that this one makes the calls of `Ranks` too. Waits for nobody."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
-        return
-    with contextlib.suppress(RuntimeError, ValueError):
-        _store().set(f"{_HERE}/{distributed.get_rank()}", "here")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        _say_of_itself(distributed, _HERE)
 
 
 class Ranks:
@@ -82,32 +84,63 @@ class Ranks:
             return
         if _group is None:
             announce()
-            missing = _missing(distributed)
-            if missing:
-                if distributed.get_rank() == min(set(range(self.world_size)) - set(missing)):
-                    say(
-                        f"no markers and no save at a signal: rank {', '.join(map(str, missing))} of {self.world_size}"
-                        " was started without ckptsync's hook (a launcher that drops PYTHONPATH?)"
-                    )
+            if missing := _missing(distributed, _HERE):
+                _say_once(
+                    distributed,
+                    missing,
+                    f"rank {_names(missing)} of {self.world_size} was started without ckptsync's hook"
+                    " (a launcher that drops PYTHONPATH?)",
+                )
                 return
             try:
-                _group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+                group = distributed.new_group(backend="gloo", timeout=_CONNECTION)
+                _wait_longer(group)
             except (RuntimeError, ValueError) as error:
-                # All ranks fail together, because gloo connects each with each. The training itself needs no gloo.
+                # The training itself needs no gloo.
                 say(f"no markers and no save at a signal, the ranks can't agree: {error}")
                 return
+            # One may have failed alone: the others would wait for it at their first save.
+            _say_of_itself(distributed, _JOINED)
+            if missing := _missing(distributed, _JOINED):
+                _say_once(distributed, missing, f"rank {_names(missing)} of {self.world_size} can't connect to the others")
+                return
+            _group = group
         self._distributed, self._flag = distributed, torch.zeros(1, dtype=torch.uint8)
 
 
-def _missing(distributed: Any) -> list[int]:
-    """The ranks that have not announced themselves in time: the same answer in all that have, however late each of them comes."""
+def _wait_longer(group: Any) -> None:
+    """Let the collectives of a group take as long as a save. Without this function of torch (2.2), they have its default."""
+    from torch.distributed import distributed_c10d
+
+    if set_timeout := getattr(distributed_c10d, "_set_pg_timeout", None):
+        set_timeout(_TIMEOUT, group)
+
+
+def _say_once(distributed: Any, missing: Sequence[int], reason: str) -> None:
+    """Say in one of the ranks that are there why none of them uses the group."""
+    if distributed.get_rank() == min(set(range(distributed.get_world_size())) - set(missing)):
+        say(f"no markers and no save at a signal: {reason}")
+
+
+def _names(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))
+
+
+def _say_of_itself(distributed: Any, what: str) -> None:
+    """Let the other ranks know that this one has come so far."""
+    with contextlib.suppress(RuntimeError, ValueError):
+        _store().set(f"{what}/{distributed.get_rank()}", "here")
+
+
+def _missing(distributed: Any, what: str) -> list[int]:
+    """The ranks that have not come so far in time: the same answer in all that have, however late each of them comes."""
     store = _store()
-    keys = [f"{_HERE}/{rank}" for rank in range(distributed.get_world_size())]
+    keys = [f"{what}/{rank}" for rank in range(distributed.get_world_size())]
     with contextlib.suppress(RuntimeError):
         store.wait(keys, _ARRIVAL)
     absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
     # The first rank to decide decides for all: one that comes after that would otherwise wait for ranks that have gone on.
-    return list(json.loads(store.compare_set(_DECISION, "", json.dumps(absent))))
+    return list(json.loads(store.compare_set(f"{what}/missing", "", json.dumps(absent))))
 
 
 def _store() -> Any:
