@@ -361,7 +361,11 @@ def test_where_wandb_is_disabled_nothing_is_uploaded_and_that_is_said_once(
     watched = tool("watch", out, "--run-id", "disabled", "--once", **variables)
     ran = tool("run", "--run-id", "disabled", "--output-dir", out, "--", "true", **variables)
 
+    pushed = tool("push", out / "checkpoint-4", "--run-id", "disabled", **variables)
+
     assert (watched.returncode, ran.returncode) == (0, 0), watched.stderr + ran.stderr
+    assert pushed.returncode == 2
+    assert "W&B is disabled (WANDB_MODE or WANDB_DISABLED): nothing was uploaded" in pushed.stderr
     assert watched.stderr.count("nothing is uploaded") == ran.stderr.count("nothing is uploaded") == 1
     assert len(queries(server)) == before
     assert not list((out / ".ckptsync/spool").glob("*"))

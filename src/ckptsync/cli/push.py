@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ckptsync import connections, record
+from ckptsync import config, connections, record
 from ckptsync.checkpoint import Checkpoint, Receipt, step_of
 from ckptsync.cli import options
 from ckptsync.errors import CkptsyncError, IntegrityError, LockedError, PermanentStoreError, SnapshotChangedError, UsageError
@@ -55,6 +55,8 @@ def push_command(
     Pushing it again makes no second version. With --parked, give an output folder: its parked uploads are retried.
     JSON: a list of {checkpoint, step, artifact, version, bytes, files, seconds}.
     """
+    if (mode := config.upload_mode()) != "online":
+        raise UsageError(f"W&B is {mode} (WANDB_MODE or WANDB_DISABLED): nothing was uploaded", hint="Unset it, then push again.")
     folder = directory.expanduser().absolute()
     output_dir = folder if parked else _require_checkpoint(folder).parent
     output_dir = resume.require_output_dir(output_dir, create=False)
