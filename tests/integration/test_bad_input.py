@@ -312,6 +312,24 @@ def test_a_version_whose_manifest_makes_no_sense_gives_way_to_the_one_before(
     assert "skipping checkpoint-odd-manifest:v1" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [{"delay": 3600}, {"status": 503}], ids=["no answer", "error"])
+def test_a_manifest_that_nobody_gives_costs_the_patience_of_a_person_and_the_version_before_is_taken(
+    tool: Tool, server: ServerProcess, tmp_path: Path, action: dict[str, object]
+) -> None:
+    run_id = f"no-manifest-{'-'.join(action)}"
+    make_run(server, run_id)
+    for step in (4, 8):
+        manifest = publish(server, make_checkpoint(tmp_path / "out", step, content=run_id), run_id)
+    server.faults([{"match": {"method": "GET", "path": address(manifest)}, "action": action}])
+
+    done = tool("resume", run_id, "--output-dir", tmp_path / "new", "--download-only", timeout=240)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "new" / "checkpoint-4")
+    assert "cannot be read, although the store answers" in done.stderr
+
+
 @pytest.mark.parametrize("action", [{"corrupt": True}, {"status": 503}], ids=["corrupt", "error-page"])
 def test_a_manifest_that_came_over_a_bad_line_is_asked_for_again(
     tool: Tool, server: ServerProcess, tmp_path: Path, action: dict[str, object]

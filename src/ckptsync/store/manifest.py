@@ -8,15 +8,22 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptsync.checkpoint import Version
 from ckptsync.errors import IntegrityError, TransientStoreError
+
+if TYPE_CHECKING:
+    import requests
+
+ANSWER = 20.0
+"""Seconds for a server to answer, and from one piece of its answer to the next."""
 
 READERS = 8
 """Files at once, and ranges at once."""
@@ -27,11 +34,39 @@ def entries_of(artifact: Any, version: Version) -> dict[str, Entry]:
     from pydantic import ValidationError
 
     try:
-        manifest = artifact.manifest
+        manifest = manifest_of(artifact)
     except ValidationError as error:
         # Other errors may come from an error page instead of a manifest: the client doesn't check the status (wandb 0.31).
         raise IntegrityError(f"the manifest of {version.name}:{version.version} is malformed") from error
     return {path: Entry.of(path, entry) for path, entry in manifest.entries.items()}
+
+
+def manifest_of(artifact: Any) -> Any:
+    """The manifest of a client's artifact, downloaded on first use.
+
+    By itself the client tries that for 20 minutes, and waits without end for a server that never answers (wandb 0.31).
+    """
+    client = sys.modules[type(artifact).__module__]
+    make = getattr(client, "make_http_session", None)
+    if make is None:
+        return artifact.manifest
+    client.make_http_session = lambda: _limited(make())  # type: ignore[attr-defined]
+    try:
+        return artifact.manifest
+    finally:
+        client.make_http_session = make  # type: ignore[attr-defined]
+
+
+def _limited(session: requests.Session) -> requests.Session:
+    from requests.adapters import HTTPAdapter
+
+    class Limited(HTTPAdapter):
+        def send(self, *args: Any, **options: Any) -> requests.Response:
+            return super().send(*args, **{**options, "timeout": options.get("timeout") or ANSWER})
+
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Limited())
+    return session
 
 
 def remove_others(folder: Path, wanted: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from ckptsync.config import Connection
 from ckptsync.durable import unchanged
 from ckptsync.errors import NotFoundError, SnapshotChangedError, StoreError, TransientStoreError
 from ckptsync.store.contract import Progress, Upload
-from ckptsync.store.manifest import Entry, differing, entries_of
+from ckptsync.store.manifest import Entry, differing, entries_of, manifest_of
 from ckptsync.store.version_files import VersionFiles
 from ckptsync.store.wandb_catalogue import TYPE, WandbCatalogue, version_of
 from ckptsync.store.wandb_client import Client
@@ -159,7 +159,7 @@ class WandbStore(WandbCatalogue):
         if _algorithm(committed) == self._algorithms[name] or _sizes(actual) != _sizes(expected):
             return False
         self._algorithms[name] = _algorithm(committed)
-        entries = [Entry.of(path, entry) for path, entry in committed.manifest.entries.items()]
+        entries = [Entry.of(path, entry) for path, entry in manifest_of(committed).entries.items()]
         return not differing(entries, folder, progress=lambda *_: None)
 
 
@@ -169,14 +169,14 @@ def _algorithm(artifact: Any) -> Algorithm:
     The artifact itself reports MD5 also where the server didn't answer about its features (wandb 0.31); its manifest is right.
     """
     fast = "XXH128" in str(artifact.digest_algorithm.value) or any(
-        "XXH128" in str(entry.digest_algorithm().value) for entry in artifact.manifest.entries.values()
+        "XXH128" in str(entry.digest_algorithm().value) for entry in manifest_of(artifact).entries.values()
     )
     return "XXH128" if fast else "MD5"
 
 
 def _digests(artifact: Any) -> dict[str, tuple[int, str]]:
     """Size in bytes and digest of each path in a manifest."""
-    return {path: (int(entry.size or 0), str(entry.digest)) for path, entry in artifact.manifest.entries.items()}
+    return {path: (int(entry.size or 0), str(entry.digest)) for path, entry in manifest_of(artifact).entries.items()}
 
 
 def _sizes(digests: Mapping[str, tuple[int, str]]) -> dict[str, int]:
