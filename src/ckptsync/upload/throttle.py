@@ -105,6 +105,9 @@ class Throttle:
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
             # The client sees its line closed, says so in its own words, and tries again.
             log.debug("a line through the upload limit ended: %s", error)
+        except asyncio.CancelledError:
+            # By `close`, which is the end of it: CPython 3.11 prints a traceback for a connection whose task is cancelled.
+            pass
         finally:
             self._tasks.discard(task)
             writer.close()

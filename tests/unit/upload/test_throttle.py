@@ -189,7 +189,9 @@ def test_loopback_is_reached_without_the_proxy_of_everybody(origin: Origin) -> N
         throttle.close()
 
 
-def test_closing_hangs_up_on_whoever_is_there(origin: Origin, rate: dict[str, float | None]) -> None:
+def test_closing_hangs_up_on_whoever_is_there(
+    origin: Origin, rate: dict[str, float | None], caplog: pytest.LogCaptureFixture
+) -> None:
     rate["now"] = 1000
     throttle = Throttle(lambda: rate["now"], {}).start()
     ended: list[Exception] = []
@@ -207,6 +209,7 @@ def test_closing_hangs_up_on_whoever_is_there(origin: Origin, rate: dict[str, fl
     line.join(20)
 
     assert ended
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("variable", ["https_proxy", "WANDB_HTTP_PROXY"])
