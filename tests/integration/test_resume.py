@@ -293,6 +293,15 @@ def test_what_was_placed_is_not_uploaded_again(tool: Tool, server: ServerProcess
 
 
 @pytest.mark.slow
+def test_files_with_odd_names_come_back_as_they_were(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
+    made = make_checkpoint(tmp_path / "old", 6, content="odd-names")
+    for name in ("eval\\result.txt", "n" * 255, "é" * 120, "new\nline.txt", "..dots", " "):
+        (made / name).write_text(name)
+    assert tool.watch_once(tmp_path / "old", "odd-names").returncode == 0
+
+    assert tool.pulled("odd-names", new) == contents(made)
+
+
 @pytest.mark.parametrize("name", ["../escaped", "../../escaped", "deep/../../../escaped", "ABSOLUTE", "a\\..\\escaped"])
 def test_a_version_that_names_a_file_outside_is_refused_and_nothing_is_written_there(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path, name: str

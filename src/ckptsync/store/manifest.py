@@ -13,7 +13,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from ckptsync.checkpoint import Version
@@ -121,7 +121,8 @@ class Entry:
     @classmethod
     def of(cls, path: str, entry: Any) -> Entry:
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or not pure.parts:
+        # A backslash is an ordinary character here, but who means another system's way out means no good.
+        if pure.is_absolute() or ".." in (*pure.parts, *PureWindowsPath(path).parts) or "\0" in path or not pure.parts:
             raise IntegrityError(
                 f"the version names a file {path!r}, which would leave the folder", hint="Do not trust this version."
             )

@@ -7,6 +7,7 @@ while 32 threads use it; hence ours. `requests` is wandb's own HTTP client, so n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,9 @@ RANGE = 32 * 2**20
 SIDECAR = ".ckptsync-ranges"
 """The suffix of the file that lists the finished ranges of a download."""
 
+LONGEST_NAME = 255
+"""Bytes that a file's name may have on the usual file systems of Linux."""
+
 HASH_PIECE = 4 * 2**20
 CHUNK = 2**20
 TIMEOUT = (10.0, 60.0)
@@ -37,6 +41,14 @@ def spans(size: int) -> Iterator[tuple[int, int]]:
     """The ranges of a file, as (first byte, byte after the last)."""
     for start in range(0, size, RANGE):
         yield start, min(start + RANGE, size)
+
+
+def sidecar(target: Path) -> Path:
+    """Where the finished ranges of a file are listed: beside it, under a name that a file system takes."""
+    name = target.name + SIDECAR
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32] + SIDECAR
+    return target.with_name(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class Finished:
     @classmethod
     def of(cls, target: Path, size: int, mark: str) -> Finished:
         """The list for a file."""
-        return cls(target.with_name(target.name + SIDECAR), f"{size} {RANGE} {mark}\n")
+        return cls(sidecar(target), f"{size} {RANGE} {mark}\n")
 
     def starts(self) -> set[int]:
         """The start of each finished range; none when the list is missing or for another content."""

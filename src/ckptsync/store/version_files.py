@@ -43,7 +43,7 @@ class VersionFiles:
         """See Store.fetch: files that match already are kept, others are deleted."""
         for entry in self._entries.values():
             entry.require_no_links(into)
-        remove_others(into, {*self._entries, *(path + ranges.SIDECAR for path in self._entries)})
+        remove_others(into, {*self._entries, *(ranges.sidecar(Path(path)).as_posix() for path in self._entries)})
         arrived = counted(self._entries.values(), progress)
         with _session() as session, ThreadPoolExecutor(READERS) as pool, ThreadPoolExecutor(READERS) as files:
             outcomes = [files.submit(self._download, session, pool, entry, into, arrived) for entry in self._entries.values()]
