@@ -364,3 +364,36 @@ def test_nothing_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("eval_predictions.json", b'{"a": 1}\n{"a": 2}\n'),
+        ("notes.json", b"// written by hand\n{}"),
+        ("results.json", b"{"),
+        ("averages/ema.safetensors", b"of another program"),
+        ("DONE.txt", b""),
+        ("empty.bin", b""),
+    ],
+)
+def test_what_a_callback_puts_into_a_checkpoint_may_hold_anything(saved: Find, copy: Copy, name: str, content: bytes) -> None:
+    folder = copy(saved("plain"))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+
+    verdict = inspect(folder, ordered=False, deep=True)
+
+    assert verdict.complete, verdict.problems
+    assert verdict.resumable
+    assert name in {file.path for file in verdict.files}
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "added_tokens.json", "generation_config.json", "model-00001-of-00002.safetensors"]
+)
+def test_what_the_trainer_and_its_classes_write_is_checked(saved: Find, copy: Copy, name: str) -> None:
+    folder = copy(saved("plain"))
+    (folder / name).write_bytes(b"{")
+
+    assert not inspect(folder, ordered=False).complete

@@ -21,6 +21,11 @@ MODEL = re.compile(r"(?:model|pytorch_model|adapter_model|mm_projector).*\.(?:sa
 """The Trainer's own weights. Callbacks put others beside them (an average, a teacher), and later."""
 FSDP_MODEL = re.compile(r"pytorch_model_fsdp\w*\.bin")
 VALUE_HEAD = re.compile(r"value_head\.(?:safetensors|bin)")
+CLASSES = re.compile(
+    r"(?:.*config.*|.*tokenizer.*|vocab.*|special_tokens_map|added_tokens|chat_template.*|normalizer|modules|.*processor.*)\.json"
+    r"|(?:merges|vocab.*|spiece.*|.*tokenizer.*|sentencepiece.*|chat_template.*)\.(?:txt|model|jinja)|zero_to_(?:fp32|torch)\.py|README\.md"
+)
+"""What `save_pretrained` of models, tokenizers and processors writes (transformers, PEFT, sentence-transformers)."""
 TAG = re.compile(r"global_step\d+")
 
 
@@ -65,6 +70,21 @@ def is_optimizer(name: str) -> bool:
 def in_deepspeed_tree(name: str) -> bool:
     """Whether a file lies in a `global_stepN` folder."""
     return any(TAG.fullmatch(part) for part in PurePosixPath(name).parts[:-1])
+
+
+def is_of_save(name: str) -> bool:
+    """Whether the Trainer, its backends or the classes of model, tokenizer and processor write files of this name.
+
+    Others are a callback's or a user's own: nothing that resumes loads them, and they may hold anything.
+    """
+    last = base(name)
+    return (
+        is_exact_state(name)
+        or is_torch_save(name)
+        or name in STATE
+        or bool(RNG.fullmatch(last) or SHARD.fullmatch(last) or VALUE_HEAD.fullmatch(last) or CLASSES.fullmatch(last))
+        or last.endswith(".distcp")
+    )
 
 
 def is_loaded_on_resume(name: str) -> bool:

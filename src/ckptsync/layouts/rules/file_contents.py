@@ -10,14 +10,19 @@ from ckptsync.layouts.folder import Folder
 from ckptsync.layouts.formats import json_document, pickle_allowlist, pickle_reader, safetensors, torch_zip
 from ckptsync.layouts.formats.stream import read_exactly
 
-NEVER_EMPTY = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp", ".model", ".jinja", ".txt", ".md", ".metadata")
 TORCH = (".pt", ".pth", ".bin")
 
 
 def check(folder: Folder, name: str, tensors: dict[str, int], *, deep: bool) -> Iterator[Problem]:
-    """The problems of one file. Adds a safetensors file's number of tensors to `tensors`."""
+    """The problems of one file. Adds a safetensors file's number of tensors to `tensors`.
+
+    What a callback or a user put there is not looked at, but for a pickle that runs code.
+    """
     size = folder.files[name].size
-    if size == 0 and name.endswith((*NEVER_EMPTY, "zero_to_fp32.py", "zero_to_torch.py", "latest")):
+    if not file_names.is_of_save(name):
+        if size and name.endswith(TORCH):
+            _check_torch(folder, name, deep=deep)
+    elif size == 0:
         yield Problem(name, "empty", transient=True)
     elif name.endswith(".safetensors"):
         with folder.open(name) as stream:
