@@ -12,6 +12,7 @@ import click
 
 from ckptsync import __version__, descriptors
 from ckptsync.cli import log_output
+from ckptsync.cli.visible import visible
 from ckptsync.errors import CkptsyncError
 
 COMMANDS = {
@@ -105,6 +106,6 @@ def _report(text: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     click.echo(f"<3>{line}" if log_output.is_journal(sys.stderr) else f"ckptsync: {line}", err=True)
     return code

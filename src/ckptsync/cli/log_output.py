@@ -9,6 +9,8 @@ from typing import TextIO
 
 import click
 
+from ckptsync.cli.visible import visible
+
 RELOADING = "ckptsync.reloading"
 """Set in a context's meta while its command line is parsed again: logging is not set up anew."""
 
@@ -22,7 +24,15 @@ def is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-class JournalFormatter(logging.Formatter):
+class TerminalFormatter(logging.Formatter):
+    """Shows what a store says without obeying it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging."""
+        return visible(super().format(record), lines=True)
+
+
+class JournalFormatter(TerminalFormatter):
     """Prefixes each line with its syslog priority, as sd-daemon(3) specifies."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -36,7 +46,7 @@ def set_up(context: click.Context, _parameter: click.Parameter, value: int) -> i
     if context.meta.get(RELOADING):
         return value
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    plain = TerminalFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(JournalFormatter() if is_journal(sys.stderr) else plain)
     logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger().setLevel(logging.WARNING)

@@ -12,6 +12,7 @@ from ckptsync import record
 from ckptsync.checkpoint import step_of
 from ckptsync.cli import options, tables
 from ckptsync.cli.parameter_types import Duration
+from ckptsync.cli.visible import visible
 from ckptsync.errors import UsageError
 from ckptsync.job import overview
 from ckptsync.restore import resume
@@ -51,7 +52,7 @@ def status_command(
     if as_json:
         click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
     else:
-        click.echo("\n\n".join(_words(each) for each in reports))
+        click.echo(visible("\n\n".join(_words(each) for each in reports), lines=True))
     if max_age is not None and any((each["at_risk_seconds"] or 0) > max_age for each in reports):
         raise click.exceptions.Exit(1)
 

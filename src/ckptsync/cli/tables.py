@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from ckptsync.cli.visible import visible
+
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = "") -> None:
     """Print a table. The columns in `right` are right-aligned; the last column is never truncated."""
@@ -15,7 +17,7 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
     for heading in headings:
         table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading != headings[-1])
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     console = Console(soft_wrap=True, highlight=False)
     if title:
         console.print(title, style="bold", markup=False)

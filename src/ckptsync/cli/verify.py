@@ -10,6 +10,7 @@ import click
 
 from ckptsync.checkpoint import Verdict
 from ckptsync.cli import options, progress
+from ckptsync.cli.visible import visible
 from ckptsync.errors import IntegrityError, UsageError
 from ckptsync.restore import download, fetch, sources
 from ckptsync.sizes import size_of
@@ -67,7 +68,7 @@ def _verify_version(run_text: str, *, as_json: bool, project: str | None, entity
             raise click.exceptions.Exit(IntegrityError.exit_code)
         return
     for problem in problems:
-        click.echo(str(problem))
+        click.echo(visible(str(problem)))
     if problems:
         raise IntegrityError(f"{version} is corrupt: {problems[0]}", hint="Choose another version from `ckptsync list`.")
     click.echo(f"{version}: verified {version.files} files, {size_of(version.bytes)}, against the manifest")
@@ -82,9 +83,9 @@ def _verify_folder(directory: Path, world_size: int | None, *, as_json: bool) ->
         click.echo(json.dumps(_verdict_report(path, verdict), indent=1))
     else:
         for problem in verdict.problems:
-            click.echo(f"{problem.file}: {problem.reason}")
+            click.echo(visible(str(problem)))
         for note in verdict.notes:
-            click.echo(f"note: {note}")
+            click.echo(visible(f"note: {note}"))
     if not verdict.complete:
         if as_json:
             raise click.exceptions.Exit(IntegrityError.exit_code)
