@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptsync.checkpoint import Problem, Version
-from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError
+from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, TransientStoreError
 from ckptsync.store import ranges
 from ckptsync.store.contract import Progress
 from ckptsync.store.manifest import READERS, Entry, Urls, counted, entries_of, remove_others, written
@@ -45,16 +46,25 @@ class VersionFiles:
             entry.require_no_links(into)
         remove_others(into, {*self._entries, *(ranges.sidecar(Path(path)).as_posix() for path in self._entries)})
         arrived = counted(self._entries.values(), progress)
-        with _session() as session, ThreadPoolExecutor(READERS) as pool, ThreadPoolExecutor(READERS) as files:
-            outcomes = [files.submit(self._download, session, pool, entry, into, arrived) for entry in self._entries.values()]
+        with (
+            _session() as session,
+            ThreadPoolExecutor(READERS) as pool,
+            ThreadPoolExecutor(READERS) as files,
+            _interruptible(arrived, pool, files) as arriving,
+        ):
+            outcomes = [files.submit(self._download, session, pool, entry, into, arriving) for entry in self._entries.values()]
             for outcome in outcomes:
                 outcome.result()
 
     def prove(self, proved: set[str], *, progress: Progress) -> list[Problem]:
         """See Store.prove: reads every file that isn't verified yet, and keeps none."""
         arrived = counted(self._entries.values(), progress)
-        with _session() as session, ThreadPoolExecutor(READERS) as files:
-            outcomes = [files.submit(self._read, session, entry, proved, arrived) for entry in self._entries.values()]
+        with (
+            _session() as session,
+            ThreadPoolExecutor(READERS) as files,
+            _interruptible(arrived, files) as arriving,
+        ):
+            outcomes = [files.submit(self._read, session, entry, proved, arriving) for entry in self._entries.values()]
             return [problem for outcome in outcomes if (problem := outcome.result())]
 
     def _download(
@@ -117,11 +127,37 @@ def _session() -> Iterator[requests.Session]:
 
 
 @contextmanager
+def _interruptible(arrived: Callable[[int], None], *pools: ThreadPoolExecutor) -> Iterator[Callable[[int], None]]:
+    """As `arrived`, for the threads of the pools; when the block is interrupted, they end with their next piece.
+
+    Leaving a pool waits for what runs in it: a Ctrl-C would otherwise be obeyed when everything has arrived.
+    """
+    interrupted = threading.Event()
+
+    def arriving(count: int) -> None:
+        if interrupted.is_set():
+            raise TransientStoreError("interrupted")
+        arrived(count)
+
+    try:
+        yield arriving
+    except Exception:
+        raise
+    except BaseException:
+        interrupted.set()
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+@contextmanager
 def _local(what: str) -> Iterator[None]:
     """Tell a full or read-only local disk from a failing store: a retry would not help."""
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise IntegrityError(f"{what} failed: this file system takes no name that long") from error
         if error.errno not in _NO_ROOM:
             raise
         raise CkptsyncError(f"{what} failed: {error.strerror}", hint=NO_ROOM_HINT) from error
