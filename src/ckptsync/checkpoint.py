@@ -23,6 +23,10 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+LATEST = 253_402_300_799
+"""The last second of the year 9999: a later moment is no time of a save, whatever a version's metadata says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A W&B run. `entity` None means the default entity of the credentials."""
@@ -259,7 +263,7 @@ class Version:
     def saved_at(self) -> float:
         """When the Trainer saved it, else when the version was created: for people to read, it decides nothing."""
         value = self.ours.get("saved_at")
-        return float(value) if isinstance(value, int | float) else self.created_at
+        return float(value) if isinstance(value, int | float) and 0 <= value <= LATEST else self.created_at
 
     @property
     def number(self) -> int:
@@ -280,7 +284,8 @@ class Receipt:
     """Proof that a snapshot was committed as a version whose manifest agrees with it.
 
     `artifact` is ENTITY/PROJECT/NAME, `version` is vN, `seconds` the time from hashing the first byte to this proof.
-    `saved_print` is the fingerprint of what every save writes anew (`layouts.saved_print`).
+    `saved_print` is the fingerprint of what every save writes anew (`layouts.saved_print`), `store` identifies where it is
+    (`Connection.store`).
     """
 
     snapshot: str
@@ -299,3 +304,4 @@ class Receipt:
     rows: Rows = Rows()
     state_digest: str = ""
     saved_print: str = ""
+    store: str = ""

@@ -45,6 +45,16 @@ class Connection:
     base_url: str
     api_key: str = field(repr=False)
 
+    @property
+    def store(self) -> str:
+        """Identifies the store in a receipt: its address, or the key's digest where it is on loopback, at any port."""
+        import hashlib
+
+        host = _host(self.base_url) or ""
+        if host == "localhost" or host.startswith("127.") or host == "::1":
+            return f"local-{hashlib.sha256(self.api_key.encode()).hexdigest()[:12]}"
+        return self.base_url.rstrip("/").lower()
+
     def environment(self) -> dict[str, str]:
         """The environment variables that lead a child process's wandb client to the same store."""
         return {"WANDB_BASE_URL": self.base_url, "WANDB_API_KEY": self.api_key}

@@ -26,18 +26,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from ckptsync import config, record
-from ckptsync.checkpoint import File, Run, Version
+from ckptsync.checkpoint import File, Run, Snapshot, Version
 from ckptsync.errors import CkptsyncError, TransientStoreError
 from ckptsync.restore import download, listing, sources
 from ckptsync.restore.resume import Resume
 from ckptsync.store import artifact, client_activity
 from ckptsync.store.contract import Upload
-from ckptsync.upload import retention, snapshot
+from ckptsync.upload import lineage, retention, snapshot
 from ckptsync.upload.retention import Retention
 
 RECENT = 86400.0
@@ -203,8 +203,8 @@ class Publisher:
     def _upload(self, job: dict[str, Any]) -> dict[str, Any]:
         started = time.time()
         pinned = snapshot.load(Path(job["snapshot"]))
-        upload = _upload_of(job)
         run = self.store.check(Run(**job["run"]))
+        upload, later = self._leaving_latest(_upload_of(job), pinned, run, job)
         version = self.store.put(pinned, upload, progress=self._answers.note)
         snapshot.leave_cache(pinned)
         seconds = time.time() - started
@@ -212,7 +212,21 @@ class Publisher:
         with contextlib.suppress(CkptsyncError):
             lag = time.time() - pinned.saved_at
             self.store.measure({"upload_seconds": seconds, "bytes": pinned.bytes, "lag_seconds": lag, "step": pinned.step})
-        return {"version": asdict(version), "seconds": seconds, "attached": attached, "others": self._others(run, started)}
+        others = self._others(run, started)
+        return {"version": asdict(version), "seconds": seconds, "attached": attached, "others": others, "later": later}
+
+    def _leaving_latest(self, upload: Upload, pinned: Snapshot, run: Run, job: dict[str, Any]) -> tuple[Upload, str | None]:
+        """The upload with `latest` left to a version that was saved later, and that version; it may be of another folder.
+
+        What this folder itself uploaded last (`own`) is no rival: the queue knows the order. Nor is any version where somebody
+        went back by choice (`back`).
+        """
+        holder = None if upload.latest or job.get("back") else self.store.latest(upload.name)
+        if holder is None or holder.version == job.get("own") or holder.ours.get("run") != run.run_id:
+            return upload, None
+        if not lineage.is_later(holder, lineage.save_of(pinned)):
+            return upload, None
+        return replace(upload, latest=holder.version), f"{holder}, step {holder.step}"
 
     def _others(self, run: Run, now: float) -> str | None:
         """The artifact to which HF's WandbCallback uploads this training's checkpoints too; looked up once."""

@@ -158,6 +158,11 @@ class Record:
         step, attempt = (value.get("step"), value.get("attempt")) if isinstance(value, dict) else (None, None)
         return (step, attempt) if isinstance(step, int) and isinstance(attempt, int) else None
 
+    @property
+    def went_back(self) -> bool:
+        """Whether somebody chose the version that the training in this folder began from: newer ones don't count here."""
+        return self.rolled_back is not None or self.values.get("chosen") is not None
+
     def _is_of_newest(self, key: str) -> bool:
         return self.attempt is not None and self._attempt_of(key) == self.attempt.number
 

@@ -30,6 +30,8 @@ class FakeStore:
         self.faults = faults
         self.calls: list[str] = []
         self.attached: Run | None = None
+        self.holder: Version | None = None
+        self.put_as: Upload | None = None
         self.measured: Mapping[str, float] = {}
         self.seconds = 0.0
 
@@ -39,6 +41,7 @@ class FakeStore:
 
     def put(self, snapshot: Snapshot, upload: Upload, *, progress: Progress) -> Version:
         self._scripted("put")
+        self.put_as = upload
         progress(1, 10)
         time.sleep(self.seconds)
         return VERSION
@@ -46,6 +49,9 @@ class FakeStore:
     def versions(self, name: str) -> list[Version]:
         self._scripted("versions")
         return []
+
+    def latest(self, name: str) -> Version | None:
+        return self.holder
 
     def attach(self, version: Version, run: Run) -> bool:
         self._scripted("attach")
@@ -102,6 +108,39 @@ def test_an_upload_is_put_attached_and_measured_in_this_order(pinned: Snapshot) 
     assert answer["attached"]
     assert store.attached == Run("a", "p", "me")
     assert (store.measured["step"], store.measured["bytes"]) == (5, pinned.bytes)
+
+
+def holding_latest(step: int, **ours: object) -> Version:
+    metadata = {"ckptsync": {"run": "a", "step": step, **ours}}
+    return Version("me/p/checkpoint-a:v7", "checkpoint-a", "v7", ("latest",), 1, 1, "d", 0.0, metadata)
+
+
+@pytest.mark.parametrize(
+    ("holder", "asked", "stays"),
+    [
+        (holding_latest(6), {}, True),
+        (holding_latest(5), {}, False),
+        (holding_latest(4), {}, False),
+        (holding_latest(4, attempt=3), {}, False),
+        (holding_latest(6, attempt=3), {}, True),
+        (holding_latest(6), {"own": "v7"}, False),
+        (holding_latest(6), {"own": "v6"}, True),
+        (holding_latest(6), {"back": True}, False),
+        (holding_latest(6, run="b"), {}, False),
+    ],
+    ids=["later", "the same step", "earlier", "earlier attempt", "later, numbered", "own", "not own", "went back", "other run"],
+)
+def test_latest_stays_with_a_version_that_another_folder_saved_later(
+    pinned: Snapshot, holder: Version, asked: dict[str, Any], stays: bool
+) -> None:
+    store = FakeStore()
+    store.holder = holder
+
+    (answer,) = answers(store, job(pinned) | asked)
+
+    assert store.put_as is not None
+    assert store.put_as.latest == ("v7" if stays else None)
+    assert answer["later"] == (f"checkpoint-a:v7, step {holder.step}" if stays else None)
 
 
 def test_an_error_of_the_file_system_is_transient(pinned: Snapshot) -> None:

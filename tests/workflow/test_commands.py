@@ -12,7 +12,7 @@ import pytest
 from ckptsync.cli import COMMANDS
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
-from tests.integration.conftest import Tool, address, make_run, no_faults, publish, refusal, wait_for
+from tests.integration.conftest import Tool, address, kept, make_run, no_faults, publish, refusal, wait_for
 from tests.server.api import data
 from tests.server_process import ServerProcess
 
@@ -249,6 +249,48 @@ def test_push_uploads_one_checkpoint_once_and_refuses_a_torn_one(tool: Tool, ser
 
 
 @pytest.mark.slow
+def test_an_older_checkpoint_that_is_pushed_from_elsewhere_leaves_latest_where_it_is(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    for step in (10, 20, 30):
+        make_checkpoint(tmp_path / "out", step, content="old-push")
+    assert tool.watch_once(tmp_path / "out", "old-push", "--backlog", "all").returncode == 0
+
+    done = tool("push", make_checkpoint(tmp_path / "backup", 20, content="backup"), "--run-id", "old-push")
+
+    assert done.returncode == 0, done.stderr
+    assert "latest stays with checkpoint-old-push:v2, step 30, which was saved later than checkpoint-20" in done.stderr
+    assert [aliases for _, aliases in kept(server, "old-push")][2:] == [["latest", "step-30"], ["step-20"]]
+    resumed = tool("resume", "old-push", "--output-dir", tmp_path / "new", "--download-only")
+    assert resumed.stdout.strip() == str(tmp_path / "new" / "checkpoint-30")
+
+
+def test_a_checkpoint_whose_version_was_deleted_is_pushed_again(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    made = [make_checkpoint(tmp_path / "out", step, content="deleted") for step in (4, 8, 12)]
+    assert tool.watch_once(tmp_path / "out", "deleted", "--backlog", "all").returncode == 0
+    assert tool("prune", "deleted", "--keep-last", "1", "--yes").returncode == 0
+    left = [step for step, _ in kept(server, "deleted")]
+    assert 4 not in left
+
+    assert tool("push", made[0], "--run-id", "deleted").returncode == 0
+
+    assert sorted(step for step, _ in kept(server, "deleted")) == [4, *left]
+
+
+def test_what_is_durable_in_one_store_is_not_in_another(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "out", 4, content="two-stores")
+    assert tool.watch_once(tmp_path / "out", "two-stores").returncode == 0
+    with ServerProcess(tmp_path / "other") as other:
+        there = Tool(tmp_path / "home-there", other)
+
+        done = there.watch_once(tmp_path / "out", "two-stores")
+
+        assert done.returncode == 0, done.stderr
+        assert [step for step, _ in kept(other, "two-stores")] == [4]
+    assert tool.watch_once(tmp_path / "out", "two-stores").returncode == 0
+    assert [step for step, _ in kept(server, "two-stores")] == [4]
+
+
 def test_push_parked_tries_again_what_a_permanent_error_had_stopped(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_checkpoint(out, 4, content="parked")

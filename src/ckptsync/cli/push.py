@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ckptsync import config, connections, record
-from ckptsync.checkpoint import Checkpoint, Receipt, step_of
+from ckptsync.checkpoint import Checkpoint, Receipt, Run, step_of
 from ckptsync.cli import options
+from ckptsync.config import Connection
 from ckptsync.errors import CkptsyncError, IntegrityError, LockedError, PermanentStoreError, SnapshotChangedError, UsageError
 from ckptsync.restore import resume
 from ckptsync.store.retrying import Patience, retry
@@ -71,11 +73,14 @@ def push_command(
             run=run,
             environment={**os.environ, **connection.environment()},
             stem=run.run_id,
+            store=connection.store,
             settings=UploadSettings(keep_all=True, patience=patience, max_rate=max_upload_rate or None),
         )
         watched = daemon.Daemon(watch, Stop())
         try:
             with watched.held():
+                if not parked:
+                    _forget_deleted(watched.spool, folder, run, connection, patience)
                 names = {each.name for each in watched.spool.pending()} if parked else {_pin(watched.spool, folder)}
                 retry(watched.uploader.check, what="the log-in", patience=patience)
                 if not watched.uploader.drain():
@@ -87,6 +92,21 @@ def push_command(
         receipts = [each for each in watched.spool.receipts if each.snapshot in names]
         _require_durable(names - {each.snapshot for each in receipts}, watched.spool)
     _show(receipts, as_json=as_json)
+
+
+def _forget_deleted(spool: Spool, folder: Path, run: Run, connection: Connection, patience: Patience) -> None:
+    """Delete the receipts of a checkpoint whose version somebody deleted from the store: who pushes it wants it there."""
+    receipts = list(spool.receipts.of(folder.name))
+    if not receipts:
+        return
+    from ckptsync.store.session import open_store
+
+    with open_store(connection, run) as store:
+        for each in receipts:
+            name = each.artifact.rpartition("/")[2]
+            there = retry(partial(store.versions, name), what="the list of versions", patience=patience)
+            if all(version.qualified != f"{each.artifact}:{each.version}" or version.digest != each.digest for version in there):
+                spool.receipts.path(each.snapshot).unlink(missing_ok=True)
 
 
 def _have_retried(spool: Spool) -> set[str]:

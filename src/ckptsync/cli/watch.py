@@ -91,6 +91,7 @@ def watch_command(
                 run=run,
                 environment={**os.environ, **(connection.environment() if connection else {})},
                 stem=following.stem(run, output_dir),
+                store=connection.store if connection else None,
                 settings=following.upload_settings(retry_for=retry_for, once=once),
                 quiet=following.quiet_period,
                 world_size=world_size,

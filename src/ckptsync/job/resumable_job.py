@@ -110,6 +110,7 @@ class ResumableJob:
             run=self.run,
             environment={**os.environ, **(self._connection.environment() if self._connection else {})},
             stem=self._stem,
+            store=self._connection.store if self._connection else None,
             settings=self.following.upload_settings(flush_for=self._flush_for),
             quiet=self.following.quiet_period,
             allow_restart=self._allow_restart,
@@ -164,9 +165,13 @@ class ResumableJob:
             if not reading:
                 self._hold_run()
             placed = self._place(store, alias)
+        chosen = None if alias in (None, "latest") else placed.step
         if alias and not reading:
             # The next start of the training has to go on from there too, though a later step stands in the store.
-            record.note_rollback(self._output_dir, None if alias == "latest" else placed.step)
+            record.note_rollback(self._output_dir, chosen)
+        elif reading:
+            # Somebody else starts the training from there.
+            record.update(self._output_dir, chosen=chosen)
         return placed
 
     def _require_versions(self, store: Store) -> None:
@@ -218,7 +223,10 @@ class ResumableJob:
         If the store stays unreachable, the newest valid local checkpoint is used.
         """
         if self._connection is None:
-            return self._find_here()
+            try:
+                return self._place_here()
+            except NotFoundError:
+                return None
         try:
             with open_store(self._connection, self.run) as store:
                 self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self._patience)
@@ -234,9 +242,10 @@ class ResumableJob:
             log.info("starting from scratch: %s", error)
             return None
         except TransientStoreError as error:
-            placed = self._find_here()
-            if placed is None:
-                raise
+            try:
+                placed = self._place_here()
+            except (NotFoundError, IntegrityError):
+                raise error from None
             log.warning("%s; resuming from the local %s; the store may have a newer checkpoint", error, placed.path)
             return placed
 
@@ -250,11 +259,8 @@ class ResumableJob:
         self._exists = _exists(store, self.run, self._patience)
         return True
 
-    def _find_here(self) -> Placed | None:
-        try:
-            return Resume(None, self.run, self._output_dir, progress=lambda *_: None, allow_restart=self._allow_restart).place()
-        except (NotFoundError, IntegrityError):
-            return None
+    def _place_here(self) -> Placed:
+        return Resume(None, self.run, self._output_dir, progress=lambda *_: None, allow_restart=self._allow_restart).place()
 
     def _place(self, store: WandbStore, alias: str | None) -> Placed:
         with self._terminal.progress(f"checkpoint of {self.run.run_id}") as shown:

@@ -172,6 +172,7 @@ class Placement:
             rows=version.rows,
             state_digest=str(version.ours.get("state_digest", "")),
             saved_print=layouts.saved_print(files),
+            store=self._store.id if self._store else "",
         )
         self._spool.receipts.keep(receipt)
 

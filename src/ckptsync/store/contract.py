@@ -33,6 +33,9 @@ class Store(Protocol):
     PermanentStoreError when it can't, and NotFoundError for a run, collection or version that doesn't exist.
     """
 
+    id: str
+    """Identifies the store in a receipt (`Connection.store`)."""
+
     def check(self, run: Run) -> Run:
         """The same run with its entity filled in, once the credentials were accepted. Raises RejectedError."""
         ...
@@ -55,6 +58,10 @@ class Store(Protocol):
 
     def versions(self, name: str) -> list[Version]:
         """The committed versions of an artifact, newest first; empty when there is none."""
+        ...
+
+    def latest(self, name: str) -> Version | None:
+        """The version of an artifact that has the alias `latest`; None when there is none."""
         ...
 
     def outputs(self, run: Run) -> list[Version]:

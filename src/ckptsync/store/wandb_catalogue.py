@@ -72,6 +72,16 @@ class WandbCatalogue:
             return []
         return sorted(found, key=lambda each: each.number, reverse=True)
 
+    def latest(self, name: str) -> Version | None:
+        """See Store."""
+        run = self._client.entity_run()
+        self._client.names.add(name)
+        try:
+            with self._client.translated(f"the look-up of {name}:latest"):
+                return version_of(self._client.api().artifact(f"{run.entity}/{run.project}/{name}:latest"))
+        except NotFoundError:
+            return None
+
     def moved_to(self, run: Run) -> str | None:
         """The project in which the checkpoints of a run are, if its program named another one than it was started with.
 

@@ -29,6 +29,7 @@ class WandbStore(WandbCatalogue):
 
     def __init__(self, connection: Connection, run: Run, private: Path) -> None:
         super().__init__(Client(connection, run, private))
+        self.id = connection.store
         self._algorithms: dict[str, Algorithm] = {}
 
     def put(self, snapshot: Snapshot, upload: Upload, *, progress: Progress) -> Version:

@@ -64,12 +64,16 @@ NOTICE_FLUSH = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What to watch and how. `quiet` is in seconds; `environment` is for the upload processes; `stem` names the artifact."""
+    """What to watch and how. `quiet` is in seconds; `environment` is for the upload processes; `stem` names the artifact.
+
+    `store` identifies the store, as in `Connection`; None where nothing is uploaded.
+    """
 
     output_dir: Path
     run: Run
     environment: Mapping[str, str]
     stem: str
+    store: str | None = None
     settings: UploadSettings = UploadSettings()  # noqa: RUF009 - frozen
     quiet: float = 3.0
     world_size: int | None = None
@@ -88,14 +92,16 @@ class Daemon:
     ) -> None:
         self.watch = watch
         self.manager = manager
-        self.spool = Spool(watch.output_dir, run_id=watch.run.run_id)
+        self.spool = Spool(watch.output_dir, run_id=watch.run.run_id, store=watch.store)
         self.stop = stop
         self._quiet_period = QuietPeriod(watch.output_dir, self.spool.markers.folder, quiet=watch.quiet)
         self.pinner = Pinner(
             self.spool, self._quiet_period, watch.settings, Expectation(watch.world_size, allow_restart=watch.allow_restart)
         )
         self._folder = HeldFolder(self.spool, watch.run)
-        self.uploader = Uploader(watch.run, self.spool, watch.environment, watch.settings, stop.event, stem=watch.stem)
+        self.uploader = Uploader(
+            watch.run, self.spool, watch.environment, watch.settings, stop.event, stem=watch.stem, back=watch.allow_restart
+        )
         self.report = ServiceReport(manager, self.spool, self.uploader.uploads)
         self._reread = reread
         self._failing: OSError | None = None

@@ -141,6 +141,16 @@ def _behind(save: Save, last: Save, appearance: Appearance, theirs: PrefixDigest
     return Relation.OLDER
 
 
+def is_later(version: Version, save: Save) -> bool:
+    """Whether a version of the same run, from another folder, was saved after this save: by (attempt, step).
+
+    A save that nobody numbered is of the newest attempt, and a version that nobody numbered is of an attempt before all others.
+    """
+    if save.attempt is None or version.attempt == save.attempt:
+        return version.step is not None and version.step > save.step
+    return version.attempt is not None and version.attempt > save.attempt
+
+
 UNNUMBERED = -(2**61)
 """Attempts below those that were numbered: of versions that say nothing of theirs (ckptsync 0.1.0, HF's WandbCallback)."""
 

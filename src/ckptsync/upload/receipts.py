@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ckptsync import durable
 from ckptsync.checkpoint import Receipt, Rows
@@ -13,22 +14,25 @@ from ckptsync.upload import lineage
 
 
 class Receipts:
-    """The folder `receipts`. With a `run_id`, those of other runs don't count; one that names no run does (ckptsync 0.1.0).
+    """The folder `receipts`. With a `run_id`, those of other runs don't count, and with a `store`, those of other stores.
+
+    One that names neither does (ckptsync 0.1.0).
 
     Iterating gives every receipt, in no order; `name in receipts` asks for that of a snapshot. The file itself counts, even
     if it can't be read: a version is never uploaded twice for that.
     """
 
-    def __init__(self, folder: Path, run_id: str | None) -> None:
+    def __init__(self, folder: Path, run_id: str | None, store: str | None) -> None:
         self._folder = folder
         self._run_id = run_id
+        self._store = store
 
     def __iter__(self) -> Iterator[Receipt]:
         return self._read("*.json")
 
     def __contains__(self, name: object) -> bool:
         path = self.path(str(name))
-        return path.exists() and self._is_ours((durable.read_json(path) or {}).get("run_id"))
+        return path.exists() and self._is_ours(durable.read_json(path) or {})
 
     def path(self, name: str) -> Path:
         """Where the receipt of the snapshot of that name is, or will be."""
@@ -47,13 +51,14 @@ class Receipts:
         durable.make_folder(self._folder)
         durable.write_json(self.path(receipt.snapshot), {"schema": 1, **asdict(receipt)}, mode=0o600)
 
-    def _is_ours(self, run_id: object) -> bool:
-        return self._run_id is None or run_id in (None, self._run_id)
+    def _is_ours(self, value: Mapping[str, Any]) -> bool:
+        run = self._run_id is None or value.get("run_id") in (None, self._run_id)
+        return run and (self._store is None or value.get("store", "") in ("", self._store))
 
     def _read(self, pattern: str) -> Iterator[Receipt]:
         for path in sorted(self._folder.glob(pattern)):
             value = durable.read_json(path)
-            if value and value.pop("schema", None) == 1 and self._is_ours(value.get("run_id")):
+            if value and value.pop("schema", None) == 1 and self._is_ours(value):
                 with contextlib.suppress(TypeError, AttributeError):
                     receipt = Receipt(**{**value, "rows": Rows(**value.get("rows", {}))})
                     if _is_sound(receipt):

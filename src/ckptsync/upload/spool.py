@@ -47,9 +47,17 @@ def _readable(directory: Path) -> bool:
 class Spool:
     """The state of one output folder: `.ckptsync` in it, or beside it while a training starts with an empty one."""
 
-    def __init__(self, output_dir: Path, *, run_id: str | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        run_id: str | None = None,
+        store: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.output_dir = output_dir
         self.run_id = run_id
+        self.store = store
         self.foreign: frozenset[str] = frozenset()
         """Names of what another run left in the queue, as `prepare` found it: it stays, and nothing here counts it."""
         self._clock = clock
@@ -63,7 +71,7 @@ class Spool:
     @property
     def receipts(self) -> Receipts:
         """The proofs of what is durable."""
-        return Receipts(self.root / "receipts", self.run_id)
+        return Receipts(self.root / "receipts", self.run_id, self.store)
 
     @property
     def markers(self) -> SaveMarkers:

@@ -46,6 +46,7 @@ class Uploader:
         stop: threading.Event,
         *,
         stem: str,
+        back: bool = False,
         command: Sequence[str] = PUBLISH,
     ) -> None:
         self.last_error: CkptsyncError | None = None
@@ -60,7 +61,7 @@ class Uploader:
         self._queue = UploadQueue(store)
         # What was uploaded last, and how far the current upload is, stand in `uploads`.
         self.child = ChildLifecycle(run, environment, store.root / "wandb", settings, command=command)
-        self.uploads = VersionUpload(run, store, self.child, stem=stem)
+        self.uploads = VersionUpload(run, store, self.child, stem=stem, back=back)
 
     @property
     def settings(self) -> UploadSettings:

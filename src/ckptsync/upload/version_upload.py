@@ -38,9 +38,12 @@ class Progress:
 
 
 class VersionUpload:
-    """Publishes snapshots of one run. `durable` is the receipt of the newest durable checkpoint, `rate` in bytes per second."""
+    """Publishes snapshots of one run. `durable` is the receipt of the newest durable checkpoint, `rate` in bytes per second.
 
-    def __init__(self, run: Run, spool: Spool, process: ChildLifecycle, *, stem: str) -> None:
+    With `back`, `latest` also goes to a checkpoint that lies behind the store's: the training may start over.
+    """
+
+    def __init__(self, run: Run, spool: Spool, process: ChildLifecycle, *, stem: str, back: bool) -> None:
         self.run = run
         self.durable = spool.receipts.newest()
         self.progress: Progress | None = None
@@ -49,6 +52,7 @@ class VersionUpload:
         self._spool = spool
         self._process = process
         self._stem = stem
+        self._back = back
         self._announced = ""
         self._warned_of_others = False
         self._warned_of_other_run = False
@@ -69,7 +73,7 @@ class VersionUpload:
                 self._put_model_beside(pinned)
         finally:
             self.progress = None
-        receipt = _receipt(pinned, answer)
+        receipt = _receipt(pinned, answer, self._spool.store)
         self._spool.commit(pinned, receipt)
         self.durable = lineage.newest([*filter(None, [self.durable]), receipt])
         self.rate = receipt.bytes / receipt.seconds if receipt.seconds else None
@@ -92,8 +96,16 @@ class VersionUpload:
         upload = artifact.describe(pinned, self.run, known, stem=self._stem, preempted=preempted)
         if self.durable and self.durable.sequence > pinned.sequence:
             upload = replace(upload, latest=self.durable.version)
-        job = {"op": "upload", "run": asdict(self.run), "snapshot": str(pinned.directory), "upload": asdict(upload)}
+        job: dict[str, Any] = {
+            "op": "upload",
+            "run": asdict(self.run),
+            "snapshot": str(pinned.directory),
+            "upload": asdict(upload),
+        }
+        job |= {"own": self.durable.version if self.durable else None, "back": self._back or known.went_back}
         answer = self._process.ask(job, on_progress=lambda line: self._note(pinned, line))
+        if later := answer.get("later"):
+            log.warning("latest stays with %s, which was saved later than %s", later, pinned.checkpoint)
         if answer.get("others") and not self._warned_of_others:
             self._warned_of_others = True
             hint = "start the training with WANDB_LOG_MODEL=false, and it no longer waits for that"
@@ -162,7 +174,7 @@ class VersionUpload:
             self.rate = self.progress.done / (time.monotonic() - self.begun)
 
 
-def _receipt(pinned: Snapshot, answer: Mapping[str, Any]) -> Receipt:
+def _receipt(pinned: Snapshot, answer: Mapping[str, Any], store: str | None) -> Receipt:
     version = answer["version"]
     return Receipt(
         snapshot=pinned.name,
@@ -181,4 +193,5 @@ def _receipt(pinned: Snapshot, answer: Mapping[str, Any]) -> Receipt:
         rows=pinned.state.rows if pinned.state else Rows(),
         state_digest=pinned.state.digest if pinned.state else "",
         saved_print=layouts.saved_print(pinned.files),
+        store=store or "",
     )

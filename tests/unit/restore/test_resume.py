@@ -29,6 +29,8 @@ QUICK = Patience(first=0.001, longest=0.002, give_up_after=0.1)
 class FolderStore:
     """Versions of `checkpoint-abc`, each a folder. `faults` has the errors of the next fetches by version, one a fetch."""
 
+    id = "folders"
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.kept: list[Version] = []
