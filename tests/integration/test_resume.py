@@ -293,6 +293,49 @@ def test_what_was_placed_is_not_uploaded_again(tool: Tool, server: ServerProcess
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["resume", "pull"])
+def test_ctrl_c_in_a_download_ends_it_at_once(
+    tool: Tool, server: ServerProcess, tmp_path: Path, new: Path, ended: Ended, command: str
+) -> None:
+    made = make_checkpoint(tmp_path / "old", 6, content="interrupted", size=60_000_000)
+    assert tool.watch_once(tmp_path / "old", f"interrupted-{command}").returncode == 0
+    server.faults([{"match": {"method": "GET", "path": address(made / "model.safetensors")}, "action": {"throttle": 1_000_000}}])
+    words = ("--output-dir", new, "--download-only") if command == "resume" else (new,)
+    process = ended(tool.start(command, f"interrupted-{command}", *words, log=tmp_path / "log"))
+    wait_for(lambda: sum(path.stat().st_blocks for path in tmp_path.rglob("model.safetensors*")) * 512 > 61_000_000, what="bytes")
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(20) == 130
+
+
+def test_a_time_that_is_none_in_a_versions_metadata_keeps_nobody_from_resuming(
+    tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
+) -> None:
+    make_run(server, "odd-time")
+    made = make_checkpoint(tmp_path / "old", 6, content="odd-time")
+    publish(server, made, "odd-time", ours={"saved_at": 1e30})
+
+    assert tool.pulled("odd-time", new) == contents(made)
+    assert tool.json("list", "odd-time")
+
+
+def test_a_command_from_the_store_cannot_hide_a_part_of_itself(
+    tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
+) -> None:
+    make_run(server, "hidden-part")
+    made = make_checkpoint(tmp_path / "old", 6, content="hidden-part")
+    command = ["sh", "-c", "touch pwned #\r\x1b[2K  python train.py\x1b[8m"]
+    publish(server, made, "hidden-part", ours={"command": command})
+
+    done = tool("resume", "hidden-part", "--output-dir", new)
+
+    assert done.returncode == 2
+    assert r"sh -c 'touch pwned #\r\x1b[2K  python train.py\x1b[8m'" in done.stderr
+    assert not {"\r", "\x1b"} & set(done.stderr)
+
+
 def test_files_with_odd_names_come_back_as_they_were(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
     made = make_checkpoint(tmp_path / "old", 6, content="odd-names")
     for name in ("eval\\result.txt", "n" * 255, "é" * 120, "new\nline.txt", "..dots", " "):

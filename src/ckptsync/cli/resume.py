@@ -11,6 +11,7 @@ import click
 
 from ckptsync import config, connections, record
 from ckptsync.cli import options, progress
+from ckptsync.cli.visible import visible
 from ckptsync.cli.watch_options import Reloadable, reload, watched
 from ckptsync.errors import LockedError, UsageError
 from ckptsync.job import preemption, resumable_job, supervisor
@@ -110,6 +111,8 @@ def resume_command(
                 version = placed.source.version
                 name = str(version) if version else None
                 record.begin_attempt(output_dir, resumed_step=placed.step, resumed_version=name)
+                # The folder is that run's now: another one must not go on from its checkpoint.
+                record.update(output_dir, run_id=job.run.run_id, project=job.run.project, entity=job.run.entity)
                 click.echo(str(placed.path))
                 return
             if job.finished(placed):
@@ -138,7 +141,7 @@ def _command(given: tuple[str, ...], output_dir: Path, placed: Placed | None, *,
         raise UsageError(
             "no command to start the training with", hint="Add it after --: ckptsync resume RUN -- python train.py …"
         )
-    click.echo(f"{version.name}:{version.version} was saved by this command:\n  {shlex.join(remote)}", err=True)
+    click.echo(f"{version.name}:{version.version} was saved by this command:\n  {visible(shlex.join(remote))}", err=True)
     if not yes and not (sys.stdin.isatty() and click.confirm("Run it on this machine?", err=True)):
         raise UsageError(
             "a command from a version's metadata runs only after confirmation", hint="Add --yes, or give the command after --."

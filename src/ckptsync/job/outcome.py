@@ -98,6 +98,11 @@ class Outcome:
 
     def _report_preempted(self, newest: Checkpoint | None) -> int:
         step = newest.step if newest else 0
+        if newest and not newest.verdict.resumable:
+            raise IntegrityError(
+                f"preempted at step {step}, and {newest.name} is durable but {'; '.join(newest.verdict.notes)}",
+                hint="The training would start from scratch: train without save_only_model, or start it with --allow-restart.",
+            )
         source = self._shutdown.notice.source if self._shutdown.notice else "the training"
         self._daemon.spool.history.record("preempted", step=step, source=source)
         log.warning("preempted at step %d, everything is durable: start the same command again", step)

@@ -84,6 +84,8 @@ class Resume:
         """Place the newest valid checkpoint. Raises NotFoundError when there is none, IntegrityError when none is valid."""
         sources = self.sources(alias)
         if not sources:
+            if not self._allow_restart:
+                self._require_none_refused()
             raise NotFoundError(
                 f"run {self.run} has no checkpoint to resume from", hint="See `ckptsync list`; `ckptsync run` would start fresh."
             )
@@ -101,6 +103,27 @@ class Resume:
                 self._placement.sweep_incoming()
                 return placed
         raise IntegrityError(f"no valid checkpoint of run {self.run}: tried {', '.join(failed)}")
+
+    def _require_none_refused(self) -> None:
+        """Raise IntegrityError where checkpoints are there and none can be resumed from: a fresh start would overwrite them.
+
+        A single torn one is what is left of a training that was killed in its first save. Of several, the earlier ones were
+        finished, and where waiting cannot help, nobody was killed in the middle.
+        """
+        complete, incomplete = local_checkpoints(self._output_dir)
+        refused = [(each.path, "; ".join(each.verdict.notes)) for each in complete if not each.verdict.resumable]
+        if len(incomplete) > 1 or any(not problem.transient for _, problem in incomplete):
+            refused += [(path, str(problem)) for path, problem in incomplete]
+        stored = [(each, "not exactly resumable") for each in self._versions() if each.ours.get("resumable") is False]
+        found = max(refused, key=lambda each: step_of(each[0].name) or 0, default=None) or next(iter(stored), None)
+        if found is None:
+            return
+        where, reason = found
+        name = where.name if isinstance(where, Path) else str(where)
+        raise IntegrityError(
+            f"{name} cannot be resumed from, nor any other checkpoint of run {self.run}: {reason}",
+            hint="Mend the cause, or add --allow-restart to start from scratch beside them.",
+        )
 
     def _version_of(self, step: int) -> Version:
         """The newest version of a step. Raises NotFoundError."""
