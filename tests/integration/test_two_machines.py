@@ -10,14 +10,14 @@ import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ckptsync.job import heartbeat
 from tests.checkpoints import make_checkpoint
-from tests.integration.conftest import Ended, Tool, events, kept, kill_tree, program, refusal, training, wait_for
+from tests.integration.conftest import Ended, Tool, descendants, events, kept, kill_tree, program, refusal, training, wait_for
 from tests.server_process import ServerProcess
 
 TRAINS = ("make_checkpoint(pathlib.Path(sys.argv[1]), 4)", "print('training', flush=True)", "time.sleep(600)")
@@ -69,6 +69,17 @@ def age_heartbeat(server: ServerProcess, run_id: str) -> None:
     with contextlib.closing(sqlite3.connect(server.data_dir / "server.db")) as database, database:
         changed = database.execute("UPDATE runs SET heartbeat_at = heartbeat_at - 120 WHERE name = ?", [f"ckptsync-{run_id}"])
         assert changed.rowcount == 1
+
+
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """The machine stands still, with the training on it, while the block runs."""
+    whole = [pid, *descendants(pid)]
+    for each in whole:
+        os.kill(each, signal.SIGSTOP)
+    yield
+    for each in whole:
+        os.kill(each, signal.SIGCONT)
 
 
 @pytest.mark.slow
@@ -163,6 +174,50 @@ def test_an_old_heartbeat_of_a_machine_that_is_gone_is_watched_for_a_short_time_
     two.wait_until("training\n")
 
     assert heartbeat.WATCHED - 2 < time.monotonic() - begun < heartbeat.SILENCE
+
+
+@pytest.mark.slow
+def test_a_machine_that_was_paused_ends_its_training_where_another_one_took_the_run_and_has_finished(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    saves_later = (*TRAINS[:2], "time.sleep(20)", "make_checkpoint(pathlib.Path(sys.argv[1]), 8)", "time.sleep(600)")
+    first = ended(one.start_job("paused", lines=saves_later))
+    one.wait_until_trained()
+    with paused(first.pid):
+        age_heartbeat(server, "paused")
+        second = two(*two.job("paused", lines=("make_checkpoint(pathlib.Path(sys.argv[1]), 8, content='two')",)), timeout=120)
+        kept_by_two = kept(server, "paused")
+        below = descendants(first.pid)
+
+    code = first.wait(60)
+
+    assert (code, second.returncode) == (7, 0), one.log.read_text() + second.stderr
+    assert "ckptsync: run local/tests/paused was taken over by ckptsync on machine-two" in one.log.read_text()
+    assert [step for step, _ in kept_by_two] == [4, 8]
+    assert kept(server, "paused") == kept_by_two
+    assert (one.output_dir / "checkpoint-4").is_dir()
+    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
+def test_a_watcher_that_was_paused_uploads_nothing_beside_the_machine_that_took_the_run(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    make_checkpoint(one.output_dir, 4)
+    watcher = ended(one.start("watch", one.output_dir, "--run-id", "beside", "--quiet-period", "0.2", log=one.log))
+    wait_for(lambda: events(one.output_dir, "uploaded"), what="a version")
+    with paused(watcher.pid):
+        age_heartbeat(server, "beside")
+        later = ("make_checkpoint(pathlib.Path(sys.argv[1]), 8, content='two')", *TRAINS[1:])
+        ended(two.start_job("beside", lines=later))
+        wait_for(lambda: len(kept(server, "beside")) == 2, what="a version of the other machine")
+        make_checkpoint(one.output_dir, 8)
+
+    assert watcher.wait(60) == 7, one.log.read_text()
+    assert "ckptsync: run local/tests/beside was taken over by ckptsync on machine-two" in one.log.read_text()
+    assert [step for step, _ in kept(server, "beside")] == [4, 8]
 
 
 @pytest.mark.slow

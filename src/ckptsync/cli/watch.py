@@ -105,8 +105,8 @@ def watch_command(
             following.note(output_dir)
             watcher.check_store()
             if connection:
-                heartbeat = Heartbeat(connection, run, output_dir)
-                heartbeat.leaving = lambda: watcher.uploader.hurried
+                heartbeat = Heartbeat(connection, run, output_dir, beside=force)
+                heartbeat.guard(watcher)
                 ending.enter_context(heartbeat.ending())
                 if not force:
                     heartbeat.require_alone(watcher.run, stop.event, training=False)
@@ -117,7 +117,7 @@ def watch_command(
                 gone = processes.ended(pid) if pid else lambda: False
                 sidecar = Sidecar(watcher, preemption.sources(notice), grace)
                 with sidecar.listening(), signals.handled([signal.SIGUSR1], sidecar.signaled):
-                    watcher.follow(ended=lambda: gone() or sidecar.ended())
+                    watcher.follow(ended=lambda: gone() or sidecar.ended() or watcher.lost is not None)
                     watcher.raise_outcome()
                     if stop.event.is_set():
                         watcher.raise_queued()

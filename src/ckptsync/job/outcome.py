@@ -143,7 +143,7 @@ class Outcome:
 
         def settled() -> bool:
             self._daemon.take_up_verdict()
-            return self._daemon.restarted is not None or self._durable(newest)
+            return bool(self._daemon.lost or self._daemon.restarted) or self._durable(newest)
 
         self._watch.finish_elsewhere(settled, limit)
 

@@ -96,7 +96,7 @@ class ResumableJob:
         self._extend = extend
         self._allow_restart = allow_restart
         self._force = force
-        self._heartbeat = Heartbeat(connection, run, output_dir) if connection else None
+        self._heartbeat = Heartbeat(connection, run, output_dir, beside=force) if connection else None
         self._exists = False
         # Now: the wandb client of this process drops the training's own variables, WANDB_NAME among them.
         self._stem = following.stem(run, output_dir)
@@ -117,7 +117,7 @@ class ResumableJob:
         )
         watched = daemon.Daemon(watch, Stop(), manager=self._manager, reread=reread)
         if self._heartbeat:
-            self._heartbeat.leaving = lambda: watched.uploader.hurried
+            self._heartbeat.guard(watched)
         begin = lambda: self._begin(first.pop()) if first else self._begin_again()  # noqa: E731
         return supervisor.Supervisor(watched, begin, terms).run()
 
@@ -209,8 +209,7 @@ class ResumableJob:
         if left:
             complete, _ = sources.local_checkpoints(self._output_dir)
             log.warning("the training is still running (pid %d): watching it instead of starting another", left.members()[0])
-            if self._heartbeat:
-                self._heartbeat.start(self.run)
+            self._hold_run()
             return supervisor.Start(lambda: left, max((each.step for each in complete), default=0))
         if self._completed():
             return None

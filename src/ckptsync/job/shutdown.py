@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from ckptsync import signals
-from ckptsync.errors import PreemptedError, RestartedError
+from ckptsync.errors import CkptsyncError, PreemptedError
 from ckptsync.job.preemption.listener import NoticeListener
 from ckptsync.job.preemption.notice import Notice, Source
 from ckptsync.job.training import Training
@@ -25,7 +25,7 @@ OVERTIME = 10.0
 """Seconds after the deadline for which an unreachable store is still retried, in case the machine is still up."""
 
 END_SECONDS = 30.0
-"""Seconds that a training which restarted from scratch has to exit after its SIGTERM."""
+"""Seconds that a training whose saves are of no use has to exit after its SIGTERM."""
 
 
 class Shutdown:
@@ -94,8 +94,8 @@ class Shutdown:
         """There is no training to shut down any more."""
         self._training = None
 
-    def end_restarted(self, error: RestartedError) -> None:
-        """End a training that restarted from scratch: each of its saves would take the place of one that it should continue.
+    def end_useless(self, error: CkptsyncError) -> None:
+        """End a training none of whose saves may be uploaded: it restarted from scratch, or another machine took its run over.
 
         Not after a notice: then it saved as asked, and a launcher may have started it again.
         """

@@ -82,7 +82,7 @@ class Supervisor:
 
     def _run_to_the_end(self, start: Start | None) -> int | None:
         """Start and restart until the training ends for good. Returns its exit code."""
-        while start is not None:
+        while start is not None and not self._daemon.lost:
             self._daemon.resumed()
             training = self._shutdown.start(start.training)
             if training is None:
@@ -101,9 +101,10 @@ class Supervisor:
         """Whether this was the last start. If not, returns after the pause before the next one."""
         newest = self._outcome.newest()
         finished = self._outcome.finished(newest, code)
-        if finished and code == 0 and not self._daemon.restarted:
+        useless = self._daemon.lost or self._daemon.restarted
+        if finished and code == 0 and not useless:
             record.note_completed(self._daemon.spool.output_dir)
-        if self._outcome.preempted(newest) or self._shutdown.interrupted or self._daemon.restarted or finished:
+        if self._outcome.preempted(newest) or self._shutdown.interrupted or useless or finished:
             return True
         if code == 0:
             log.info("the training exited with 0 before its last step: not restarting it")
@@ -121,8 +122,8 @@ class Supervisor:
 
     def _every_turn(self) -> None:
         self._check_grace()
-        if self._daemon.restarted:
-            self._shutdown.end_restarted(self._daemon.restarted)
+        if useless := self._daemon.lost or self._daemon.restarted:
+            self._shutdown.end_useless(useless)
 
     def _check_grace(self) -> None:
         """Warn if an upload, at the measured rate, would not fit into the grace period."""

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -37,7 +37,9 @@ _WRITE = f"mutation Hold($input: UpsertBucketInput!) {{ upsertBucket(input: $inp
 class Holder:
     """The ckptsync that follows a run: its process (`processes.identity`), machine, output folder and SLURM job.
 
-    `leaving` says that a preemption notice came, so that it will soon be gone.
+    `leaving` says that a preemption notice came, so that it will soon be gone. `beside` says that it was told to go on beside
+    whoever else follows the run, so that it takes it from nobody. `ended` says that it follows the run no longer: the note stays,
+    so that a machine which had held the run before and was paused finds out that it was taken.
     """
 
     process: Mapping[str, Any]
@@ -45,6 +47,12 @@ class Holder:
     output_dir: str
     job: str = ""
     leaving: bool = False
+    beside: bool = False
+    ended: bool = False
+
+    def is_same(self, other: Holder | None) -> bool:
+        """Whether both are one process."""
+        return other is not None and (self.process, self.boot) == (other.process, other.boot)
 
     def is_another(self, here: Holder) -> bool:
         """Whether it follows the run from another folder, machine or container, and as no part of the same SLURM job."""
@@ -116,9 +124,9 @@ class HolderNotes:
         answer, now = self._ask(_WRITE, {"input": self._named() | given | notes})
         return self._sign((answer.get("upsertBucket") or {}).get("bucket"), now)
 
-    def end(self) -> None:
-        """Say that nobody holds the run any more."""
-        self._ask(_WRITE, {"input": self._named() | {"notes": ""}})
+    def end(self, holder: Holder) -> None:
+        """Say that this holder held the run last, and that nobody does any more."""
+        self._ask(_WRITE, {"input": self._named() | {"notes": json.dumps(asdict(replace(holder, ended=True)))}})
         if self._path:
             self._post(self._path, {"complete": True, "exitcode": 0})
 
@@ -184,6 +192,6 @@ def _holder(notes: Any) -> Holder | None:
         value = json.loads(notes)
         process = value["process"]
         if isinstance(process, dict):
-            leaving = value.get("leaving") is True
-            return Holder(process, str(value["boot"]), str(value["output_dir"]), str(value.get("job") or ""), leaving)
+            flags = {name: value.get(name) is True for name in ("leaving", "beside", "ended")}
+            return Holder(process, str(value["boot"]), str(value["output_dir"]), str(value.get("job") or ""), **flags)
     return None

@@ -18,6 +18,7 @@ from ckptsync import record
 from ckptsync.checkpoint import Receipt, Run, Snapshot, step_of
 from ckptsync.errors import (
     CkptsyncError,
+    LockedError,
     NotFoundError,
     PermanentStoreError,
     RestartedError,
@@ -244,8 +245,23 @@ class Daemon:
         """Drop that verdict: what restarted did so after the training had left as asked."""
         self.pinner.restart_detection.restarted = None
 
+    def lose(self, error: LockedError) -> None:
+        """Upload nothing more: another machine took the run over. To be called in any thread."""
+        self.uploader.lose(error)
+        self.stop.wake.set()
+
+    @property
+    def lost(self) -> LockedError | None:
+        """The error of a run that another machine took over; None for one that is ours."""
+        return self.uploader.lost
+
     def raise_outcome(self) -> None:
-        """Raise what a user has to know at the end: a training that restarted from scratch, or something that is not durable."""
+        """Raise what a user has to know at the end.
+
+        Another machine took the run over, the training restarted from scratch, or something is not durable.
+        """
+        if self.lost:
+            raise self.lost
         if self.restarted:
             raise self.restarted
         self._folder.require_queue()

@@ -10,11 +10,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from ckptsync.checkpoint import Run, Snapshot
-from ckptsync.errors import CkptsyncError, SnapshotChangedError, TransientStoreError
+from ckptsync.errors import CkptsyncError, LockedError, SnapshotChangedError, TransientStoreError
 from ckptsync.store.retrying import retry
 from ckptsync.upload.child import PUBLISH
 from ckptsync.upload.child_lifecycle import ChildLifecycle
@@ -50,6 +50,10 @@ class Uploader:
         command: Sequence[str] = PUBLISH,
     ) -> None:
         self.last_error: CkptsyncError | None = None
+        self.lost: LockedError | None = None
+        """Why nothing more is uploaded: another machine took the run over."""
+        self.require_held: Callable[[], None] = lambda: None
+        """Called before each upload; raises LockedError where another machine took the run over."""
         self.changed: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Names of checkpoints whose pins changed: whoever watches has to scan them again."""
         self._wake = threading.Event()
@@ -173,7 +177,10 @@ class Uploader:
         return None
 
     def drain(self) -> bool:
-        """Upload until the queue is empty, or a stop ends it. False when the store stayed unreachable for too long."""
+        """Upload until the queue is empty, or a stop ends it. False when the store stayed unreachable for too long.
+
+        So it is once another machine took the run over.
+        """
         if self.settings.mode != "online":
             # A file system that fails for a while must not end the thread.
             with contextlib.suppress(OSError):
@@ -189,7 +196,7 @@ class Uploader:
                 hurried=lambda: self._deadline is not None,
             ):
                 pass
-        except TransientStoreError as error:
+        except (TransientStoreError, LockedError) as error:
             self.last_error = error
             return False
         return True
@@ -198,13 +205,14 @@ class Uploader:
         """Make the next snapshot durable, or move it out of the way for good; False when none is queued.
 
         Every attempt chooses anew: what was pinned while the store was unreachable may supersede what was tried before. Raises
-        TransientStoreError, with everything still in the queue.
+        TransientStoreError or LockedError, with everything still in the queue.
         """
         try:
             pinned = self._take()
             if pinned is None:
                 return False
             try:
+                self._require_held()
                 self._deal_with(pinned)
             except TransientStoreError:
                 self._queue.note_failure(pinned)
@@ -216,6 +224,11 @@ class Uploader:
             raise TransientStoreError(f"the queue cannot be written to: {error}") from error
         return True
 
+    def lose(self, error: LockedError) -> None:
+        """Upload nothing more, and end the current upload. To be called in any thread."""
+        self.lost = error
+        self.kill()
+
     def close(self) -> None:
         """End the upload process, gently."""
         self.child.close()
@@ -226,6 +239,11 @@ class Uploader:
 
     def _take(self) -> Snapshot | None:
         return self._queue.take(limit=self.settings.limit, keep_all=self.settings.keep_all, urgent=self._deadline is not None)
+
+    def _require_held(self) -> None:
+        self.require_held()
+        if self.lost:
+            raise self.lost
 
     def _over(self) -> bool:
         """Whether a stop leaves the rest for the next start. Without `keep_all` the newest is still uploaded."""

@@ -17,7 +17,7 @@ import pytest
 
 from ckptsync import record
 from ckptsync.checkpoint import Run, Snapshot
-from ckptsync.errors import ConfigurationError, PermanentStoreError, RejectedError, TransientStoreError
+from ckptsync.errors import ConfigurationError, LockedError, PermanentStoreError, RejectedError, TransientStoreError
 from ckptsync.store.retrying import Patience
 from ckptsync.upload.child import PUBLISH, Child
 from ckptsync.upload.child_lifecycle import ChildLifecycle
@@ -198,6 +198,37 @@ def test_a_stop_ends_the_wait_for_the_next_attempt(make: Make, spool: Spool, sto
 
     assert time.monotonic() - started < 20
     assert spool.pending() == [pinned]
+
+
+def test_a_run_that_another_machine_took_over_is_uploaded_to_no_more(make: Make, spool: Spool, tmp_path: Path) -> None:
+    taken = LockedError("injected: taken over")
+    uploader = make()
+    pin(spool, 5)
+
+    def require_held() -> None:
+        raise taken
+
+    uploader.require_held = require_held
+
+    assert not uploader.drain()
+    assert uploader.last_error is taken
+    assert not (tmp_path / "SCRIPT.log").exists()
+    assert [each.step for each in spool.pending()] == [5]
+
+
+def test_the_current_upload_ends_when_another_machine_takes_the_run_over(make: Make, spool: Spool, tmp_path: Path) -> None:
+    uploader = make("hangs", "done")
+    pin(spool, 5)
+    uploads = threading.Thread(target=uploader.drain)
+    uploads.start()
+    wait_until((tmp_path / "SCRIPT.log").exists)
+
+    uploader.lose(LockedError("injected: taken over"))
+    uploads.join(30)
+
+    assert not uploads.is_alive()
+    assert len(jobs(tmp_path)) == 1
+    assert [each.step for each in spool.pending()] == [5]
 
 
 def test_a_child_that_cannot_be_started_loses_nothing(make: Make, spool: Spool) -> None:
