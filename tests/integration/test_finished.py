@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_a_training_that_was_killed_after_its_last_step_does_what_follows_and_tr
     assert "trained to 6" in again.stdout
     assert (tmp_path / "out/model.safetensors").read_bytes() == before
     assert kept(server, tmp_path.name)[-1][0] == 6
+    assert (after.stdout, "the training is finished" in after.stderr) == ("", True)
+
+
+@pytest.mark.slow
+def test_what_follows_the_last_step_is_done_on_the_next_machine_where_the_first_did_not_come_to_it(
+    tool: Tool, server: ServerProcess, tmp_path: Path, line: list[str]
+) -> None:
+    killed = tool(*line, "killed", timeout=170)
+    shutil.rmtree(tmp_path / "out")
+
+    again = tool(*line, "killed", timeout=170)
+    shutil.rmtree(tmp_path / "out")
+    after = tool(*line, "killed")
+
+    assert (killed.returncode, again.returncode, after.returncode) == (137, 0, 0), again.stderr
+    assert "trained to 6" in again.stdout
     assert (after.stdout, "the training is finished" in after.stderr) == ("", True)
 
 

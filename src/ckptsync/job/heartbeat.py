@@ -68,6 +68,8 @@ class Heartbeat:
         clock: Callable[[], float] = _uptime,
     ) -> None:
         self.lost: LockedError | None = None
+        self.undone = False
+        """As in `Holder`: what the one before left, and what this process makes of it."""
         self._notes = HolderNotes(connection, run)
         self._here = replace(holder.here(output_dir), beside=beside)
         self._leaving: Callable[[], bool] = lambda: False
@@ -105,6 +107,7 @@ class Heartbeat:
         for look in (self._other, self._other_training) if training else (self._other,):
             self._await_silence(look, stop or threading.Event())
         self._before = self._looked
+        self.undone = bool(self._looked and self._looked.holder and self._looked.holder.undone)
 
     def _await_silence(self, look: Callable[[], Sign | None], stop: threading.Event) -> None:
         last = _seen(look)
@@ -140,6 +143,13 @@ class Heartbeat:
             self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
             self._thread.start()
 
+    def begin(self) -> None:
+        """Say that the training starts."""
+        self.undone = True
+        if self.beating:
+            with contextlib.suppress(TransientStoreError):
+                self._renew(self._own())
+
     def require_held(self) -> None:
         """Return where this process may upload. After so long a silence that the run may have been taken, looks first.
 
@@ -161,7 +171,7 @@ class Heartbeat:
                 self._thread.join()
                 with contextlib.suppress(TransientStoreError):
                     if not self.lost and not self._is_taken(self._notes.read()):
-                        self._notes.end(self._here)
+                        self._notes.end(self._own())
 
     def _other(self) -> Sign | None:
         """What is known of another holder of the run; None where there is none."""
@@ -213,7 +223,7 @@ class Heartbeat:
         return found
 
     def _own(self) -> Holder:
-        return replace(self._here, leaving=self._leaving())
+        return replace(self._here, leaving=self._leaving(), undone=self.undone)
 
     def _silent(self) -> bool:
         """Whether the last heartbeat is so old that another machine may have taken the run."""

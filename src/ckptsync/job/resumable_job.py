@@ -139,7 +139,11 @@ class ResumableJob:
         try:
             require_watched_for(self.run, self._output_dir)
             with self._heartbeat.ending() if self._heartbeat else contextlib.nullcontext():
-                yield
+                try:
+                    yield
+                finally:
+                    if self._heartbeat and record.read(self._output_dir).completed:
+                        self._heartbeat.undone = False
         finally:
             lock.release()
 
@@ -189,7 +193,8 @@ class ResumableJob:
         """
         if self._completed():
             return True
-        undone = self._hook and record.read(self._output_dir).left_undone
+        left = record.read(self._output_dir).left_undone or bool(self._heartbeat and self._heartbeat.undone)
+        undone = self._hook and left
         if placed.state.finished and not undone and not self._extend:
             self._terminal.say(_finished_text(placed))
             return True
@@ -328,6 +333,8 @@ class ResumableJob:
         def start() -> StartedTraining:
             if not placed:
                 Spool(self._output_dir).move_out()
+            if self._heartbeat:
+                self._heartbeat.begin()
             training = StartedTraining(words, environ, cwd=cwd)
             record.update(self._output_dir, training=processes.identity(training.pid))
             return training

@@ -39,7 +39,8 @@ class Holder:
 
     `leaving` says that a preemption notice came, so that it will soon be gone. `beside` says that it was told to go on beside
     whoever else follows the run, so that it takes it from nobody. `ended` says that it follows the run no longer: the note stays,
-    so that a machine which had held the run before and was paused finds out that it was taken.
+    so that a machine which had held the run before and was paused finds out that it was taken. `undone` says that it started the
+    training, whose program has not come to an exit with 0: what follows `train()` is still to be done.
     """
 
     process: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Holder:
     leaving: bool = False
     beside: bool = False
     ended: bool = False
+    undone: bool = False
 
     def is_same(self, other: Holder | None) -> bool:
         """Whether both are one process."""
@@ -192,6 +194,6 @@ def _holder(notes: Any) -> Holder | None:
         value = json.loads(notes)
         process = value["process"]
         if isinstance(process, dict):
-            flags = {name: value.get(name) is True for name in ("leaving", "beside", "ended")}
+            flags = {name: value.get(name) is True for name in ("leaving", "beside", "ended", "undone")}
             return Holder(process, str(value["boot"]), str(value["output_dir"]), str(value.get("job") or ""), **flags)
     return None
