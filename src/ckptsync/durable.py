@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptsync.checkpoint import File
+from ckptsync.regular_file import open_regular
 
 TEMPORARY = ".tmp-"
 
@@ -75,7 +76,8 @@ def write_json(path: Path, value: Mapping[str, Any], *, mode: int = 0o644) -> No
 def load_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if the file is missing or holds no object. Raises OSError where it can't be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        with open_regular(path) as file:
+            value = json.load(file)
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

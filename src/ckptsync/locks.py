@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from ckptsync import processes
 from ckptsync.errors import LockedError
+from ckptsync.regular_file import open_regular
 
 Flock = Callable[[Any, int], None]
 
@@ -130,9 +131,11 @@ class FolderLock:
     def holder(self) -> str | None:
         """Who holds the lock at this moment; None if it is free."""
         try:
-            with self.path.open(encoding="utf-8") as file:
+            with open_regular(self.path) as file:
                 free = self._lock(file, fcntl.LOCK_SH)
                 return None if free else file.read().strip() or "another process"
+        except ValueError:
+            return None
         except OSError:
             return self._named_holder()
 
@@ -167,7 +170,8 @@ class FolderLock:
     def _named_holder(self) -> str | None:
         """Who stands in the owner file; None where there is none, or its process has ended, as seen from here."""
         try:
-            value = json.loads(self.path.with_name(f"{self.path.name}.owner").read_text("utf-8"))
+            with open_regular(self.path.with_name(f"{self.path.name}.owner")) as file:
+                value = json.load(file)
             ended = processes.is_visible(value) and processes.living(value) is None
             return None if ended else f"{value['owner']}, on {value['host']}"
         except FileNotFoundError:

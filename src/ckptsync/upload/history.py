@@ -12,6 +12,7 @@ from typing import Any
 
 from ckptsync import durable
 from ckptsync.checkpoint import Snapshot
+from ckptsync.regular_file import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class History:
 
     def pruned(self) -> Iterator[str]:
         """The versions that were deleted after a receipt, as NAME:vN."""
-        with contextlib.suppress(OSError), self._path.open(encoding="utf-8", errors="replace") as lines:
+        with contextlib.suppress(OSError, ValueError), open_regular(self._path, errors="replace") as lines:
             for line in lines:
                 if '"pruned"' in line:
                     with contextlib.suppress(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -67,5 +68,14 @@ class Receipts:
 
 def _is_sound(receipt: Receipt) -> bool:
     """Whether the values that decisions rest on have their types: a file that somebody edited must not end the watching."""
-    numbers = (receipt.step, receipt.sequence, receipt.rows.count)
-    return all(isinstance(each, int) for each in numbers) and isinstance(receipt.attempt, int | None)
+    counts = (receipt.step, receipt.sequence, receipt.bytes, receipt.files, receipt.rows.count)
+    times = (receipt.saved_at, receipt.seconds, receipt.committed_at)
+    names = (receipt.snapshot, receipt.artifact, receipt.version, receipt.digest, receipt.state_digest, receipt.saved_print)
+    return (
+        all(isinstance(each, int) for each in counts)
+        and all(isinstance(each, int | float) and math.isfinite(each) for each in times)
+        and all(isinstance(each, str) for each in (*names, receipt.rows.digest, receipt.store))
+        and isinstance(receipt.attempt, int | None)
+        and isinstance(receipt.rows.start, int | None)
+        and isinstance(receipt.run_id, str | None)
+    )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
+from ckptsync import record
 from ckptsync.checkpoint import Receipt, Snapshot
 from ckptsync.errors import PermanentStoreError
+from ckptsync.locks import FolderLock
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
@@ -222,7 +225,18 @@ def test_a_snapshot_that_the_file_system_cannot_read_for_a_while_stays_in_the_qu
     assert spool.pending() == [pinned]
 
 
-@pytest.mark.parametrize("wrong", [{"sequence": "1"}, {"step": None}, {"rows": []}, {"attempt": "first"}])
+WRONG: list[dict[str, object]] = [
+    {"sequence": "1"},
+    {"step": None},
+    {"rows": []},
+    {"attempt": "first"},
+    {"saved_at": "now"},
+    {"artifact": 5},
+    {"bytes": None},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_receipt_with_values_of_other_types_is_passed_over(spool: Spool, wrong: dict[str, object]) -> None:
     good, bad = pin(spool, 4), pin(spool, 8)
     for each in (good, bad):
@@ -231,3 +245,18 @@ def test_a_receipt_with_values_of_other_types_is_passed_over(spool: Spool, wrong
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
 
     assert list(spool.receipts) == [receipt(good)]
+
+
+def test_what_is_no_file_where_the_state_is_kept_is_passed_over(spool: Spool, tmp_path: Path) -> None:
+    good, bad = pin(spool, 4), pin(spool, 8)
+    for each in (good, bad):
+        spool.commit(each, receipt(each))
+    for path in (spool.receipts.path(bad.name), record.path_of(tmp_path), spool.root / "history.jsonl", spool.root / "lock"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    spool.receipts.path("checkpoint-9.x").symlink_to("/dev/zero")
+
+    assert list(spool.receipts) == [receipt(good)]
+    assert record.read(tmp_path).values == {}
+    assert list(spool.history.pruned()) == []
+    assert FolderLock(spool.lock_path, of=tmp_path).holder is None
