@@ -8,13 +8,19 @@ interpreter has in C writes the number of each signal to a file descriptor at on
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+log = logging.getLogger(__name__)
+
 Handler = Callable[[int], None]
+
+ANNOUNCING = (signal.SIGUSR1, signal.SIGUSR2)
+"""What batch systems announce the end by: SLURM by the one that --signal names, LSF by SIGUSR2, 10 minutes before it kills."""
 
 INSIST = 0.3
 """Seconds within which the same signal again is an echo: a wrapper in a group that was signaled passes it on."""
@@ -51,6 +57,11 @@ def send_here(number: int) -> None:
         handle(number)
     else:
         signal.raise_signal(number)
+
+
+def go_on(number: int) -> None:
+    """Handle a signal that announces the end where the work ends by itself: go on, so that it is done by then."""
+    log.warning("%s announces the end: going on, so that what is queued becomes durable", signal.Signals(number).name)
 
 
 @contextlib.contextmanager

@@ -137,20 +137,40 @@ def test_a_sigterm_with_a_backlog_of_all_leaves_the_rest_for_the_next_start(
     assert [step for step, _ in kept(server, "leaves")] == [4, 8, 12]
 
 
-def test_a_sigusr1_announces_a_preemption_and_does_not_end_the_watcher(
-    server: ServerProcess, output_dir: Path, watching: Watching
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_announces_a_preemption_does_not_end_the_watcher(
+    server: ServerProcess, output_dir: Path, watching: Watching, number: signal.Signals
 ) -> None:
-    make_checkpoint(output_dir, 4, content="usr1")
-    watcher = watching("usr1")
+    run_id = number.name.lower()
+    make_checkpoint(output_dir, 4, content=run_id)
+    watcher = watching(run_id)
     receipts(output_dir)
 
-    watcher.send_signal(signal.SIGUSR1)
+    watcher.send_signal(number)
     wait_for(lambda: '"notice"' in (output_dir / ".ckptsync/history.jsonl").read_text(), what="the notice")
-    make_checkpoint(output_dir, 8, content="usr1")
+    make_checkpoint(output_dir, 8, content=run_id)
     receipts(output_dir, 2)
 
     assert stopped(watcher) == 75
-    assert [step for step, _ in kept(server, "usr1")] == [4, 8]
+    assert [step for step, _ in kept(server, run_id)] == [4, 8]
+
+
+@pytest.mark.parametrize("words", [("watch", "out", "--once"), ("push", "out/checkpoint-4")], ids=["watch --once", "push"])
+def test_a_command_that_ends_by_itself_goes_on_at_a_signal_that_announces_the_end(
+    tool: Tool, server: ServerProcess, output_dir: Path, log: Path, ended: Ended, words: tuple[str, ...]
+) -> None:
+    server.faults([slow_put(1.0)])
+    run_id = f"{words[0]}-announced"
+    folder = make_checkpoint(output_dir, 4, content=run_id).parent.parent / words[1]
+    process = ended(tool.start(words[0], folder, *words[2:], "--run-id", run_id, log=log))
+    wait_for(lambda: any(server.fault_hits()), what="an upload under way")
+
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR2)
+
+    assert process.wait(60) == 0, log.read_text()
+    assert [step for step, _ in kept(server, run_id)] == [4]
+    assert "SIGUSR2 announces the end: going on" in log.read_text()
 
 
 def test_a_second_sigterm_quits_at_once_and_the_snapshot_stays_in_the_queue(

@@ -15,7 +15,7 @@ from tests.preemption.conftest import HERE, Job, Notifier
 from tests.preemption.metadata import AmazonService, GoogleService
 from tests.server_process import ServerProcess
 
-KINDS = ("gce", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("aws", "azure", "SIGTERM", "SIGUSR1")))
+KINDS = ("gce", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("aws", "azure", "SIGTERM", "SIGUSR1", "SIGUSR2")))
 
 
 @pytest.fixture(params=KINDS)
@@ -77,17 +77,25 @@ def test_a_launcher_that_would_die_of_the_signal_or_start_again_gets_none_until_
     assert job.versions()[0]["step"] == max(job.steps)
 
 
-def test_a_program_that_catches_no_sigusr1_gets_a_sigterm(job: Job) -> None:
-    program = (
-        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\nprint('up', flush=True)\ntime.sleep(60)"
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_program_that_saves_at_sigterm_alone_gets_a_sigterm(job: Job, number: signal.Signals) -> None:
+    # What a program does at its own SIGUSR2 is no save.
+    lines = (
+        "import signal, sys, time",
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit('its own signal'))",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))",
+        "print('up', flush=True)",
+        "time.sleep(60)",
     )
-    job.command = [sys.executable, "-c", program]
+    job.command = [sys.executable, "-c", "\n".join(lines)]
     process = job.start()
     wait_for(lambda: "\nup" in job.said, what="the program")
 
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
+    process.send_signal(number)
 
     assert process.wait(60) == 75, job.said
+    assert "its own signal" not in job.said
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ckptsync import config, connections, record
+from ckptsync import config, connections, record, signals
 from ckptsync.checkpoint import Checkpoint, Receipt, Run, step_of
 from ckptsync.cli import options
 from ckptsync.config import Connection
@@ -67,7 +67,7 @@ def push_command(
     if theirs not in (None, run.run_id):
         raise UsageError(f"{output_dir} belongs to run {theirs}, not {run.run_id}", hint="Leave out --run-id.")
     patience = Patience(first=0.5, longest=15.0, give_up_after=GIVE_UP_AFTER)
-    with connections.connected(local=local) as connection:
+    with signals.handled(signals.ANNOUNCING, signals.go_on), connections.connected(local=local) as connection:
         watch = daemon.Watch(
             output_dir=output_dir,
             run=run,

@@ -102,6 +102,8 @@ def watch_command(
             reread=reload(lambda again, values: again.upload_settings(retry_for=values["retry_for"])),
         )
         with stop.on_signals(signal.SIGTERM, signal.SIGINT), watcher.held(), contextlib.ExitStack() as ending:
+            sidecar = Sidecar(watcher, preemption.sources(notice), grace)
+            ending.enter_context(signals.handled(signals.ANNOUNCING, signals.go_on if once else sidecar.signaled))
             following.note(output_dir)
             watcher.check_store()
             if connection:
@@ -115,8 +117,7 @@ def watch_command(
                 watcher.once()
             else:
                 gone = processes.ended(pid) if pid else lambda: False
-                sidecar = Sidecar(watcher, preemption.sources(notice), grace)
-                with sidecar.listening(), signals.handled([signal.SIGUSR1], sidecar.signaled):
+                with sidecar.listening():
                     watcher.follow(ended=lambda: gone() or sidecar.ended() or watcher.lost is not None)
                     watcher.raise_outcome()
                     if stop.event.is_set():

@@ -31,8 +31,8 @@ END_SECONDS = 30.0
 class Shutdown:
     """Ends the training at a notice or a signal.
 
-    A notice, SIGTERM or SIGUSR1 asks it to save and exit, and what it saves is uploaded first. SIGINT is passed on: a person
-    wants the end. The same signal a second time kills the training and exits at once.
+    A notice, SIGTERM, SIGUSR1 or SIGUSR2 asks it to save and exit, and what it saves is uploaded first. SIGINT is passed on: a
+    person wants the end. SIGTERM or SIGINT a second time kills the training and exits at once.
     """
 
     def __init__(self, daemon: Daemon, watch: WatchThread, sources: Sequence[Source], grace: float | None) -> None:
@@ -70,7 +70,7 @@ class Shutdown:
         threading.Thread(target=self._handle_all, name="notices", daemon=True).start()
         self._listener.start()
         # On a terminal, SIGHUP says that the terminal is gone.
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *([signal.SIGHUP] if os.isatty(0) else []))
+        numbers = (signal.SIGTERM, signal.SIGINT, *signals.ANNOUNCING, *([signal.SIGHUP] if os.isatty(0) else []))
         try:
             with (
                 signals.handled(numbers, self._note_signal),
@@ -113,7 +113,7 @@ class Shutdown:
     def _note_signal(self, number: int) -> None:
         """Queue the signal; the same one later again exits at once, whatever the thread that handles them is doing."""
         insisted = self._repeats.insisted(number)
-        if number in self._signals and number != signal.SIGUSR1:
+        if number in self._signals and number not in signals.ANNOUNCING:
             if not insisted:
                 return
             if self._training:
@@ -167,7 +167,8 @@ class Shutdown:
         self._daemon.spool.history.record("notice", source=notice.source, seconds=notice.seconds)
         self._daemon.uploader.hurry(notice.seconds)
         if self._training:
-            self._training.request_save(signal.SIGTERM if number == signal.SIGHUP else number)
+            # SIGUSR2 may mean anything to a training; SyncCallback takes the other two.
+            self._training.request_save(number if number == signal.SIGUSR1 else signal.SIGTERM)
         threading.Thread(target=self._upload_newest_until_deadline, name="deadline", daemon=True).start()
 
     def _exit_before_start(self, notice: Notice) -> None:

@@ -179,7 +179,7 @@ def _notices(output_dir: Path) -> Iterator[Finding]:
         answers = list(pool.map(lambda name: _present(name), providers))
     found = [name for name, present in zip(providers, answers, strict=True) if present]
     if not found:
-        yield Finding("notices", OK, "no metadata service answers: SIGTERM and SIGUSR1 count as notices")
+        yield Finding("notices", OK, "no metadata service answers: SIGTERM, SIGUSR1 and SIGUSR2 count as notices")
     else:
         yield Finding("notices", OK, f"the metadata service of {', '.join(found)} answers")
     newest = Spool(output_dir).receipts.newest()
