@@ -242,6 +242,14 @@ def test_an_unknown_option_or_command_is_refused_with_where_to_look(tool: Tool, 
     assert "ckptsync --help" in refusal(command)
 
 
+@pytest.mark.parametrize("pid", ["0", "-1"])
+def test_a_pid_that_no_process_has_is_refused(tool: Tool, tmp_path: Path, pid: str) -> None:
+    done = tool("watch", tmp_path, "--run-id", "x", "--pid", pid)
+
+    assert done.returncode == 2, done.stderr
+    assert "--pid" in refusal(done)
+
+
 @pytest.mark.parametrize("text", ["project = ", "\xff", "local = [1"], ids=["no-value", "not-utf-8", "not-closed"])
 def test_a_settings_file_that_cannot_be_read_is_refused_by_name(tool: Tool, tmp_path: Path, text: str) -> None:
     settings = tmp_path / "settings.toml"

@@ -35,7 +35,9 @@ from ckptsync.upload.stop import Stop
 )
 @click.option("--run-id", envvar="CKPTSYNC_RUN_ID", help="The training's W&B run id [default: WANDB_RUN_ID, else run.json].")
 @click.option("--once", is_flag=True, help="Upload the checkpoints that exist, then exit.")
-@click.option("--pid", type=int, help="Exit when this process has ended and everything is uploaded.")
+@click.option(
+    "--pid", type=click.IntRange(min=1), metavar="PID", help="Exit when this process has ended and everything is uploaded."
+)
 @watched
 @click.option(
     "--retry-for",
@@ -116,7 +118,7 @@ def watch_command(
             if once:
                 watcher.once()
             else:
-                gone = processes.ended(pid) if pid else lambda: False
+                gone = processes.ended(pid) if pid is not None else lambda: False
                 with sidecar.listening():
                     watcher.follow(ended=lambda: gone() or sidecar.ended() or watcher.lost is not None)
                     watcher.raise_outcome()
