@@ -208,6 +208,20 @@ def test_the_right_key_logs_in(client: Client) -> None:
     assert reported["login"] is True
 
 
+def test_the_history_keys_name_each_value_of_a_nested_dict(client: Client) -> None:
+    reported = client(
+        """
+with wandb.init(project="nested", id="one", settings=quiet) as run:
+    run.log({"eval": {"loss": 0.5, "by": {"task": 2}}, "text": wandb.Html("x")})
+report(keys=wandb.Api().run("local/nested/one").history_keys["keys"])
+"""
+    )
+
+    keys = {name: known for name, known in reported["keys"].items() if not name.startswith("_")}
+    assert sorted(keys) == ["eval.by.task", "eval.loss", "text"]
+    assert [keys["eval.loss"]["previousValue"], keys["eval.by.task"]["previousValue"]] == [0.5, 2]
+
+
 def test_a_run_without_a_sign_of_life_has_crashed(tmp_path: Path) -> None:
     upsert = "mutation UpsertBucket($name: String) { upsertBucket(input: {name: $name}) { bucket { id } } }"
     state = """query State($filters: JSONString) { project(name: "uncategorized") {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ckptsync.server.resolvers.context import Call, Row, parsed, resolves
@@ -125,7 +125,7 @@ def parquet_history(_source: Row, _call: Call, **_arguments: Any) -> Row:
 
 @resolves("Run.historyKeys")
 def history_keys(source: Row, call: Call) -> Row | None:
-    """The logged metrics and how often each was logged. Null before the first row."""
+    """The logged metrics and how often each was logged; `a.b` is the value b of a nested dict. Null before the first row."""
     rows = rows_between(call, source, 0, LAST_STEP)
     if not rows:
         return None
@@ -134,11 +134,23 @@ def history_keys(source: Row, call: Call) -> Row | None:
     for text in rows:
         row = json.loads(text)
         last_step = max(last_step, row.get("_step", -1))
-        for name, value in row.items():
+        for name, value in _metrics(row):
             known = keys.setdefault(name, {"typeCounts": [{"type": _type_name(value), "count": 0}], "monotonic": False})
             known["typeCounts"][0]["count"] += 1
             known["previousValue"] = value
     return {"sets": [], "keys": keys, "lastStep": last_step}
+
+
+def _metrics(row: Row) -> Iterator[tuple[str, Any]]:
+    """A row's values by name, with dotted names for what nested dicts hold. Media, which are dicts with a `_type`, stay whole."""
+    nested = [("", row)]
+    while nested:
+        prefix, values = nested.pop()
+        for name, value in values.items():
+            if isinstance(value, dict) and "_type" not in value:
+                nested.append((f"{prefix}{name}.", value))
+            else:
+                yield prefix + name, value
 
 
 def _type_name(value: Any) -> str:
