@@ -208,6 +208,21 @@ def test_the_right_key_logs_in(client: Client) -> None:
     assert reported["login"] is True
 
 
+def test_a_runs_file_is_found_by_the_path_that_it_was_saved_from(client: Client) -> None:
+    reported = client(
+        """
+pathlib.Path("saved file.txt").write_text("saved")
+with wandb.init(project="paths", id="one", settings=quiet) as run:
+    run.save("./saved file.txt")
+run = wandb.Api().run("local/paths/one")
+report(names=[run.file(name).name for name in ("saved file.txt", "./saved file.txt")], missing=error_of(run.file, "./other.txt"))
+"""
+    )
+
+    assert reported["names"] == ["saved file.txt", "saved file.txt"]
+    assert reported["missing"] is not None
+
+
 def test_the_history_keys_name_each_value_of_a_nested_dict(client: Client) -> None:
     reported = client(
         """

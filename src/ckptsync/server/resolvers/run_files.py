@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import posixpath
 from collections.abc import Sequence
 
 from graphql import GraphQLError
@@ -58,6 +59,8 @@ def run_files(
     after: str | None = None,
     pattern: str | None = None,
 ) -> Row:
+    """The files, or those of the given names. A name may also be a path to the file, such as `./model.pt`."""
+    names = names and [*names, *(posixpath.normpath(name) for name in names if name)]
     return page(_uploaded(call, source, names, pattern), first, after, node=lambda row: run_file(call, row))
 
 
