@@ -237,6 +237,20 @@ report(keys=wandb.Api().run("local/nested/one").history_keys["keys"])
     assert [keys["eval.loss"]["previousValue"], keys["eval.by.task"]["previousValue"]] == [0.5, 2]
 
 
+def test_a_run_is_marked_as_failed_once_and_requeued(client: Client) -> None:
+    reported = client(
+        """
+made = wandb.Api().create_run(project="states")
+run = wandb.Api().run(f"local/states/{made.id}")
+report(first=run.update_state("failed"), again=error_of(run.update_state, "failed"))
+report(requeued=run.update_state("pending"), state=wandb.Api().run(f"local/states/{made.id}").state)
+"""
+    )
+
+    assert [reported["first"], reported["requeued"], reported["state"]] == [True, True, "pending"]
+    assert "invalid state transition" in reported["again"][1]
+
+
 def test_a_run_without_a_sign_of_life_has_crashed(tmp_path: Path) -> None:
     upsert = "mutation UpsertBucket($name: String) { upsertBucket(input: {name: $name}) { bucket { id } } }"
     state = """query State($filters: JSONString) { project(name: "uncategorized") {

@@ -96,6 +96,6 @@ def update_run_state(_source: None, call: Call, given: Row) -> Row:
     run = run_by_id(call, given["id"])
     current = state_of(run, call.now, call.crash_after)
     if current not in UPDATABLE_STATES.get(given["state"], ()):
-        raise GraphQLError(f"a run cannot go from {current} to {given['state']}")
+        raise GraphQLError(f"invalid state transition from {current!r} to {given['state']!r}")
     call.update("runs", run["id"], state=given["state"], preempting=0)
     return {"success": True}
