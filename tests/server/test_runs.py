@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -235,6 +239,32 @@ report(keys=wandb.Api().run("local/nested/one").history_keys["keys"])
     keys = {name: known for name, known in reported["keys"].items() if not name.startswith("_")}
     assert sorted(keys) == ["eval.by.task", "eval.loss", "text"]
     assert [keys["eval.loss"]["previousValue"], keys["eval.by.task"]["previousValue"]] == [0.5, 2]
+
+
+@pytest.mark.slow
+def test_wandb_verify_finds_nothing_wrong_with_runs_and_artifacts(server: ServerProcess, tmp_path: Path) -> None:
+    home = {name: str(tmp_path) for name in ("HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "CKPTSYNC_"))}
+
+    verified = subprocess.run(
+        [sys.executable, "-m", "wandb", "verify", "--host", server.url],
+        env=kept | server.environment | home,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    checks = dict(re.findall(r"^Checking (.+?)\.+ *(\S)", verified.stdout, re.MULTILINE))
+    assert {name for name, mark in checks.items() if mark == "✅"} >= {
+        "if logged in",
+        "signed URL upload",
+        "ability to send large payloads through proxy",
+        "wandb package version is up to date",
+        "logged metrics, saving and downloading a file",
+        "artifact save and download workflows",
+    }, f"{verified.stdout}\n{verified.stderr}"
 
 
 def test_a_run_is_marked_as_failed_once_and_requeued(client: Client) -> None:

@@ -33,6 +33,7 @@ def server_info(_source: None, _call: Call) -> Row:
     return {
         "features": [{"name": name, "isEnabled": True} for name in features],
         # Clients before 0.29 query both before they log an image or a table. The second is about W&B Server, which this is not.
-        "cliVersionInfo": {"min_cli_version": None, "max_cli_version": NEWEST_CLIENT},
+        # `wandb verify` takes a missing min_cli_version for any version, and ends with a traceback where it is null.
+        "cliVersionInfo": {"max_cli_version": NEWEST_CLIENT},
         "latestLocalVersionInfo": None,
     }
