@@ -39,6 +39,13 @@ def make_folder(folder: Path) -> Path:
     """Create a folder and its missing parents, durably."""
     if not folder.is_dir():
         make_folder(folder.parent)
+        make_inside(folder)
+    return folder
+
+
+def make_inside(folder: Path) -> Path:
+    """Create a folder in one that exists, durably. Raises FileNotFoundError if that one is missing."""
+    if not folder.is_dir():
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
     return folder

@@ -6,19 +6,26 @@ Written by `watch`, `run` and `resume`, and completed from inside the training. 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptsync import durable, locks, state_folder
+from ckptsync import durable, locks, processes, state_folder
+
+TRAINING = "training"
+"""The file beside run.json with the process that `run` or `resume` started."""
 
 ATTEMPTS_KEPT = 100
 """How many earlier starts run.json remembers: a job may be preempted for weeks."""
 
 SAVES_KEPT = 1000
+
+PROOFS = ("spool", "parked", "receipts", "torn")
+"""The folders of a state that hold what a user would miss: queued and parked snapshots, receipts, what resume moved aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,26 @@ def path_of(output_dir: Path) -> Path:
 
 def read(output_dir: Path) -> Record:
     """The record of an output folder; empty if there is none yet."""
-    return Record(durable.read_json(path_of(output_dir)) or {})
+    values = durable.read_json(path_of(output_dir)) or {}
+    training = durable.read_json(path_of(output_dir).with_name(TRAINING)) or {}
+    return Record({**values, "training": training["process"]} if training.get("process") else values)
+
+
+@contextlib.contextmanager
+def noting_training(output_dir: Path) -> Iterator[Callable[[int], None]]:
+    """Start a training in the block, and then write down its pid by what this yields.
+
+    The file is open before: a program may delete its output folder at its start, and a new name in it would fail that.
+    """
+    path = path_of(output_dir).with_name(TRAINING)
+    with path.open("w", encoding="utf-8") as file:
+
+        def note(pid: int) -> None:
+            file.write(json.dumps({"version": 1, "process": processes.identity(pid)}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+        yield note
 
 
 def hook_missing(output_dir: Path) -> int | None:
@@ -312,11 +338,49 @@ def move_state_out(output_dir: Path) -> bool:
 
 def move_state_in(output_dir: Path, *, though_empty: bool = False) -> bool:
     """See `state_folder.move_in`; while nobody changes run.json."""
-    beside = state_folder.of(output_dir)
-    if beside.name == state_folder.NAME:
+    beside = state_folder.standing_beside(output_dir)
+    if beside is None:
         return False
     with locks.exclusive(beside / "run.lock"):
         return state_folder.move_in(output_dir, though_empty=though_empty)
+
+
+def leave_no_state_beside(output_dir: Path) -> Path | None:
+    """At the end of a job: move the state into the output folder. Where that is gone, remove a state that proves nothing.
+
+    Returns what stays beside it: snapshots and receipts are kept.
+    """
+    with contextlib.suppress(OSError):
+        move_state_in(output_dir, though_empty=True)
+    return _remove_beside(output_dir)
+
+
+def drop_stray_state(output_dir: Path) -> Path | None:
+    """At the start of a command: remove a state beside the output folder that a killed job left of another one of that name.
+
+    It belongs to the folder that is there now while its job or its training lives, or if that folder is still the one that it was
+    moved out of: the run's id, or the name, would let any later folder take it over. Snapshots and receipts are set aside;
+    returns where.
+    """
+    beside = state_folder.standing_beside(output_dir)
+    if beside is None or state_folder.is_untouched(output_dir):
+        return None
+    known = read(output_dir).values
+    ranks = known.get("processes")
+    trained_in = any(map(processes.living, [known.get("training"), *(ranks if isinstance(ranks, list) else [])]))
+    if trained_in or any(locks.FolderLock(beside / name).holder for name in ("job", "lock")):
+        return None
+    stray = _remove_beside(output_dir)
+    return stray and stray.rename(stray.with_name(f"{stray.name}-{os.urandom(4).hex()}"))
+
+
+def _remove_beside(output_dir: Path) -> Path | None:
+    """Remove the state beside the output folder, unless it holds snapshots or receipts. Returns what stays."""
+    beside = state_folder.standing_beside(output_dir)
+    if beside is None or any(any((beside / name).glob("*")) for name in PROOFS):
+        return beside
+    durable.remove_tree(beside)
+    return None
 
 
 def _attempt(value: Mapping[str, Any]) -> Attempt:

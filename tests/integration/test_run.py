@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -554,6 +555,63 @@ def test_an_output_folder_that_is_moved_away_before_it_is_durable_is_an_error(
 
     assert done.returncode != 0, done.stderr
     assert "was moved or deleted with checkpoint-4 not durable" in refusal(done)
+
+
+@pytest.mark.parametrize("before", [[], ["left-over.txt"]])
+def test_a_program_that_deletes_and_makes_its_output_folder_at_its_start_meets_nothing_of_ours(
+    tool: Tool, output_dir: Path, before: list[str]
+) -> None:
+    output_dir.mkdir()
+    line = 'rm -rf "$1"; mkdir "$1"; [ -z "$(ls -A "$1")" ]; echo started'
+    words: list[str | Path] = ["run", "--run-id", "makes", "--output-dir", output_dir, "--", "sh", "-ec", line, "sh", output_dir]
+    for _ in range(3):
+        for name in before:
+            (output_dir / name).touch()
+
+        done = tool(*words)
+
+        assert "started" in done.stdout, done.stderr
+        assert not (output_dir.parent / f".{output_dir.name}.ckptsync").exists()
+        shutil.rmtree(output_dir)
+        output_dir.mkdir()
+
+
+def test_a_training_that_deletes_its_output_folder_and_fails_is_started_again_in_a_new_one(
+    tool: Tool, server: ServerProcess, output_dir: Path
+) -> None:
+    deletes = program(
+        "out = pathlib.Path(sys.argv[1])",
+        "again = out.with_name('again')",
+        "import shutil",
+        "if not again.exists(): again.touch(); shutil.rmtree(out); sys.exit(3)",
+        "make_checkpoint(out, 4, max_steps=4)",
+    )
+    words: list[str | Path] = ["--run-id", "deletes", "--output-dir", output_dir, "--max-restarts", "1", "--quiet-period", "0.2"]
+
+    done = tool("run", *words, "--", *deletes, output_dir)
+
+    assert done.returncode == 0, done.stderr
+    assert kept(server, "deletes") == [(4, ["final", "latest", "step-4"])]
+
+
+def test_a_state_that_a_killed_job_left_beside_is_not_taken_up_by_another_folder_of_that_name(
+    tool: Tool, server: ServerProcess, output_dir: Path, ended: Ended
+) -> None:
+    beside = output_dir.parent / f".{output_dir.name}.ckptsync"
+    process = ended(
+        tool.start("run", "--run-id", "older", "--output-dir", output_dir, "--", "sleep", "600", log=output_dir.parent / "log")
+    )
+    wait_for(lambda: (beside / "training").exists() and (beside / "training").read_text(), what="the training")
+    kill_tree(process.pid)
+    output_dir.rmdir()
+    make_checkpoint(output_dir, 4)
+
+    done = tool.watch_once(output_dir, "newer")
+
+    assert done.returncode == 0, done.stderr
+    assert [step for step, _ in kept(server, "newer")] == [4]
+    assert record.read(output_dir).attempts == ()
+    assert not beside.exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ckptsync import record
 from ckptsync.upload.spool import Spool
 from tests.integration.conftest import Tool, kill_tree, wait_for
 from tests.preemption.metadata import AmazonService, AzureService, GoogleService, Service
@@ -140,7 +141,7 @@ class Job:
             if process.poll() is None:
                 kill_tree(process.pid)
             process.wait(30)
-        known = json.loads(path.read_text()) if (path := self.output_dir / ".ckptsync/run.json").exists() else {}
+        known = record.read(self.output_dir).values
         for named in [known.get("training"), *known.get("processes", [])]:
             if named and Path(f"/proc/{named['pid']}").exists():
                 try:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ckptsync import locks, processes, record, secret_detection, state_folder
+from ckptsync import durable, locks, record, secret_detection, state_folder
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError
@@ -129,13 +129,14 @@ class ResumableJob:
         """
         host = f"{socket.gethostname()}: "
         lock = locks.FolderLock(state_folder.make(self._output_dir) / "job", of=self._output_dir, doing="trained in")
+        held = True
         try:
             lock.acquire(f"{host}ckptsync, pid {os.getpid()}, run {self.run}")
         except LockedError as error:
             # Several nodes train in one shared folder. The first one holds the run for all of them.
             if host in str(error):
                 raise
-            self._heartbeat = None
+            self._heartbeat, held = None, False
         try:
             require_watched_for(self.run, self._output_dir)
             with self._heartbeat.ending() if self._heartbeat else contextlib.nullcontext():
@@ -146,6 +147,8 @@ class ResumableJob:
                         self._heartbeat.undone = False
         finally:
             lock.release()
+            if held and (left := record.leave_no_state_beside(self._output_dir)):
+                log.warning("%s is gone; its state, with snapshots or receipts, stays in %s", self._output_dir, left)
 
     def _hold_run(self) -> None:
         """Keep other machines from training this run at the same time. Raises LockedError if one does."""
@@ -218,6 +221,8 @@ class ResumableJob:
             return supervisor.Start(lambda: left, max((each.step for each in complete), default=0))
         if self._completed():
             return None
+        # The training that ended may have deleted it.
+        durable.make_folder(self._output_dir)
         placed = self._find()
         return None if placed and self.finished(placed) else self._begin(placed)
 
@@ -331,12 +336,13 @@ class ResumableJob:
         )
 
         def start() -> StartedTraining:
-            if not placed:
-                Spool(self._output_dir).move_out()
             if self._heartbeat:
                 self._heartbeat.begin()
-            training = StartedTraining(words, environ, cwd=cwd)
-            record.update(self._output_dir, training=processes.identity(training.pid))
+            with record.noting_training(self._output_dir) as note:
+                if not placed:
+                    Spool(self._output_dir).move_out()
+                training = StartedTraining(words, environ, cwd=cwd)
+                note(training.pid)
             return training
 
         return supervisor.Start(start, placed.step if placed else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,9 @@ class Supervisor:
         finished = self._outcome.finished(newest, code)
         useless = self._daemon.lost or self._daemon.restarted
         if finished and code == 0 and not useless:
-            record.note_completed(self._daemon.spool.output_dir)
+            # A program that deletes its output folder at its end left nothing to note it in.
+            with contextlib.suppress(FileNotFoundError):
+                record.note_completed(self._daemon.spool.output_dir)
         if self._outcome.preempted(newest) or self._shutdown.interrupted or useless or finished:
             return True
         if code == 0:

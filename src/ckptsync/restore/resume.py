@@ -167,9 +167,12 @@ def require_output_dir(output_dir: Path, *, create: bool) -> Path:
             f"{output_dir} does not exist", hint=f"Give the Trainer's output_dir, or make it first: mkdir -p {output_dir}"
         )
     try:
-        return durable.make_folder(path)
+        durable.make_folder(path)
     except OSError as error:
         raise UsageError(f"{output_dir} cannot be made: {error.strerror}", hint="Give a folder that you may write to.") from error
+    if stray := record.drop_stray_state(path):
+        log.warning("set aside as %s: the state of another folder that was %s", stray, path)
+    return path
 
 
 def _ago(moment: float) -> str:

@@ -235,5 +235,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             values["run_name"] = run.name
         if secret_detection.recordable(sys.orig_argv):
             values["argv"] = sys.orig_argv
+        if ATTEMPT not in os.environ:
+            record.drop_stray_state(Path(args.output_dir))
         self._attempt = _acknowledge(Path(args.output_dir), state.global_step)
         record.update(Path(args.output_dir), **values)

@@ -6,13 +6,14 @@ valid as long as the files in checkpoint-N have the fingerprint `print`. It is n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptsync import locks, state_folder
+from ckptsync import locks, record, state_folder
 from ckptsync.checkpoint import File, fingerprint, is_storable, step_of
 
 
@@ -44,7 +45,9 @@ def write(
         "attempt": attempt,
     }
     text = json.dumps(value) + "\n"
-    # With the first checkpoint the watcher moves the state into the output folder.
+    # With the first checkpoint the state moves into the output folder. The watcher does that too, if it lives.
+    with contextlib.suppress(OSError):
+        record.move_state_in(output_dir)
     marker = state_folder.within(output_dir, lambda state: _put(state / "complete", checkpoint.name, text))
     state_folder.within(output_dir, lambda state: _delete_others(output_dir, state / "complete"))
     return marker

@@ -49,7 +49,7 @@ class Receipts:
 
     def keep(self, receipt: Receipt) -> None:
         """Write a receipt: from now on this very save counts as durable."""
-        durable.make_folder(self._folder)
+        durable.make_inside(self._folder)
         durable.write_json(self.path(receipt.snapshot), {"schema": 1, **asdict(receipt)}, mode=0o600)
 
     def _is_ours(self, value: Mapping[str, Any]) -> bool:

@@ -50,8 +50,10 @@ def pin(
     """
     staging = durable.temporary_for(folder)
     content = staging / "files"
-    content.mkdir(parents=True)
+    # Nothing of it if the folder is gone: a program that deletes and makes its output folder must find none.
+    staging.mkdir()
     try:
+        content.mkdir()
         pinned_by = _pin_files(checkpoint, content, alive)
         snapshot = Snapshot(
             directory=folder,
@@ -113,8 +115,8 @@ def _pin_files(checkpoint: Checkpoint, content: Path, alive: Callable[[], None])
         ("link", _link),
         ("copy", partial(_copy, alive=alive)),
     ]
-    for folder in sorted({Path(file.path).parent for file in checkpoint.files}):
-        (content / folder).mkdir(parents=True, exist_ok=True)
+    for folder in sorted({folder for file in checkpoint.files for folder in Path(file.path).parents[:-1]}):
+        (content / folder).mkdir()
     for file in checkpoint.files:
         source, target = checkpoint.path / file.path, content / file.path
         while True:

@@ -103,9 +103,13 @@ class Spool:
         return self.root / "lock"
 
     def prepare(self) -> list[str]:
-        """Make the folders, finish what a crash interrupted, and return the names that were swept."""
+        """Make the folders, finish what a crash interrupted, and return the names that were swept.
+
+        Raises FileNotFoundError if there is no output folder.
+        """
+        self.make()
         for name in ("spool", "receipts", "parked", "torn", "incoming", "complete"):
-            durable.make_folder(self.root / name)
+            durable.make_inside(self.root / name)
         swept = [name for folder in ("", "spool", "receipts", "parked", "incoming") for name in durable.sweep(self.root / folder)]
         for directory in (*self._directories("spool"), *self._directories("parked")):
             swept += durable.sweep(directory)
@@ -117,7 +121,7 @@ class Spool:
                 swept.append(directory.name)
             elif not _readable(directory):
                 # It would wait for ever, and keep its checkpoint from being pinned again.
-                durable.rename(directory, durable.make_folder(self.root / "torn") / f"{directory.name}-{self._clock():.0f}")
+                durable.rename(directory, durable.make_inside(self.root / "torn") / f"{directory.name}-{self._clock():.0f}")
                 self.history.record("unreadable", name=directory.name)
                 swept.append(directory.name)
         return swept

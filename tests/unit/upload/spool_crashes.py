@@ -61,6 +61,7 @@ THINGS: dict[str, Callable[[Spool, Snapshot, Snapshot], None]] = {
 
 def attempt(output_dir: Path, thing: str, limit: int) -> dict[str, Any]:
     """Do it in a process that dies at the `limit`-th event, then start, and tell where each snapshot is."""
+    output_dir.mkdir()
     spool = Spool(output_dir)
     spool.prepare()
     first, second = (spool.pin(checkpoint_at(make_checkpoint(output_dir, step))) for step in (1, 2))

@@ -15,6 +15,7 @@ from tests.checkpoints import checkpoint_at, make_checkpoint
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
+    (tmp_path / "out").mkdir()
     spool = Spool(tmp_path / "out")
     spool.prepare()
     return spool

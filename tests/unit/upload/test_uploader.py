@@ -34,6 +34,7 @@ Make = Callable[..., Uploader]
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Spool:
+    (tmp_path / "out").mkdir()
     spool = Spool(tmp_path / "out")
     spool.prepare()
     return spool
