@@ -195,6 +195,7 @@ def test_a_checkpoint_whose_bytes_changed_on_the_disk_is_brought_from_the_store_
 
 def test_download_only_prints_the_path_and_starts_nothing(tool: Tool, server: ServerProcess, tmp_path: Path, new: Path) -> None:
     (made,) = publish_steps(server, tmp_path / "old", "download", 4)
+    new.mkdir()
     record.update(new, command=program(f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()"))
 
     done = tool("resume", "download", "--output-dir", new, "--download-only")
