@@ -168,6 +168,15 @@ def test_a_store_that_cannot_be_asked_after_a_pause_delays_the_upload_and_is_no_
     one.require_held()
 
 
+def test_a_store_that_refuses_to_say_who_holds_the_run_holds_up_no_upload(machine: Make, server: ServerProcess, run: Run) -> None:
+    one = machine("one")
+    one.hold(run)
+    server.faults([{"match": {"path": "/graphql"}, "count": 1000, "action": {"status": 401}}])
+    one.pause()
+
+    one.require_held()
+
+
 def test_a_store_that_keeps_no_heartbeat_holds_up_no_upload(machine: Make, server: ServerProcess, run: Run) -> None:
     one = machine("one")
     server.faults(DOWN)

@@ -197,7 +197,7 @@ def test_a_machine_that_was_paused_ends_its_training_where_another_one_took_the_
     assert [step for step, _ in kept_by_two] == [4, 8]
     assert kept(server, "paused") == kept_by_two
     assert (one.output_dir / "checkpoint-4").is_dir()
-    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    wait_for(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()], what="the end of the training")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
-from ckptsync.errors import LockedError, TransientStoreError
+from ckptsync.errors import LockedError, PermanentStoreError, StoreError
 from ckptsync.store import holder
 from ckptsync.store.holder import Holder, HolderNotes, Sign
 from ckptsync.upload.daemon import Daemon
@@ -118,7 +118,7 @@ class Heartbeat:
         while last and time.monotonic() - since < _required_silence(last) and not stop.wait(POLL):
             try:
                 found = look()
-            except TransientStoreError as error:
+            except StoreError as error:
                 log.debug("%s", error)
                 since = time.monotonic()
                 continue
@@ -138,7 +138,7 @@ class Heartbeat:
         """Hold the run from now on, whoever held it before. Does nothing where it does already."""
         if self._thread is None:
             self._notes.run = run
-            with contextlib.suppress(TransientStoreError):
+            with contextlib.suppress(StoreError):
                 self._renew(self._own())
             self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
             self._thread.start()
@@ -147,16 +147,18 @@ class Heartbeat:
         """Say that the training starts."""
         self.undone = True
         if self.beating:
-            with contextlib.suppress(TransientStoreError):
+            with contextlib.suppress(StoreError):
                 self._renew(self._own())
 
     def require_held(self) -> None:
         """Return where this process may upload. After so long a silence that the run may have been taken, looks first.
 
-        Raises LockedError where it was taken, TransientStoreError where the store doesn't say.
+        Raises LockedError where it was taken, TransientStoreError where the store can't be reached.
         """
         if self._held and self._silent():
-            self._judge(self._notes.read())
+            # A store that refuses the look refuses the upload too, which reports that as what it is.
+            with contextlib.suppress(PermanentStoreError):
+                self._judge(self._notes.read())
         if self.lost:
             raise self.lost
 
@@ -169,7 +171,7 @@ class Heartbeat:
             self._over.set()
             if self._thread is not None:
                 self._thread.join()
-                with contextlib.suppress(TransientStoreError):
+                with contextlib.suppress(StoreError):
                     if not self.lost and not self._is_taken(self._notes.read()):
                         self._notes.end(self._own())
 
@@ -212,7 +214,7 @@ class Heartbeat:
                 own = self._own()
                 if not (self.lost or self._is_taken(found) or found.holder == own):
                     self._renew(own)
-        except TransientStoreError as error:
+        except StoreError as error:
             log.debug("%s", error)
 
     def _renew(self, note: Holder | None = None) -> Sign:
@@ -262,7 +264,7 @@ def _seen(look: Callable[[], Sign | None]) -> Sign | None:
     """What a look finds; None where the store doesn't answer."""
     try:
         return look()
-    except TransientStoreError as error:
+    except StoreError as error:
         log.debug("%s", error)
         return None
 

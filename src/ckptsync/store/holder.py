@@ -21,9 +21,11 @@ from typing import Any
 from ckptsync import processes
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
-from ckptsync.errors import TransientStoreError
+from ckptsync.errors import PermanentStoreError, TransientStoreError
 
 TIMEOUT = 10.0
+
+REFUSALS = (400, 401, 403, 404)
 
 _FIELDS = "name state notes heartbeatAt project { name entity { name } }"
 _TRAINING = """query TrainingRun($entity: String, $project: String, $run: String!) {
@@ -100,7 +102,10 @@ def here(output_dir: Path) -> Holder:
 
 @dataclass(slots=True)
 class HolderNotes:
-    """Reads and writes who holds a run. Each method is one request or two, and raises TransientStoreError where that fails."""
+    """Reads and writes who holds a run. Each method is one request or two.
+
+    Raises TransientStoreError where the store can't be reached, PermanentStoreError where it refuses to say.
+    """
 
     connection: Connection
     run: Run
@@ -161,7 +166,7 @@ class HolderNotes:
         answer, date = self._post("/graphql", {"query": query, "variables": variables})
         found = answer.get("data")
         if not isinstance(found, dict) or answer.get("errors"):
-            raise TransientStoreError(f"{self.connection.base_url} does not say who follows the run: {answer.get('errors')}")
+            raise PermanentStoreError(f"{self.connection.base_url} does not say who follows the run: {answer.get('errors')}")
         now = None
         with contextlib.suppress(TypeError, ValueError):
             now = parsedate_to_datetime(str(date)).timestamp()
@@ -170,6 +175,7 @@ class HolderNotes:
     def _post(self, path: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         # Not `import http.client`: another thread may be importing it, and the package lack its submodule yet (CPython).
         from http.client import HTTPException
+        from urllib.error import HTTPError
         from urllib.request import Request, urlopen
 
         key = base64.b64encode(f"api:{self.connection.api_key}".encode()).decode()
@@ -180,7 +186,9 @@ class HolderNotes:
                 answer = json.loads(response.read())
                 return (answer if isinstance(answer, dict) else {}), response.headers.get("Date")
         except (OSError, HTTPException, ValueError) as error:
-            raise TransientStoreError(f"{self.connection.base_url} does not say who follows the run: {error}") from error
+            refused = isinstance(error, HTTPError) and error.code in REFUSALS
+            kind = PermanentStoreError if refused else TransientStoreError
+            raise kind(f"{self.connection.base_url} does not say who follows the run: {error}") from error
 
 
 def _seconds(moment: Any) -> float:
