@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import queue
 import signal
@@ -56,6 +57,9 @@ PROGRESS_INTERVAL = 1.0
 def main() -> int:
     """Serve jobs until stdin ends. The first line of stdin says for which run and where to keep the client's own files."""
     _outlive_signals()
+    # The client writes its own log into a file. On a full disk, each of its lines would print a traceback beside the one sentence
+    # that the job's answer becomes.
+    logging.raiseExceptions = False
     answers = Answers(_claim_stdout())
     jobs = _jobs()
     hello = jobs.get() or {}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ckptsync import processes
-from ckptsync.upload.child import PUBLISH
-from tests.faults.conftest import Followed, Note
+from ckptsync.checkpoint import Run
+from ckptsync.errors import TransientStoreError
+from ckptsync.upload.child import PUBLISH, Child
+from ckptsync.upload.spool import Spool
+from tests.checkpoints import checkpoint_at, make_checkpoint
+from tests.faults.conftest import Followed, Note, mounted
 from tests.faults.test_the_store_fails import FILES, rule
 from tests.integration.conftest import wait_for
 from tests.server_process import ServerProcess
@@ -88,3 +94,26 @@ def test_a_start_that_takes_long_shows_progress(tmp_path: Path) -> None:
 
     lines = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr, lines) == (1, "injected: it was slow\n", ["progress", "progress"])
+
+
+def test_on_a_full_disk_the_answer_is_one_sentence_without_the_tracebacks_of_the_clients_own_log(
+    tmp_path: Path, server: ServerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spool = Spool(tmp_path / "out")
+    spool.prepare()
+    pinned = spool.pin(checkpoint_at(make_checkpoint(tmp_path / "out", 5)))
+    run = asdict(Run("full", "tests", "local"))
+    upload = {"name": "checkpoint-full", "aliases": [], "metadata": {}}
+    job = {"op": "upload", "run": run, "snapshot": str(pinned.directory), "upload": upload}
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=3m", "tmpfs") as small:
+        child = Child(Run(**run), {**os.environ, **server.environment}, small / "private")
+        child.ask({"op": "check", "run": run}, stall=60, on_progress=lambda _: None)
+        with (small / "filled").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+
+        with pytest.raises(TransientStoreError, match=r"the upload of checkpoint-5.* failed: .*No space left on device"):
+            child.ask(job, stall=60, on_progress=lambda _: None)
+
+        child.close()
+    assert capsys.readouterr().err == ""
