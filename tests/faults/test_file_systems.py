@@ -228,6 +228,32 @@ def test_the_newest_checkpoint_is_not_passed_over_because_it_cannot_be_read_now(
     assert not Spool(out).torn()
 
 
+def test_an_output_folder_whose_disk_is_unmounted_for_a_while_is_told_and_followed_again(
+    tmp_path: Path, server: ServerProcess
+) -> None:
+    below, disk, log = tmp_path / "below", tmp_path / "disk", tmp_path / "log"
+    make_checkpoint(below / "out", 4)
+
+    def told(text: str) -> None:
+        wait_for(lambda: text in log.read_text(), what=text)
+
+    with mounted(disk, "--bind", str(below)):
+        watcher = Tool(tmp_path / "home", server).start("watch", disk / "out", "--run-id", "unmounted", log=log)
+        told("uploaded checkpoint-4 ")
+    try:
+        told("is gone: nothing is uploaded until it is back")
+        make_checkpoint(below / "out", 8)
+        with mounted(disk, "--bind", str(below)):
+            told("is back")
+            told("uploaded checkpoint-8 ")
+            watcher.terminate()
+
+            assert watcher.wait(30) == 0, log.read_text()
+    finally:
+        watcher.kill()
+        watcher.wait(30)
+
+
 def _run_until_killed(tool: Tool, words: Sequence[str], output_dir: Path, *, log: Path) -> None:
     """Start it, and lose the machine as soon as a checkpoint of the middle is pinned."""
     process = tool.start(*words, log=log)

@@ -557,6 +557,30 @@ def test_an_output_folder_that_is_moved_away_before_it_is_durable_is_an_error(
     assert "was moved or deleted with checkpoint-4 not durable" in refusal(done)
 
 
+CLEANS_UP = (
+    "import shutil",
+    "out = pathlib.Path(sys.argv[1])",
+    "make_checkpoint(out, 4, max_steps=int(sys.argv[2]))",
+    "while not list(out.glob('.ckptsync/receipts/*.json')): time.sleep(0.05)",
+    "shutil.rmtree(out)",
+)
+
+
+@pytest.mark.parametrize(("last", "code"), [(4, 0), (8, 1)])
+def test_a_program_that_deletes_its_output_folder_at_its_end_must_have_made_its_last_step_durable(
+    tool: Tool, server: ServerProcess, output_dir: Path, last: int, code: int
+) -> None:
+    words = [*program(*CLEANS_UP), str(output_dir), str(last)]
+
+    done = tool("run", "--run-id", f"cleans-{last}", "--output-dir", output_dir, "--quiet-period", "0.2", "--", *words)
+
+    assert done.returncode == code, done.stderr
+    assert [step for step, _ in kept(server, f"cleans-{last}")] == [4]
+    assert not output_dir.exists()
+    assert "saved no checkpoint" not in done.stderr
+    assert code == 0 or "is gone: what was saved in it after the last scan is not durable" in refusal(done)
+
+
 @pytest.mark.parametrize("before", [[], ["left-over.txt"]])
 def test_a_program_that_deletes_and_makes_its_output_folder_at_its_start_meets_nothing_of_ours(
     tool: Tool, output_dir: Path, before: list[str]

@@ -286,6 +286,29 @@ def test_a_torn_checkpoint_never_becomes_a_version_and_its_reason_is_told_once(
     assert any("skipping checkpoint-2: incomplete: rng_state.pth: missing" in line for line in told)
 
 
+@pytest.mark.parametrize("deed", ["rename", "delete"])
+def test_an_output_folder_that_is_gone_is_told_and_an_error_that_names_nothing_durable(
+    server: ServerProcess, output_dir: Path, log: Path, watching: Watching, deed: str
+) -> None:
+    make_checkpoint(output_dir, 4, content=deed)
+    watcher = watching(f"gone-{deed}")
+    wait_for(lambda: "uploaded checkpoint-4" in log.read_text(), what="the upload")
+
+    if deed == "rename":
+        output_dir.rename(output_dir.with_name("elsewhere"))
+        make_checkpoint(output_dir.with_name("elsewhere"), 8, content=deed)
+    else:
+        shutil.rmtree(output_dir)
+    wait_for(lambda: "is gone: nothing is uploaded until it is back" in log.read_text(), what="the warning")
+
+    assert stopped(watcher) == 1
+    said = log.read_text()
+    assert said.count("is gone: nothing") == 1
+    assert "is gone: what was saved in it after the last scan is not durable" in said.splitlines()[-1]
+    assert "checkpoint-4 not durable" not in said
+    assert not output_dir.exists()
+
+
 @pytest.mark.slow
 def test_a_checkpoint_that_becomes_whole_late_is_uploaded(server: ServerProcess, output_dir: Path, watching: Watching) -> None:
     folder = make_checkpoint(output_dir, 4, content="late", without=["trainer_state.json"])

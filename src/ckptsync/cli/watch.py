@@ -122,6 +122,7 @@ def watch_command(
                 with sidecar.listening():
                     watcher.follow(ended=lambda: gone() or sidecar.ended() or watcher.lost is not None)
                     watcher.raise_outcome()
+                    watcher.raise_gone()
                     if stop.event.is_set():
                         watcher.raise_queued()
                     else:

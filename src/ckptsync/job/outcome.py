@@ -42,9 +42,11 @@ class Outcome:
     def finished(self, newest: Checkpoint | None, code: int | None) -> bool:
         """Whether the training came to its last step and did what follows. No exit code or checkpoint alone proves that.
 
-        The Trainer may have deleted the last checkpoint (save_total_limit=1 with load_best_model_at_end), so its own word counts.
+        The Trainer may have deleted the last checkpoint (save_total_limit=1 with load_best_model_at_end), so its own word counts,
+        or the program its whole folder, so that what became durable does.
         """
         at_end = newest is not None and newest.verdict.state is not None and newest.verdict.state.finished
+        at_end = at_end or self._daemon.uploader.uploads.finished
         return not code and (at_end or record.read(self._daemon.spool.output_dir).reached_end)
 
     def exit_code(self, code: int | None) -> int:
@@ -57,11 +59,13 @@ class Outcome:
         self._daemon.raise_outcome()
         if self.finished(newest, code) or not self.preempted(newest) or self._shutdown.interrupted:
             if not code:
+                self._daemon.raise_gone(ended=True)
                 self._daemon.raise_unsettled()
                 self._require_durable(newest)
                 self._warn_of_missing_hook(newest)
                 self._warn_of_none(newest)
             return code or 0
+        self._daemon.raise_gone()
         if self._durable(newest):
             return self._report_preempted(newest)
         if code and code != PreemptedError.exit_code:
@@ -92,7 +96,7 @@ class Outcome:
                 f"the training saved in {elsewhere}, not in {spool.output_dir}: nothing of it was uploaded or resumed",
                 hint=f"Give --output-dir {elsewhere}, or make the program save in yours.",
             )
-        if newest is None and spool.receipts.newest() is None:
+        if newest is None and self._daemon.uploader.uploads.durable is None and spool.receipts.newest() is None:
             hint = "its output_dir must be that folder: check --output-dir, --output_dir and --save_strategy"
             log.warning("the training exited with 0 but saved no checkpoint in %s: %s", spool.output_dir, hint)
 
@@ -118,6 +122,7 @@ class Outcome:
         newest = self.newest()
         self._wait_for_other_watcher(newest)
         self._daemon.raise_outcome()
+        self._daemon.raise_gone()
         self._require_durable(newest)
 
     def _require_durable(self, newest: Checkpoint | None) -> None:

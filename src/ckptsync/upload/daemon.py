@@ -26,7 +26,7 @@ from ckptsync.errors import (
 )
 from ckptsync.service import notify
 from ckptsync.upload import lineage
-from ckptsync.upload.held_folder import HeldFolder, checkpoint_of
+from ckptsync.upload.held_folder import HeldFolder, Presence, checkpoint_of
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
 from ckptsync.upload.quiet_period import QuietPeriod
 from ckptsync.upload.service_report import ServiceReport
@@ -145,6 +145,7 @@ class Daemon:
         self._known = record.read(self.watch.output_dir)
         known: list[Receipt | Snapshot] = [*self.spool.receipts, *self.spool.pending()]
         self.pinner.continue_from(known)
+        self.uploader.uploads.finished = False
         self.uploader.uploads.durable = lineage.newest(each for each in known if isinstance(each, Receipt))
 
     @property
@@ -161,7 +162,9 @@ class Daemon:
         except TransientStoreError as error:
             log.warning("%s; watching anyway, uploads start when it answers", error)
             return
-        record.update(self.watch.output_dir, entity=run.entity)
+        # The training may be replacing its output folder at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            record.update(self.watch.output_dir, entity=run.entity)
         log.info("watching %s for run %s", self.watch.output_dir, run)
 
     def once(self) -> None:
@@ -176,6 +179,7 @@ class Daemon:
             self._scan_until_decided(WRITING_PATIENCE * self.watch.quiet)
             self.uploader.drain()
         self.raise_outcome()
+        self.raise_gone()
         if self.stop.event.is_set():
             self._raise_unfinished(scanned=scanned)
         self.raise_unsettled()
@@ -279,16 +283,23 @@ class Daemon:
             names = ", ".join(sorted(map(checkpoint_of, waiting), key=lambda name: step_of(name) or 0))
             raise CkptsyncError(f"stopped with {len(waiting)} not durable: {names}", hint="Start it again to go on.")
 
+    def raise_gone(self, *, ended: bool = False) -> None:
+        """Raise where the output folder is gone, or another one without checkpoints is there: nobody knows what was saved in it.
+
+        With `ended`, the training exited with 0: if its last step is durable, it may have deleted its folder itself.
+        """
+        if self.watch.settings.mode == "online" and not (ended and self.uploader.uploads.finished):
+            self._folder.require_here()
+
     def raise_unsettled(self) -> None:
         """Raise why the last save of a training that has ended isn't durable: it is incomplete, or was still being written."""
-        self.pinner.raise_unsettled()
+        if self._folder.presence is Presence.HERE:
+            self.pinner.raise_unsettled()
 
     def scan(self) -> None:
         """Scan the folder once: whatever has been quiet is validated, and pinned when it is complete."""
-        self._follow_replaced_folder()
-        self.spool.move_in()
-        self._follow_state()
-        self._folder.note_queue()
+        if not self._follow_folder():
+            return
         if self.pinner.restart_detection.attempt_changed:
             self.resumed()
         if self.spool.take_retry_request():
@@ -300,7 +311,6 @@ class Daemon:
         if self._quiet_period.fresh:
             self.uploader.expect()
         if self.pinner.pin_quiet(folders, alive=self.manager.alive):
-            self._folder.note_queue()
             self.uploader.trim()
             self.uploader.wake()
 
@@ -318,33 +328,41 @@ class Daemon:
             self._hints.stop()
             self._hints = None
 
-    def _follow_replaced_folder(self) -> None:
-        """Continue in the output folder that is there now, if a program deleted and made it again or its link was moved.
+    def _follow_folder(self) -> bool:
+        """Follow the output folder, and the state in it or beside it, to where they are now. Whether there is anything to scan.
 
-        Not before it holds a checkpoint: some programs insist on an empty folder. Raises LockedError if another watcher has it.
+        A program may delete it and make it again, a link be moved, a disk unmounted. Another folder in its place is followed once
+        it holds a checkpoint: some programs insist on an empty one. Raises LockedError if another watcher has that.
         """
-        if not self._folder.replaced or not self._quiet_period.names():
-            return
-        lost = f"; not durable: {', '.join(self._folder.queued)}" if self._folder.queued else ""
-        log.warning("%s was replaced: following the new folder%s", self.watch.output_dir, lost)
-        listening = self._hints is not None
-        self._stop_listening()
+        presence = self._folder.presence
+        if presence is Presence.REPLACED and self._quiet_period.names():
+            self._take_up_folder()
+        elif presence is not Presence.HERE:
+            self._folder.note_away(presence)
+            return False
+        elif self._folder.note_back():
+            self._listen_again()
+        self.spool.move_in()
+        self._quiet_period.markers = self.spool.markers.folder
+        self.uploader.child.private = self.spool.root / "wandb"
+        return True
+
+    def _take_up_folder(self) -> None:
+        self._folder.note_replaced()
         self._folder.release()
         self._folder.acquire()
-        self._follow_state()
         known = self._known.values
         record.change(self.watch.output_dir, lambda there: {**known, **there})
         self._prepare()
         self.resumed()
         # What failed was in the queue of the folder that is gone.
         self.uploader.last_error = None
-        if listening:
-            self._listen()
+        self._listen_again()
 
-    def _follow_state(self) -> None:
-        """The state is in the output folder, or beside it while a training starts with an empty one."""
-        self._quiet_period.markers = self.spool.markers.folder
-        self.uploader.child.private = self.spool.root / "wandb"
+    def _listen_again(self) -> None:
+        if self._hints is not None:
+            self._stop_listening()
+            self._listen()
 
     @property
     def failing(self) -> bool:
@@ -356,6 +374,9 @@ class Daemon:
         try:
             self.scan()
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._folder.presence is not Presence.HERE:
+                # It went during the scan. The next one tells.
+                return
             if self._failing is None or self._failing.errno != error.errno:
                 log.error("cannot scan %s, retrying: %s", self.watch.output_dir, error)
             self._failing = error

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import enum
+import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ckptsync import locks
-from ckptsync.checkpoint import Run
+from ckptsync.checkpoint import Run, step_of
 from ckptsync.errors import CkptsyncError, ConfigurationError, LockedError
 from ckptsync.upload.spool import Spool
+
+log = logging.getLogger(__name__)
+
+BACK_HINT = "Put it back or mount it again, then start the same command again."
+
+
+class Presence(enum.Enum):
+    """Where the folder that a watcher took is now: in its place, nowhere, or another one is in its place."""
+
+    HERE = "here"
+    GONE = "gone"
+    REPLACED = "replaced"
 
 
 class HeldFolder:
@@ -22,9 +36,7 @@ class HeldFolder:
         self._run = run
         self._lock = locks.FolderLock(spool.lock_path, of=spool.output_dir)
         self._identity: tuple[int, int] | None = None
-        self.queued: list[str] = []
-        """The queued checkpoints, as long as the folder is there to say so."""
-        self._lost: list[str] = []
+        self._away = False
 
     @property
     def locks_work(self) -> bool:
@@ -32,14 +44,19 @@ class HeldFolder:
         return self._lock.works
 
     @property
-    def replaced(self) -> bool:
-        """Whether another folder stands in its place: deleted and made again, or reached by a link that was moved."""
-        return self._identity not in (None, _identity(self._spool.root))
+    def presence(self) -> Presence:
+        """Whether the folder that was taken last is still there: it may be moved, deleted and made again, or unmounted.
+
+        Raises OSError where the file system can't tell.
+        """
+        if _identity(self._spool.output_dir) is None:
+            return Presence.GONE
+        return Presence.HERE if self._identity in (None, _identity(self._spool.root)) else Presence.REPLACED
 
     @property
-    def gone(self) -> bool:
-        """Whether nothing stands in its place any more."""
-        return self._identity is not None and _identity(self._spool.root) is None
+    def undurable(self) -> list[str]:
+        """The queued and parked checkpoints, by step."""
+        return sorted({checkpoint_of(name) for name in list(self._spool.undurable)}, key=lambda name: step_of(name) or 0)
 
     def acquire(self) -> None:
         """Make the folder and hold it. Raises LockedError, naming the holder."""
@@ -48,24 +65,51 @@ class HeldFolder:
         self._lock.acquire(f"ckptsync, pid {os.getpid()}, run {self._run}")
         self._identity = _identity(self._spool.root)
 
-    def note_queue(self) -> None:
-        """Remember what is queued: a program may move the folder away with it."""
-        if not self.gone:
-            self.queued = [checkpoint_of(name) for name in self._spool.waiting()]
+    def note_away(self, presence: Presence) -> None:
+        """Warn that it is not there, once, and say what follows."""
+        if self._away:
+            return
+        self._away = True
+        if presence is Presence.GONE:
+            log.warning("%s is gone: nothing is uploaded until it is back%s", self._spool.output_dir, self._loss())
+        else:
+            what = "the new folder is followed once it holds a checkpoint"
+            log.warning("%s was replaced: %s%s", self._spool.output_dir, what, self._loss())
+
+    def note_replaced(self) -> None:
+        """Say that another folder is followed from now on: a warning where none was given before."""
+        level, loss = (logging.INFO, "") if self._away else (logging.WARNING, self._loss())
+        log.log(level, "%s was replaced: following the new folder%s", self._spool.output_dir, loss)
+        self._away = False
+
+    def note_back(self) -> bool:
+        """Say that it is there again, once. Whether it was away."""
+        was_away, self._away = self._away, False
+        if was_away:
+            log.info("%s is back", self._spool.output_dir)
+        return was_away
+
+    def _loss(self) -> str:
+        return f"; not durable: {', '.join(self.undurable)}" if self.undurable else ""
 
     def require_queue(self) -> None:
         """Raise where the folder went away with checkpoints that are not durable."""
-        if lost := self.queued if self.gone else self._lost:
+        if (lost := self.undurable) and self.presence is not Presence.HERE:
             raise CkptsyncError(
-                f"{self._spool.output_dir} was moved or deleted with {', '.join(lost)} not durable",
-                hint="Put it back, then start the same command again.",
+                f"{self._spool.output_dir} was moved or deleted with {', '.join(lost)} not durable", hint=BACK_HINT
+            )
+
+    def require_here(self) -> None:
+        """Raise where the folder is not there to be scanned."""
+        if self.presence is not Presence.HERE:
+            how = "is gone" if self.presence is Presence.GONE else "was replaced by a folder without checkpoints"
+            raise CkptsyncError(
+                f"{self._spool.output_dir} {how}: what was saved in it after the last scan is not durable", hint=BACK_HINT
             )
 
     def release(self) -> None:
         """Hold it no longer."""
-        self._lost = self.queued if self.gone else []
         self._lock.release()
-        self._identity = None
 
     @contextlib.contextmanager
     def writing(self, hint: str) -> Iterator[None]:

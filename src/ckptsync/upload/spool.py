@@ -60,6 +60,8 @@ class Spool:
         self.store = store
         self.foreign: frozenset[str] = frozenset()
         """Names of what another run left in the queue, as `prepare` found it: it stays, and nothing here counts it."""
+        self.undurable: set[str] = set()
+        """Names of what is queued or parked, as this process knows it: also when the folder is gone that would say so."""
         self._clock = clock
         self._sequence: int | None = None
 
@@ -124,12 +126,15 @@ class Spool:
                 durable.rename(directory, durable.make_inside(self.root / "torn") / f"{directory.name}-{self._clock():.0f}")
                 self.history.record("unreadable", name=directory.name)
                 swept.append(directory.name)
+        parked = [directory.name for directory in self._directories("parked") if directory.name not in self.foreign]
+        self.undurable = {*self.waiting(), *parked}
         return swept
 
     def pin(self, checkpoint: Checkpoint, *, attempt: int | None = None, alive: Callable[[], None] = lambda: None) -> Snapshot:
         """Put a checkpoint into the queue, as snapshot.pin does. Raises SnapshotChangedError when it changed meanwhile."""
         folder = self.root / "spool" / f"{checkpoint.name}.{checkpoint.fingerprint}"
         pinned = snapshot.pin(checkpoint, folder, sequence=self.next_sequence(), run_id=self.run_id, attempt=attempt, alive=alive)
+        self.undurable.add(pinned.name)
         self.history.record("pinned", pinned, bytes=pinned.bytes, files=len(pinned.files), by=pinned.pinned_by)
         return pinned
 
@@ -204,6 +209,8 @@ class Spool:
 
     def commit(self, pinned: Snapshot, receipt: Receipt) -> None:
         """UPLOADED: the receipt first, so that a crash in between never uploads twice."""
+        # It is durable, also where the folder is gone that would take the receipt.
+        self.undurable.discard(pinned.name)
         self.receipts.keep(receipt)
         durable.remove_tree(pinned.directory)
         self.history.record(
@@ -219,6 +226,7 @@ class Spool:
         for each in dropped:
             self.history.record("superseded", each, by=by.name, reason=reason)
             durable.remove_tree(each.directory)
+            self.undurable.discard(each.name)
 
     def park(self, pinned: Snapshot, error: CkptsyncError) -> None:
         """PARKED: kept with the reason, out of the way of the next one."""
@@ -266,7 +274,9 @@ class Spool:
     def discard(self, pinned: Snapshot) -> None:
         """CHANGED: the pin no longer holds what was accepted."""
         self.history.record("changed", pinned)
-        durable.remove_tree(pinned.directory)
+        if pinned.directory.exists():
+            durable.remove_tree(pinned.directory)
+            self.undurable.discard(pinned.name)
 
     def _directories(self, name: str) -> list[Path]:
         try:

@@ -46,6 +46,8 @@ class VersionUpload:
     def __init__(self, run: Run, spool: Spool, process: ChildLifecycle, *, stem: str, back: bool) -> None:
         self.run = run
         self.durable = spool.receipts.newest()
+        self.finished = False
+        """Whether the checkpoint of the training's last step became durable since the training's start."""
         self.progress: Progress | None = None
         self.rate: float | None = None
         self.begun = 0.0
@@ -73,6 +75,7 @@ class VersionUpload:
                 self._put_model_beside(pinned)
         finally:
             self.progress = None
+        self.finished |= bool(pinned.state and pinned.state.finished)
         receipt = _receipt(pinned, answer, self._spool.store)
         self._spool.commit(pinned, receipt)
         self.durable = lineage.newest([*filter(None, [self.durable]), receipt])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ckptsync import record
-from ckptsync.checkpoint import Receipt, Rows, Run
+from ckptsync.checkpoint import Receipt, Rows, Run, Snapshot
 from ckptsync.errors import CkptsyncError, LockedError, RestartedError
 from ckptsync.processes import ended
 from ckptsync.trainer import marker
@@ -449,6 +450,71 @@ def test_a_scan_that_fails_to_the_end_is_an_error(tmp_path: Path) -> None:
             daemon.raise_outcome()
         output_dir.unlink()
         (tmp_path / "elsewhere").rename(output_dir)
+
+
+def test_a_folder_that_is_away_is_told_once_and_when_it_is_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    output_dir, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    make_checkpoint(output_dir, 5)
+    with daemon_of(output_dir).held() as daemon:
+        daemon.scan()
+        output_dir.rename(elsewhere)
+        make_checkpoint(elsewhere, 10)
+        for _ in range(3):
+            daemon.scan()
+        with pytest.raises(CkptsyncError, match="with checkpoint-5 not durable"):
+            daemon.raise_outcome()
+        elsewhere.rename(output_dir)
+        daemon.scan()
+        daemon.raise_outcome()
+        daemon.raise_gone()
+
+        assert pinned(daemon) == [5, 10]
+    told = [each.message for each in caplog.records if str(output_dir) in each.message]
+    assert told == [
+        f"{output_dir} is gone: nothing is uploaded until it is back; not durable: checkpoint-5",
+        f"{output_dir} is back",
+    ]
+
+
+def test_what_became_durable_is_not_lost_with_the_folder_but_what_was_not_scanned_is(tmp_path: Path) -> None:
+    output_dir = tmp_path / "out"
+    make_checkpoint(output_dir, 5)
+    with daemon_of(output_dir).held() as daemon:
+        daemon.scan()
+        commit(daemon)
+        shutil.rmtree(output_dir)
+
+        daemon.raise_outcome()
+        with pytest.raises(CkptsyncError, match="is gone: what was saved in it after the last scan is not durable"):
+            daemon.raise_gone(ended=True)
+        daemon.uploader.uploads.finished = True
+        daemon.raise_gone(ended=True)
+        with pytest.raises(CkptsyncError, match="is gone"):
+            daemon.raise_gone()
+
+
+def test_a_receipt_that_a_vanished_folder_cannot_take_is_proof_all_the_same(tmp_path: Path) -> None:
+    output_dir = tmp_path / "out"
+    make_checkpoint(output_dir, 5)
+    with daemon_of(output_dir).held() as daemon:
+        daemon.scan()
+        [snapshot] = daemon.spool.pending()
+        shutil.rmtree(output_dir)
+        with pytest.raises(FileNotFoundError):
+            daemon.spool.commit(snapshot, receipt_of(snapshot))
+
+        daemon.raise_outcome()
+    assert not output_dir.exists()
+
+
+def commit(daemon: Daemon) -> None:
+    for each in daemon.spool.pending():
+        daemon.spool.commit(each, receipt_of(each))
+
+
+def receipt_of(snapshot: Snapshot) -> Receipt:
+    return Receipt(snapshot.name, snapshot.step, 0.0, snapshot.sequence, "me/p/checkpoint-abc", "v0", "d", 1, 1, 0.0, 0.0)
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
