@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from ckptsync.signals import INSIST
 from tests.integration.conftest import Tool, events, kept, program, wait_for, wait_for_event
 from tests.server_process import ServerProcess
 from tests.terminal import Pty
@@ -89,3 +92,40 @@ def test_ctrl_z_suspends_the_training_too_and_fg_continues_it(tool: Tool, tmp_pa
 
     assert suspended == "T"
     screen.expect("\ncode 0")
+
+
+def test_ctrl_backslash_ends_the_training_too_and_what_it_saved_is_durable(
+    tool: Tool, server: ServerProcess, tmp_path: Path, terminal: type[Pty]
+) -> None:
+    command = tool.command("run", "--run-id", "quit", "--output-dir", tmp_path, "--max-restarts", "3", "--")
+    screen = terminal(*command, *program(*SAVES_AT_SIGTERM), str(tmp_path), environment=tool.environment)
+    screen.expect("\ntraining")
+    trainer = int(Path(f"{tmp_path}.pid").read_text())
+
+    screen.type("\x1c")
+
+    assert screen.process.wait(60) == 128 + signal.SIGQUIT
+    assert not Path(f"/proc/{trainer}").exists()
+    assert [step for step, _ in kept(server, "quit")] == [4]
+
+
+def test_a_training_that_answers_ctrl_backslash_and_goes_on_may_be_asked_again(
+    tool: Tool, tmp_path: Path, terminal: type[Pty]
+) -> None:
+    answers = (
+        "signal.signal(signal.SIGQUIT, lambda *_: print('still here', flush=True))",
+        "print('training', flush=True)",
+        "while True: time.sleep(0.1)",
+    )
+    command = tool.command("run", "--run-id", "asked", "--output-dir", tmp_path, "--", *program(*answers))
+    screen = terminal(*command, environment=tool.environment)
+    screen.expect("\ntraining")
+
+    for _ in range(2):
+        screen.type("\x1c")
+        screen.expect("still here")
+        time.sleep(2 * INSIST)
+
+    assert screen.process.poll() is None
+    screen.type("\x03")
+    screen.process.wait(30)

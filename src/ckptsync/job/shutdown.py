@@ -27,12 +27,16 @@ OVERTIME = 10.0
 END_SECONDS = 30.0
 """Seconds that a training whose saves are of no use has to exit after its SIGTERM."""
 
+PERSONAL = frozenset({signal.SIGINT, signal.SIGQUIT})
+"""What a person types at a terminal, Ctrl-C and Ctrl-\\, to end what runs there."""
+
 
 class Shutdown:
     """Ends the training at a notice or a signal.
 
-    A notice, SIGTERM, SIGUSR1 or SIGUSR2 asks it to save and exit, and what it saves is uploaded first. SIGINT is passed on: a
-    person wants the end. SIGTERM or SIGINT a second time kills the training and exits at once.
+    A notice, SIGTERM, SIGUSR1 or SIGUSR2 asks it to save and exit, and what it saves is uploaded first. SIGINT and SIGQUIT are
+    passed on: a person wants the end. SIGTERM or SIGINT a second time kills the training and exits at once; SIGQUIT is passed on
+    again, since a program may answer it with its stack traces and go on.
     """
 
     def __init__(self, daemon: Daemon, watch: WatchThread, sources: Sequence[Source], grace: float | None) -> None:
@@ -56,8 +60,8 @@ class Shutdown:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a person wants the end (SIGINT)."""
-        return signal.SIGINT in self._signals
+        """Whether a person wants the end (SIGINT, SIGQUIT)."""
+        return not PERSONAL.isdisjoint(self._signals)
 
     @property
     def providers(self) -> Sequence[str]:
@@ -70,7 +74,7 @@ class Shutdown:
         threading.Thread(target=self._handle_all, name="notices", daemon=True).start()
         self._listener.start()
         # On a terminal, SIGHUP says that the terminal is gone.
-        numbers = (signal.SIGTERM, signal.SIGINT, *signals.ANNOUNCING, *([signal.SIGHUP] if os.isatty(0) else []))
+        numbers = (signal.SIGTERM, *PERSONAL, *signals.ANNOUNCING, *([signal.SIGHUP] if os.isatty(0) else []))
         try:
             with (
                 signals.handled(numbers, self._note_signal),
@@ -113,11 +117,14 @@ class Shutdown:
     def _note_signal(self, number: int) -> None:
         """Queue the signal; the same one later again exits at once, whatever the thread that handles them is doing."""
         insisted = self._repeats.insisted(number)
-        if number in self._signals and number not in signals.ANNOUNCING:
+        if number in self._signals and number not in (signal.SIGQUIT, *signals.ANNOUNCING):
             if not insisted:
                 return
             if self._training:
                 self._training.signal(signal.SIGKILL)
+            self._daemon.uploader.kill()
+            os._exit(128 + number)
+        if number == signal.SIGQUIT and not self._training:
             self._daemon.uploader.kill()
             os._exit(128 + number)
         if number == signal.SIGINT and not (self._training or self._watch.running):
@@ -135,8 +142,8 @@ class Shutdown:
     def _handle_all(self) -> None:
         while (item := self._inbox.get()) is not None:
             notice, number = item
-            if number == signal.SIGINT:
-                self._interrupt()
+            if number in PERSONAL:
+                self._interrupt(number)
             elif not notice.final:
                 self._daemon.spool.history.record("hint", source=notice.source)
                 log.warning("%s recommends leaving this machine: it may be preempted at any time", notice.source)
@@ -144,10 +151,10 @@ class Shutdown:
                 with self._changing:
                     self._preempt(notice, number)
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, number: int) -> None:
         self.requested.set()
         if self._training:
-            self._training.signal(signal.SIGINT)
+            self._training.signal(number)
 
     def _preempt(self, notice: Notice, number: int) -> None:
         """Ask the training to save, and upload that save first. A further notice can only shorten the time."""

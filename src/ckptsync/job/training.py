@@ -116,9 +116,10 @@ class StartedTraining:
         code = self._wait_for_command()
         if self._terminal.lent:
             self._terminal.take_back()
-            if code in (-signal.SIGINT, 128 + signal.SIGINT):
-                # Ctrl-C reached the training alone, and ends the whole job.
-                signals.send_here(signal.SIGINT)
+            for number in (signal.SIGINT, signal.SIGQUIT):
+                # Ctrl-C or Ctrl-\ reached the training alone, and ends the whole job.
+                if code in (-number, 128 + number):
+                    signals.send_here(number)
         if not self._over.is_set():
             # What the command left running would go on saving beside the next attempt.
             if left := self._members():
