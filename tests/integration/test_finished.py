@@ -12,7 +12,8 @@ from tests.integration.conftest import Tool, kept
 from tests.server_process import ServerProcess
 
 PROGRAM = """
-import os, signal, sys
+import os, shutil, signal, sys
+from transformers import TrainerCallback
 from ckptsync.trainer import tiny
 
 out, kind = sys.argv[1:]
@@ -23,6 +24,14 @@ if kind == "best":
     trainer.args.metric_for_best_model = "eval_loss"
 else:
     trainer = tiny.build(tiny.parse(words))
+if kind == "packs":
+    class Pack(TrainerCallback):
+        def on_save(self, args, state, control, **more):
+            folder = f"{out}/checkpoint-{state.global_step}"
+            shutil.make_archive(folder, "tar", folder)
+            shutil.rmtree(folder)
+
+    trainer.add_callback(Pack())
 trainer.train()
 print("trained to", trainer.state.global_step)
 if kind == "killed" and not os.path.exists(out + ".evaluated"):
@@ -86,3 +95,12 @@ def test_a_training_whose_trainer_deleted_the_last_checkpoint_is_finished_and_it
     assert tool.json("status", tmp_path / "out")["finished"]
     assert (6, ["final", "latest", "step-6"]) in kept(server, tmp_path.name)
     assert {row["kind"] for row in tool.json("list", tmp_path.name)} == {"checkpoint", "model"}
+
+
+@pytest.mark.slow
+def test_a_training_whose_callback_packs_its_checkpoints_is_an_error_and_not_finished(tool: Tool, line: list[str]) -> None:
+    done, again = tool(*line, "packs", timeout=170), tool(*line, "packs", timeout=170)
+
+    assert (done.returncode, again.returncode) == (1, 1), done.stderr
+    assert "checkpoint-6 is not durable: it was gone before it could be pinned" in done.stderr
+    assert "trained to 6" in again.stdout

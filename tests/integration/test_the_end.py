@@ -43,6 +43,45 @@ def test_a_last_save_that_is_incomplete_is_an_error_though_the_training_exits_wi
     assert [step for step, _ in kept(server, "half")] == [4]
 
 
+PACKS = (
+    "from ckptsync import record",
+    "from ckptsync.trainer import marker",
+    "out = pathlib.Path(sys.argv[1])",
+    "attempt = record.read(out).attempt.number",
+    "record.update(out, acknowledged={'attempt': attempt, 'step': 0}, reached_end={'attempt': attempt, 'step': 8})",
+    "for step in (4, 8):",
+    "    save(step, max_steps=8).rename(out / f'packed-{attempt}-{step}')",
+    "    marker.write(out, step, world_size=1, attempt=attempt, though_gone=True)",
+)
+"""A training with a SyncCallback, and with a callback that moves each checkpoint away as soon as it is saved."""
+
+
+def test_a_last_save_that_was_gone_before_it_could_be_pinned_is_an_error_that_names_it_and_the_training_is_not_finished(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    line: list[str | Path] = [
+        "run",
+        "--run-id",
+        "packs",
+        "--output-dir",
+        out,
+        "--quiet-period",
+        "0.2",
+        "--",
+        *training(out, *PACKS),
+    ]
+
+    done, again = tool(*line), tool(*line)
+
+    assert (done.returncode, again.returncode) == (1, 1), done.stderr
+    assert "checkpoint-8 is not durable: it was gone before it could be pinned" in refusal(done)
+    assert "a callback that moves or packs checkpoints?" in refusal(again)
+    assert "the training is finished" not in again.stderr
+    disabled = tool(*line, WANDB_MODE="disabled")
+    assert disabled.returncode == 0, disabled.stderr
+
+
 @pytest.mark.parametrize(("without", "code"), [(["optimizer.pt"], 5), (None, 4)])
 def test_a_single_pass_that_made_nothing_durable_is_an_error(
     tool: Tool, tmp_path: Path, without: list[str] | None, code: int

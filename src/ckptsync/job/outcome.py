@@ -61,11 +61,13 @@ class Outcome:
             if not code:
                 self._daemon.raise_gone(ended=True)
                 self._daemon.raise_unsettled()
+                self._require_last_save()
                 self._require_durable(newest)
                 self._warn_of_missing_hook(newest)
                 self._warn_of_none(newest)
             return code or 0
         self._daemon.raise_gone()
+        self._require_last_save()
         if self._durable(newest):
             return self._report_preempted(newest)
         if code and code != PreemptedError.exit_code:
@@ -74,6 +76,24 @@ class Outcome:
             f"preempted, and {newest.name if newest else 'the last checkpoint'} is not durable",
             hint="It is queued in .ckptsync/spool: start the same command again where this folder is.",
         )
+
+    def lost_save(self) -> str | None:
+        """The last save of the newest attempt if it was gone before it could be pinned; older ones may be rotated away.
+
+        Only `SyncCallback` can tell. None where nothing is uploaded, or nothing but a finished model.
+        """
+        spool, settings = self._daemon.spool, self._daemon.watch.settings
+        known = record.read(spool.output_dir)
+        if known.attempt is None or settings.mode == "disabled" or (settings.only_model and not known.reached_end):
+            return None
+        return spool.lost_save(known.attempt.number)
+
+    def _require_last_save(self) -> None:
+        if lost := self.lost_save():
+            raise CkptsyncError(
+                f"{lost} is not durable: it was gone before it could be pinned (a callback that moves or packs checkpoints?)",
+                hint="Let that callback copy, and leave the deleting to save_total_limit; then start the same command again.",
+            )
 
     def _warn_of_missing_hook(self, newest: Checkpoint | None) -> None:
         """Warn of a command that the hook missed, and that ended early without a save. It may be no training at all."""

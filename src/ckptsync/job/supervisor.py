@@ -103,7 +103,7 @@ class Supervisor:
         newest = self._outcome.newest()
         finished = self._outcome.finished(newest, code)
         useless = self._daemon.lost or self._daemon.restarted
-        if finished and code == 0 and not useless:
+        if finished and code == 0 and not useless and not self._outcome.lost_save():
             # A program that deletes its output folder at its end left nothing to note it in.
             with contextlib.suppress(FileNotFoundError):
                 record.note_completed(self._daemon.spool.output_dir)

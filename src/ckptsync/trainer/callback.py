@@ -129,7 +129,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._leaving = self._leaving or self._agreed(control)
         self._ranks.wait()
         if state.is_world_process_zero and not state.is_hyper_param_search:
-            self._mark(args, state.global_step, preempted=self._leaving)
+            self._mark(args, state.global_step, preempted=self._leaving, though_gone=True)
             self._await_pin(args, state)
         if self._leaving and not control.should_training_stop:
             self._leave()
@@ -183,7 +183,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         record.update(Path(args.output_dir), reached_end={"attempt": self._attempt, "step": state.global_step})
 
     @_harmless
-    def _mark(self, args: Any, step: int, *, preempted: bool) -> None:
+    def _mark(self, args: Any, step: int, *, preempted: bool, though_gone: bool = False) -> None:
         # The run's id counts only where ckptsync gave it: a program may log to any run.
         run_id = wandb_init.run_id() if ATTEMPT in os.environ else None
         marker.write(
@@ -193,6 +193,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             preempted=preempted,
             run_id=run_id,
             attempt=self._attempt,
+            though_gone=though_gone,
         )
 
     @_harmless

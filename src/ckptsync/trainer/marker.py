@@ -2,6 +2,7 @@
 
 `<output_dir>/.ckptsync/complete/checkpoint-N` holds {version, step, saved_at, world_size, print, preempted, run, attempt}. It is
 valid as long as the files in checkpoint-N have the fingerprint `print`. It is never inside the checkpoint, which it would change.
+The one of the last save stays where that is gone, as a callback may move or pack checkpoints: `print` is null if it did before.
 """
 
 from __future__ import annotations
@@ -25,21 +26,24 @@ def write(
     preempted: bool = False,
     run_id: str | None = None,
     attempt: int | None = None,
+    though_gone: bool = False,
 ) -> Path | None:
-    """Write the marker of `checkpoint-<step>`, and delete those of deleted checkpoints. None if there is no such folder.
+    """Write the marker of `checkpoint-<step>`, and delete those of deleted checkpoints.
+
+    None if there is no such folder, unless `though_gone` says that it was saved.
 
     It is renamed into place but not synced, because an fsync would make the training wait for the disk. After a power cut it may
     be missing; the watcher then waits for a quiet period.
     """
     checkpoint = output_dir / f"checkpoint-{step}"
-    if not checkpoint.is_dir():
+    if not (checkpoint.is_dir() or though_gone):
         return None
     value = {
         "version": 1,
         "step": step,
         "saved_at": time.time(),
         "world_size": world_size,
-        "print": fingerprint(files(checkpoint)),
+        "print": _print_of(checkpoint),
         "preempted": preempted,
         "run": run_id,
         "attempt": attempt,
@@ -49,7 +53,7 @@ def write(
     with contextlib.suppress(OSError):
         record.move_state_in(output_dir)
     marker = state_folder.within(output_dir, lambda state: _put(state / "complete", checkpoint.name, text))
-    state_folder.within(output_dir, lambda state: _delete_others(output_dir, state / "complete"))
+    state_folder.within(output_dir, lambda state: _delete_others(output_dir, state / "complete", checkpoint.name))
     return marker
 
 
@@ -60,10 +64,17 @@ def _put(folder: Path, name: str, text: str) -> Path:
     return temporary.replace(folder / name)
 
 
-def _delete_others(output_dir: Path, folder: Path) -> None:
-    """Delete the markers of checkpoints that are gone."""
+def _print_of(checkpoint: Path) -> str | None:
+    try:
+        return fingerprint(files(checkpoint))
+    except FileNotFoundError:
+        return None
+
+
+def _delete_others(output_dir: Path, folder: Path, last: str) -> None:
+    """Delete the markers of checkpoints that are gone, but for that of the last save."""
     for other in folder.glob("checkpoint-*"):
-        if not (output_dir / other.name).is_dir():
+        if other.name != last and not (output_dir / other.name).is_dir():
             other.unlink(missing_ok=True)
 
 
@@ -71,6 +82,8 @@ def await_pin(output_dir: Path, name: str, *, seconds: float) -> bool:
     """Wait until the checkpoint is pinned as its marker names it, if somebody watches. Whether it is."""
     state = state_folder.of(output_dir)
     said = json.loads((state / "complete" / name).read_text("utf-8"))
+    if said["print"] is None:
+        return False
     save, deadline = f"{name}.{said['print']}", time.monotonic() + seconds
     while locks.FolderLock(state / "lock").holder and time.monotonic() < deadline:
         state = state_folder.of(output_dir)

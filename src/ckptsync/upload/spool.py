@@ -189,6 +189,15 @@ class Spool:
                 return value
         return None
 
+    def lost_save(self, attempt: int) -> str | None:
+        """The last save of an attempt, by its marker, if it is neither in the output folder nor durable, queued or parked."""
+        last = self.markers.last(attempt)
+        if last is None or (self.output_dir / last).is_dir():
+            return None
+        snapshots = [*self.pending(), *(pinned for pinned, _ in self.parked())]
+        known: list[Receipt | Snapshot] = [*self.receipts.of(last), *(each for each in snapshots if each.checkpoint == last)]
+        return None if any(each.attempt in (None, attempt) for each in known) else last
+
     def note_scanned(self, newest: str, folders: Mapping[str, str]) -> None:
         """Keep what was in the output folder when that snapshot was pinned, or when the training was started after it.
 

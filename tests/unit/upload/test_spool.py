@@ -14,6 +14,7 @@ from ckptsync import record
 from ckptsync.checkpoint import Receipt, Snapshot
 from ckptsync.errors import PermanentStoreError
 from ckptsync.locks import FolderLock
+from ckptsync.trainer import marker
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
@@ -260,3 +261,33 @@ def test_what_is_no_file_where_the_state_is_kept_is_passed_over(spool: Spool, tm
     assert record.read(tmp_path).values == {}
     assert list(spool.history.pruned()) == []
     assert FolderLock(spool.lock_path, of=tmp_path).holder is None
+
+
+def test_a_last_save_that_is_gone_and_was_never_pinned_is_lost_but_not_one_of_before(tmp_path: Path, spool: Spool) -> None:
+    for step in (4, 8):
+        shutil.rmtree(make_checkpoint(tmp_path, step))
+        marker.write(tmp_path, step, world_size=1, attempt=2, though_gone=True)
+
+    assert spool.lost_save(2) == "checkpoint-8"
+    assert spool.lost_save(1) is None
+    assert not (tmp_path / ".ckptsync/complete/checkpoint-4").exists()
+
+
+def test_a_last_save_that_is_there_or_was_pinned_is_not_lost(tmp_path: Path, spool: Spool) -> None:
+    made = make_checkpoint(tmp_path, 8)
+    marker.write(tmp_path, 8, world_size=1, attempt=2)
+    there = spool.lost_save(2)
+    (made / "README.md").write_text("a card")
+    spool.pin(checkpoint_at(made), attempt=2)
+    shutil.rmtree(made)
+
+    assert (there, spool.lost_save(2)) == (None, None)
+
+
+def test_the_pin_of_an_earlier_attempt_is_none_of_a_last_save(tmp_path: Path, spool: Spool) -> None:
+    made = make_checkpoint(tmp_path, 8)
+    spool.pin(checkpoint_at(made), attempt=1)
+    shutil.rmtree(made)
+    marker.write(tmp_path, 8, world_size=1, attempt=2, though_gone=True)
+
+    assert spool.lost_save(2) == "checkpoint-8"
