@@ -471,8 +471,8 @@ def test_a_training_that_starts_over_beside_another_watcher_is_an_error(
     tool: Tool, server: ServerProcess, output_dir: Path, ended: Ended
 ) -> None:
     make_checkpoint(output_dir, 8)
-    assert tool.watch_once(output_dir, "over").returncode == 0
-    watcher_of(tool, output_dir, "over", ended)
+    assert tool.watch_once(output_dir, "anew").returncode == 0
+    watcher_of(tool, output_dir, "anew", ended)
     starts_over = program(
         "for step in (2, 4):",
         "    make_checkpoint(pathlib.Path(sys.argv[1]), step, content='over')",
@@ -480,11 +480,11 @@ def test_a_training_that_starts_over_beside_another_watcher_is_an_error(
         "time.sleep(600)",
     )
 
-    done = tool("run", "--run-id", "over", "--output-dir", output_dir, "--no-hook", "--", *starts_over, output_dir, timeout=120)
+    done = tool("run", "--run-id", "anew", "--output-dir", output_dir, "--no-hook", "--", *starts_over, output_dir, timeout=120)
 
     assert done.returncode == 5, done.stderr
     assert "started over" in refusal(done)
-    assert [step for step, _ in kept(server, "over")] == [8]
+    assert [step for step, _ in kept(server, "anew")] == [8]
 
 
 @pytest.mark.slow
