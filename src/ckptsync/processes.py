@@ -30,6 +30,36 @@ def group_members(leader: int) -> list[int]:
     return found
 
 
+def started_with(variable: str, value: str) -> list[int]:
+    """The pids of all processes, without zombies, that were started with this environment variable, wherever they are now.
+
+    Those of other users don't show their environment, and are not found.
+    """
+    return [pid for pid in _all() if _was_started_with(pid, variable, value)]
+
+
+def ancestors_started_with(pid: int, variable: str, value: str) -> list[int]:
+    """The pids of the parent, its parent and so on, as far as they were started with this environment variable."""
+    found: list[int] = []
+    while (fields := _fields(pid)) and _was_started_with(pid := int(fields[1]), variable, value):
+        found.append(pid)
+    return found
+
+
+def _was_started_with(pid: int, variable: str, value: str) -> bool:
+    with contextlib.suppress(OSError):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return f"{variable}={value}".encode() in environment and start_time(pid) is not None
+    return False
+
+
+def has_loaded(pid: int, library: str) -> bool:
+    """Whether the process has mapped a file whose name begins so."""
+    with contextlib.suppress(OSError):
+        return f"/{library}" in Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")
+    return False
+
+
 def descendants(pid: int) -> list[int]:
     """The pids of all descendants, each parent before its children."""
     found = []

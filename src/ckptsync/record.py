@@ -136,9 +136,35 @@ class Record:
         return step if self._is_of_newest("handed_over") and isinstance(step, int) else None
 
     @property
+    def given_hook(self) -> bool:
+        """Whether the newest attempt was started with the hook."""
+        return self._is_of_newest("given_hook")
+
+    @property
     def reached_end(self) -> bool:
         """Whether the newest attempt's `train()` came to its last step, as it says: that checkpoint may be deleted by now."""
         return self._is_of_newest("reached_end")
+
+    @property
+    def inside_train(self) -> bool:
+        """Whether the newest attempt's `train()` began and was never left, neither by its end nor by an exception, as it says."""
+        return self._is_of_newest("inside_train")
+
+    @property
+    def raised(self) -> bool:
+        """Whether an exception left the newest attempt's `train()`, as it says. The program may have caught it."""
+        return self._is_of_newest("raised")
+
+    @property
+    def announced(self) -> bool:
+        """Whether a `train()` of the newest start has written down its processes."""
+        return bool(self.values.get("processes"))
+
+    @property
+    def is_command(self) -> bool:
+        """Whether rank 0 is the very process that `run` or `resume` started, so that its exit status is the command's."""
+        ranks = self.values.get("processes")
+        return isinstance(ranks, list) and bool(ranks) and ranks[0] == self.values.get("training")
 
     @property
     def completed(self) -> bool:
@@ -222,18 +248,25 @@ def noting_training(output_dir: Path) -> Iterator[Callable[[int], None]]:
 
 
 def hook_missing(output_dir: Path) -> int | None:
-    """The step that the hook was to hand over, if no Python process of the newest attempt has shown that it had the hook.
-
-    Each of them writes the attempt's id to the file `hooked` as it starts (`trainer.hook`), also one that has no Trainer.
-    """
+    """The step that the hook was to hand over, if no Python process of the newest attempt has shown that it had the hook."""
     known = read(output_dir)
+    return known.handed_over if known.handed_over is not None and not _hook_seen(output_dir, known) else None
+
+
+def hook_lost(output_dir: Path) -> bool:
+    """Whether the newest attempt was given the hook, and no Python process of it has shown that it had it."""
+    known = read(output_dir)
+    return known.given_hook and not _hook_seen(output_dir, known)
+
+
+def _hook_seen(output_dir: Path, known: Record) -> bool:
+    """Each Python process writes the attempt's id to the file `hooked` as it starts (`trainer.hook`), also without a Trainer."""
     attempt = known.attempt
-    if known.handed_over is None or attempt is None or known.acknowledged == attempt.number:
-        return None
+    if attempt is None or known.acknowledged == attempt.number:
+        return True
     with contextlib.suppress(OSError):
-        if (state_folder.of(output_dir) / "hooked").read_text("utf-8", "replace") == attempt.id:
-            return None
-    return known.handed_over
+        return (state_folder.of(output_dir) / "hooked").read_text("utf-8", "replace") == attempt.id
+    return False
 
 
 def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_version: str | None = None) -> Attempt:

@@ -13,12 +13,12 @@ from tests.server_process import ServerProcess
 
 PROGRAM = """
 import os, shutil, signal, sys
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from ckptsync.trainer import tiny
 
 out, kind = sys.argv[1:]
 words = ["--output-dir", out, "--max-steps", "6", "--save-steps", "2", "--report-to", "none"]
-if kind == "best":
+if kind in ("best", "early"):
     trainer = tiny.build(tiny.parse([*words, "--eval-steps", "2", "--save-total-limit", "1"]))
     trainer.args.load_best_model_at_end = trainer.args.greater_is_better = True
     trainer.args.metric_for_best_model = "eval_loss"
@@ -32,6 +32,8 @@ if kind == "packs":
             shutil.rmtree(folder)
 
     trainer.add_callback(Pack())
+if kind == "early":
+    trainer.add_callback(EarlyStoppingCallback(1))
 trainer.train()
 print("trained to", trainer.state.global_step)
 if kind == "killed" and not os.path.exists(out + ".evaluated"):
@@ -103,4 +105,18 @@ def test_a_training_whose_callback_packs_its_checkpoints_is_an_error_and_not_fin
 
     assert (done.returncode, again.returncode) == (1, 1), done.stderr
     assert "checkpoint-6 is not durable: it was gone before it could be pinned" in done.stderr
+    assert "trained to 6" in again.stdout
+
+
+@pytest.mark.slow
+def test_an_early_stop_whose_trainer_deletes_the_last_checkpoint_leaves_it_durable_and_goes_on_from_it(
+    tool: Tool, server: ServerProcess, tmp_path: Path, line: list[str]
+) -> None:
+    done, again = tool(*line, "early", timeout=170), tool(*line, "early", timeout=170)
+
+    assert (done.returncode, again.returncode) == (0, 0), done.stderr
+    assert "trained to 4" in done.stdout
+    assert "skipping checkpoint-4" not in done.stderr
+    assert "the training ended by itself at step 4 of 6, and the same command goes on from there" in done.stderr
+    assert [step for step, _ in kept(server, tmp_path.name)][:2] == [2, 4]
     assert "trained to 6" in again.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Tool, kept, training
+from tests.integration.conftest import Tool, kept, program, training
 from tests.server_process import ServerProcess
 
 
@@ -29,6 +29,21 @@ def losing(how: str, command: list[str]) -> list[str]:
     """The command without the hook: options of Python, or a program before it."""
     words = LOST[how]
     return [*words, *command] if words[0] == "env" else [command[0], *words, *command[1:]]
+
+
+@pytest.mark.parametrize("options", [["-I"], []], ids=["without", "with"])
+def test_that_the_hook_does_not_reach_a_training_is_said_at_its_first_save(
+    tool: Tool, tmp_path: Path, options: list[str]
+) -> None:
+    out = tmp_path / "out"
+    python, *words = program(
+        "save = lambda step: make_checkpoint(pathlib.Path(sys.argv[1]), step, max_steps=8)", "save(4)", "time.sleep(2)", "save(8)"
+    )
+
+    done = tool(*line(f"first-{len(options)}", out, [python, *options, *words, str(out)]))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the hook does not reach this training") == len(options)
 
 
 @pytest.fixture(scope="module")

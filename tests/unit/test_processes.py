@@ -47,6 +47,20 @@ def test_only_a_process_with_a_handler_catches_a_signal(child: subprocess.Popen[
     assert not processes.catches(grandchild, signal.SIGTERM)
 
 
+def test_a_process_is_found_by_the_environment_it_was_started_with_in_whatever_session() -> None:
+    words = [sys.executable, "-c", "print('up', flush=True); import sys; sys.stdin.read()"]
+    environ = {**os.environ, "CKPTSYNC_TEST_FOUND": "abc"}
+    with subprocess.Popen(words, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+
+        assert processes.started_with("CKPTSYNC_TEST_FOUND", "abc") == [process.pid]
+        assert processes.started_with("CKPTSYNC_TEST_FOUND", "ab") == []
+        process.kill()
+        process.wait()
+        assert processes.started_with("CKPTSYNC_TEST_FOUND", "abc") == []
+
+
 def test_a_stored_identity_finds_the_process_while_it_runs_and_none_with_its_reused_pid(
     child: subprocess.Popen[bytes],
 ) -> None:

@@ -49,6 +49,44 @@ class Outcome:
         at_end = at_end or self._daemon.uploader.uploads.finished
         return not code and (at_end or record.read(self._daemon.spool.output_dir).reached_end)
 
+    def early_end(self, newest: Checkpoint | None) -> str:
+        """Where a training came to that exited with 0 before its last step, and what continues it."""
+        state = newest.verdict.state if newest else None
+        if state is None or not state.max_steps:
+            return "the training exited with 0 before its last step"
+        # The newest save may be gone already: the Trainer keeps the best one alone.
+        step = max(state.global_step, self._daemon.pinner.restart_detection.step)
+        return f"the training ended by itself at step {step} of {state.max_steps}, and the same command goes on from there"
+
+    def unhidden(self, code: int | None, *, outlived: bool) -> int | None:
+        """The training's exit code: 1 where its command exited with 0 though the training failed, as it says itself.
+
+        A shell has the exit status of the last program of a pipe, and a command that leaves the training behind has none of it.
+        Of a training that the command waited for, a rank 0 that went away inside `train()` counts as killed; where it did so in
+        the middle of a save, as `os._exit(0)` in a callback does, the save is what it wanted to leave.
+        """
+        known = record.read(self._daemon.spool.output_dir)
+        failed = known.inside_train or (outlived and known.raised)
+        if code != 0 or not failed or known.is_command or self._shutdown.requested.is_set() or self._daemon.restarted:
+            return code
+        newest = self.newest()
+        if self.preempted(newest):
+            return code
+        step = newest.step if newest else 0
+        if self.finished(newest, code) or (known.inside_train and not outlived and self._saving(newest, known)):
+            log.warning("the training ended inside train(), with its save of step %d: counted as finished with that", step)
+            return code
+        what = "was killed inside train()" if known.inside_train else "failed in train()"
+        cause = "which left it running" if outlived else "a pipe needs `set -o pipefail`"
+        log.error("the training %s after its save of step %d; the exit status 0 is its command's: %s", what, step, cause)
+        return 1
+
+    def _saving(self, newest: Checkpoint | None, known: record.Record) -> bool:
+        """Whether the current attempt was still at the callbacks of its newest save, the last of which marks it."""
+        resumed = known.attempt.resumed_step if known.attempt else None
+        marked = newest is not None and self._daemon.spool.markers.of(newest.name, newest.fingerprint)
+        return newest is not None and newest.step > (resumed or 0) and not marked
+
     def exit_code(self, code: int | None) -> int:
         """The exit code of the whole job, from that of its training. Raises CkptsyncError for what a user has to act on."""
         newest = self.newest()

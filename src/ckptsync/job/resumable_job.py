@@ -320,6 +320,8 @@ class ResumableJob:
             resumed_step=placed.step if placed else None,
             resumed_version=str(version) if version else None,
         )
+        if self._hook and words == command:
+            record.update(self._output_dir, given_hook={"attempt": attempt.number})
         if placed and self._hook and words == command:
             record.update(self._output_dir, handed_over={"attempt": attempt.number, "step": placed.step})
         if placed:

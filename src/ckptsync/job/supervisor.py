@@ -93,6 +93,7 @@ class Supervisor:
             code = training.wait()
             self._daemon.spool.move_in(though_empty=True)
             self._shutdown.training_ended()
+            code = self._outcome.unhidden(code, outlived=training.outlived)
             if self._ended_for_good(code, start):
                 return code
             start = None if self._shutdown.requested.is_set() else self._prepare()
@@ -110,7 +111,7 @@ class Supervisor:
         if self._outcome.preempted(newest) or self._shutdown.interrupted or useless or finished:
             return True
         if code == 0:
-            log.info("the training exited with 0 before its last step: not restarting it")
+            log.warning("%s: not restarting it", self._outcome.early_end(newest))
             return True
         if code is None:
             log.warning("the training that was already running has ended before its last step")

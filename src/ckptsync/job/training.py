@@ -20,7 +20,7 @@ from typing import Protocol
 from ckptsync import descriptors, processes, record, signals
 from ckptsync.errors import UsageError
 from ckptsync.job.terminal import Terminal
-from ckptsync.trainer import OUTPUT_DIR
+from ckptsync.trainer import ATTEMPT, OUTPUT_DIR
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,15 @@ SAVE_SIGNAL = signal.SIGTERM
 """The signal that asks a training to save and exit, unless the user sent another one."""
 
 
+FOLLOW_PAUSE = 0.5
+"""Seconds between two looks at a training that outlived its command."""
+
+
 class Training(Protocol):
     """A training, whoever started it."""
+
+    outlived: bool
+    """Whether it outlived the command that started it, whose exit code then says nothing of it."""
 
     def signal(self, number: int) -> None:
         """Send a signal to all of its processes."""
@@ -68,8 +75,12 @@ def find_running(output_dir: Path) -> FoundTraining | None:
 class StartedTraining:
     """A command that this process starts in a process group of its own, with everything that the command starts.
 
-    When it reads from the terminal, it gets the terminal until it ends.
+    When it reads from the terminal, it gets the terminal until it ends. Where the command exits with 0 and leaves the training
+    running (`setsid python`, a daemon, `python &`), that is followed to its end.
     """
+
+    STARTUP = 120.0
+    """Seconds that what the command leaves running has to load torch, or to begin to train."""
 
     LINGER = 120.0
     """Seconds that processes which outlive the command have to save and exit before they are killed."""
@@ -89,23 +100,37 @@ class StartedTraining:
         self._terminal = Terminal(self.pid)
         folder = environ.get(OUTPUT_DIR)
         self._output_dir = Path(folder) if folder else None
+        self._attempt = environ.get(ATTEMPT)
+        self._announced: dict[int, str | None] = {}
+        self._followed: list[int] = []
+        self.outlived = False
         self._over = threading.Event()
 
     def signal(self, number: int) -> None:
-        """Send a signal to every process of the group, if any is left."""
-        _kill_group(self.pid, number)
+        """Send a signal to every process of the group, if any is left, and to the training that outlived the command."""
+        if self.outlived:
+            for pid in {*self._group(), *self._followed}:
+                _kill(pid, number)
+        else:
+            _kill_group(self.pid, number)
         if number == signal.SIGKILL:
             self._terminal.take_back()
 
     def request_save(self, number: int = SAVE_SIGNAL) -> None:
         """Ask the training to save and exit. If its ranks are known, their launcher is ended after them."""
-        signaled = _request_save(self.pid, self._ranks(), number)
+        signaled = _request_save(None if self.outlived else self.pid, self._ranks(), number)
         if signaled:
             threading.Thread(target=self._end_launcher_after, args=(signaled,), daemon=True).start()
+        elif self.outlived:
+            self.signal(signal.SIGTERM)
 
     def suspend(self) -> None:
         """Stop the training. When it has stopped, `wait` stops this process too."""
-        self.signal(signal.SIGTSTP)
+        if self.outlived:
+            # It left the terminal.
+            signal.raise_signal(signal.SIGSTOP)
+        else:
+            self.signal(signal.SIGTSTP)
 
     def ended(self) -> bool:
         """Whether the command and everything that it started have ended. Becomes true only in `wait`."""
@@ -120,6 +145,8 @@ class StartedTraining:
                 # Ctrl-C or Ctrl-\ reached the training alone, and ends the whole job.
                 if code in (-number, 128 + number):
                     signals.send_here(number)
+        if code == 0 and not self._over.is_set():
+            self._follow()
         if not self._over.is_set():
             # What the command left running would go on saving beside the next attempt.
             if left := self._members():
@@ -145,12 +172,46 @@ class StartedTraining:
                 self._process.returncode = os.waitstatus_to_exitcode(status)
         return self._process.returncode
 
+    def _follow(self) -> None:
+        """Wait for the end of a training that the command left running, if it did."""
+        pause, startup = threading.Event(), time.monotonic() + self.STARTUP
+        while found := self._left_training(starting=time.monotonic() < startup):
+            if not self.outlived:
+                log.warning("the command has exited with 0, but left pid %s running: following that", ", ".join(map(str, found)))
+            self._followed, self.outlived = found, True
+            pause.wait(FOLLOW_PAUSE)
+        self._followed = []
+
+    def _left_training(self, *, starting: bool) -> list[int]:
+        """The processes that go on training though the command has exited, in whatever group or session they are.
+
+        Once a `train()` of this start has announced its processes, those are the training, and what started them: a launcher
+        may start them again. Until then it may be any process that inherited the attempt's id, while that is `starting`; later
+        only one that has torch loaded and left the group, as setsid and a daemon do. So a tensorboard, or whatever else is left
+        to run for good, isn't waited for without end.
+        """
+        if self._attempt is None or self._output_dir is None:
+            return []
+        if record.read(self._output_dir).announced:
+            for rank in self._ranks():
+                for pid in (rank, *processes.ancestors_started_with(rank, ATTEMPT, self._attempt)):
+                    self._announced.setdefault(pid, processes.start_time(pid))
+            return [pid for pid, born in self._announced.items() if born is not None and processes.start_time(pid) == born]
+        found, group = processes.started_with(ATTEMPT, self._attempt), self._group()
+        return [pid for pid in found if starting or (pid not in group and processes.has_loaded(pid, "libtorch"))]
+
+    def _group(self) -> list[int]:
+        """The living members of the process group. Once the command is gone, another group may come to have its number."""
+        members = processes.group_members(self.pid)
+        own = processes.started_with(ATTEMPT, self._attempt) if self.outlived and members and self._attempt else members
+        return [pid for pid in members if pid in own]
+
     def _ranks(self) -> list[int]:
         return ranks(self._output_dir) if self._output_dir else []
 
     def _members(self) -> list[int]:
         """The living processes: the group, and the ranks, which torchrun starts in sessions of their own."""
-        return [*processes.group_members(self.pid), *self._ranks()]
+        return [*self._group(), *self._ranks()]
 
     def _end_launcher_after(self, signaled: Sequence[int]) -> None:
         """When these ranks are gone, end their launcher: torchrun with --max-restarts would start them again."""
@@ -164,6 +225,8 @@ class StartedTraining:
 
 class FoundTraining:
     """A training that another process started. Its exit code can't be known."""
+
+    outlived = True
 
     def __init__(self, output_dir: Path) -> None:
         self._output_dir = output_dir

@@ -98,10 +98,14 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._leaving = False
         self._left = False
         self._attempt: int | None = None
+        self._inside = False
+        self._folder: Path | None = None
+        self._marked: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Install the signal handlers, record the training in run.json, and backfill the run's history after a resume."""
         self._leaving = False
+        self._marked = None
         self._ranks = Ranks(args.world_size)
         if self._ranks.together:
             theirs = {signal.SIGTERM} if getattr(args, "enable_jit_checkpoint", False) else set()
@@ -130,9 +134,14 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._ranks.wait()
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._mark(args, state.global_step, preempted=self._leaving, though_gone=True)
-            self._await_pin(args, state)
         if self._leaving and not control.should_training_stop:
             self._leave()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Wait for the last pin at the Trainer's last row, which it logs before it deletes checkpoints for the last time."""
+        last = "train_runtime" in (logs or {})
+        if last and state.is_world_process_zero and not state.is_hyper_param_search:
+            self._await_pin(args, state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write down that the last step is done, or mark the checkpoint of a just-in-time save, which calls no `on_save`."""
@@ -145,12 +154,15 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._note_end(args, state)
         self.release()
 
-    def release(self) -> None:
+    def release(self, *, raised: bool = False) -> None:
         """Restore the signal handlers, and pass on a signal that came too late for a save. Does nothing after `_leave`.
 
+        Also writes down that `train()` was left, or that an exception was `raised` in it: a rank that is killed can't.
         torchrun sends SIGTERM to the other ranks as soon as the first one has exited, while their wandb may still be sending.
         """
         if not self._left:
+            if self._inside or raised:
+                self._note_left(raised=raised)
             self._signals.hand_over()
             self._signals.release()
 
@@ -166,6 +178,8 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 run.mark_preempting()
         with contextlib.suppress(Exception, SystemExit):
             self._signals.hand_over()
+        if self._inside:
+            self._note_left(raised=False)
         self._ranks.wait()
         self._left = True
         # sys.exit, not `raise SystemExit`: wandb hooks the function to learn the exit code, and sends its data at exit.
@@ -183,10 +197,16 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         record.update(Path(args.output_dir), reached_end={"attempt": self._attempt, "step": state.global_step})
 
     @_harmless
+    def _note_left(self, *, raised: bool) -> None:
+        self._inside = False
+        if self._folder is not None:
+            record.update(self._folder, inside_train=None, raised={"attempt": self._attempt} if raised else None)
+
+    @_harmless
     def _mark(self, args: Any, step: int, *, preempted: bool, though_gone: bool = False) -> None:
         # The run's id counts only where ckptsync gave it: a program may log to any run.
         run_id = wandb_init.run_id() if ATTEMPT in os.environ else None
-        marker.write(
+        written = marker.write(
             Path(args.output_dir),
             step,
             world_size=self._ranks.world_size,
@@ -195,13 +215,17 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             attempt=self._attempt,
             though_gone=though_gone,
         )
+        self._marked = written.name if written else self._marked
 
     @_harmless
     def _await_pin(self, args: Any, state: Any) -> None:
-        """Let the watcher pin the last checkpoint before the Trainer deletes it, where only the best one may stay."""
-        best, name = state.best_model_checkpoint, f"checkpoint-{state.global_step}"
-        if state.global_step >= state.max_steps and args.save_total_limit == 1 and best and Path(best).name != name:
-            marker.await_pin(Path(args.output_dir), name, seconds=PIN_SECONDS)
+        """Let the watcher pin the last checkpoint before the Trainer deletes it, where only the best one may stay.
+
+        The training may be at its last step, or stop early: by EarlyStoppingCallback or a time limit of its own.
+        """
+        best, last = state.best_model_checkpoint, self._marked
+        if args.save_total_limit == 1 and best and last and Path(best).name != last:
+            marker.await_pin(Path(args.output_dir), last, seconds=PIN_SECONDS)
 
     @_harmless
     def _relocate_best(self, args: Any, state: Any) -> None:
@@ -236,7 +260,9 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             values["run_name"] = run.name
         if secret_detection.recordable(sys.orig_argv):
             values["argv"] = sys.orig_argv
+        self._folder = Path(args.output_dir)
         if ATTEMPT not in os.environ:
-            record.drop_stray_state(Path(args.output_dir))
-        self._attempt = _acknowledge(Path(args.output_dir), state.global_step)
-        record.update(Path(args.output_dir), **values)
+            record.drop_stray_state(self._folder)
+        self._attempt = _acknowledge(self._folder, state.global_step)
+        record.update(self._folder, **values, inside_train={"attempt": self._attempt}, raised=None)
+        self._inside = True

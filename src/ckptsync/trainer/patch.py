@@ -37,13 +37,17 @@ def wrap(module: Any) -> None:
         callback = _callback_of(self) or _add_callback(self)
         if callback is not None:
             ranks.announce()
+        raised = False
         try:
             with _entitlement(self, args, kwargs, watched=callback is not None):
                 return original(self, *args, **kwargs)
+        except Exception:
+            raised = True
+            raise
         finally:
             vars(self).pop("set_initial_training_values", None)
             if callback is not None:
-                callback.release()
+                callback.release(raised=raised)
 
     train._ckptsync = True  # type: ignore[attr-defined]
     trainer_class.train = train

@@ -33,6 +33,7 @@ class RestartDetection:
         self._before_path: Path | None = None
         self._attempt: record.Attempt | None = None
         self._recorded: tuple[int, int] | None = None
+        self._warned_of: int | None = None
 
     def take_up(self, known: Sequence[Receipt | Snapshot]) -> None:
         """Continue from what is durable or queued. A verdict on an earlier attempt ends with that attempt.
@@ -90,6 +91,8 @@ class RestartDetection:
         attempt = _attempt_in(marker)
         inferred = self._attempt.number if self._attempt and appearance is Appearance.CREATED else None
         save = lineage.saved(folder.step, checkpoint.verdict.state, attempt or inferred)
+        if attempt is None:
+            self._warn_of_lost_hook(folder)
         missing = attempt is None and record.hook_missing(self._spool.output_dir) is not None
         doubted = missing and appearance is Appearance.CREATED
         try:
@@ -105,6 +108,16 @@ class RestartDetection:
             return False
         self.restarted = None
         return True
+
+    def _warn_of_lost_hook(self, folder: QuietFolder) -> None:
+        """Warn at an attempt's first save, rather than at its restart, that no checkpoint can be handed over to this training."""
+        number = self._attempt.number if self._attempt else None
+        if folder.appearance is Appearance.PRESENT or number == self._warned_of:
+            return
+        self._warned_of = number
+        if record.hook_lost(self._spool.output_dir) and record.hook_missing(self._spool.output_dir) is None:
+            reason = "so a restart can't hand over a checkpoint to it"
+            log.warning("the hook does not reach this training, %s. %s", reason, HookMissingError.hint)
 
     def attempt_of(self, folder: QuietFolder) -> int | None:
         """The attempt of a checkpoint that was accepted: as the training marked it, else the current one if it came during it."""

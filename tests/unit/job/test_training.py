@@ -90,6 +90,82 @@ def test_processes_that_outlive_the_command_are_named_and_get_sigterm(tmp_path: 
     assert re.search(r"ending what it left running \(pid \d+\)", caplog.text)
 
 
+class Impatient(StartedTraining):
+    """One that gives what its command leaves running hardly any time to begin to train."""
+
+    STARTUP = 0.3
+
+
+def leaving(left: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """A command that starts this program in a session of its own, once it runs, and exits with 0; and its environment."""
+    started = folder / "left"
+    start = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {left!r}, {str(started)!r}], start_new_session=True)"
+    )
+    start += f"\nimport os, time\nwhile not os.path.exists({str(started)!r}): time.sleep(0.01)"
+    environ = {**os.environ, "CKPTSYNC_ATTEMPT": os.urandom(4).hex(), "CKPTSYNC_OUTPUT_DIR": str(folder)}
+    return [sys.executable, "-W", "ignore", "-c", start], environ
+
+
+RUNS = "import pathlib, os, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep({})"
+
+LOADS = """
+import mmap, pathlib, sys
+library = pathlib.Path(sys.argv[1] + "-libs/libtorch_cpu.so")
+library.parent.mkdir()
+library.write_bytes(bytes(4096))
+with library.open("r+b") as file:
+    held = mmap.mmap(file.fileno(), 4096)
+"""
+
+
+def test_what_the_command_leaves_running_is_followed_while_it_may_still_begin_to_train(tmp_path: Path) -> None:
+    command, environ = leaving(RUNS.format(1), tmp_path)
+
+    training = StartedTraining(command, environ)
+    code = training.wait()
+
+    assert (code, training.outlived) == (0, True)
+    assert gone(int((tmp_path / "left").read_text()))
+
+
+def test_what_never_begins_to_train_is_neither_waited_for_nor_ended(tmp_path: Path) -> None:
+    command, environ = leaving(RUNS.format(60), tmp_path)
+
+    Impatient(command, environ).wait()
+    pid = int((tmp_path / "left").read_text())
+
+    assert not gone(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_that_has_loaded_torch_is_followed_until_it_ends_and_gets_the_signals(tmp_path: Path) -> None:
+    command, environ = leaving(LOADS + RUNS.format(60), tmp_path)
+    training = Impatient(command, environ)
+    waiting = threading.Thread(target=training.wait)
+    waiting.start()
+    pid = int(wait_for(tmp_path / "left"))
+    time.sleep(2 * Impatient.STARTUP)
+    waited = waiting.is_alive() and training.outlived
+
+    training.request_save()
+    waiting.join(20)
+
+    assert waited
+    assert training.ended()
+    assert gone(pid)
+
+
+def test_what_a_command_that_failed_leaves_running_is_not_followed(tmp_path: Path) -> None:
+    command, environ = leaving(RUNS.format(60), tmp_path)
+
+    training = StartedTraining([*command[:-1], command[-1] + "\nsys.exit(3)"], environ)
+    code = training.wait()
+
+    assert (code, training.outlived) == (3, False)
+    os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+
+
 def test_a_signal_after_the_end_reaches_no_process() -> None:
     training = StartedTraining([sys.executable, "-c", ""], os.environ)
     training.wait()

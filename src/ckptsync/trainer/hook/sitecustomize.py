@@ -106,14 +106,17 @@ def _chain(seen: set[str | None]) -> None:
 
 def _note_presence(folder: str, attempt: str) -> None:
     """Show `ckptsync run` that the hook has reached a Python process of this attempt: python -I, sudo and containers lose it."""
-    try:
-        file = os.open(folder + "/.ckptsync/hooked", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    except OSError:
+    # Beside the folder while a training starts with an empty one.
+    for state in (folder + "/.ckptsync", "{}/.{}.ckptsync".format(*os.path.split(os.path.realpath(folder)))):
+        try:
+            file = os.open(state + "/hooked", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        except OSError:
+            continue
+        try:
+            os.write(file, attempt.encode())
+        finally:
+            os.close(file)
         return
-    try:
-        os.write(file, attempt.encode())
-    finally:
-        os.close(file)
 
 
 _seen: set[str | None] | None = getattr(sys, "_ckptsync_chained", None)

@@ -1,0 +1,182 @@
+"""A command whose exit status says nothing of the training: it left that running, or a pipe hides how it ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptsync import processes, record
+from tests.integration.conftest import Ended, Tool, events, kept, wait_for_event
+from tests.server_process import ServerProcess
+
+PROGRAM = """
+import os, pathlib, signal, sys, time
+from transformers import TrainerCallback
+from ckptsync.trainer import tiny
+
+out, kind, seconds = sys.argv[1:]
+once = pathlib.Path(out + ".once")
+
+class Ends(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if kind.startswith("killed") and state.global_step == 5 and not (kind == "killed-once" and once.exists()):
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind.startswith("raises") and state.global_step == 5:
+            raise RuntimeError("injected")
+        if kind == "stops" and state.global_step == 5:
+            control.should_training_stop = True
+    def on_save(self, args, state, control, **kwargs):
+        if kind == "exits" and state.global_step == 4:
+            os._exit(0)
+
+trainer = tiny.build(tiny.parse([
+    "--output-dir", out, "--max-steps", "8", "--save-steps", "4", "--report-to", "none", "--step-seconds", seconds
+]))
+trainer.add_callback(Ends())
+try:
+    trainer.train()
+except RuntimeError:
+    if kind != "raises-caught":
+        raise
+print("trained to", trainer.state.global_step, flush=True)
+"""
+
+
+class Scene:
+    """A job in a folder of its own."""
+
+    def __init__(self, folder: Path, tool: Tool) -> None:
+        (folder / "train.py").write_text(PROGRAM)
+        self.out = folder / "out"
+        self.run_id = f"hidden-{folder.name}"
+        self.tool = tool
+
+    def training(self, kind: str, *, seconds: float = 0.0) -> str:
+        """The command of the training, for a shell."""
+        return shlex.join([sys.executable, str(self.out.with_name("train.py")), str(self.out), kind, str(seconds)])
+
+    def line(self, script: str, *options: str) -> list[str | Path]:
+        """The job's command line."""
+        words: list[str | Path] = ["--run-id", self.run_id, "--output-dir", self.out, "--quiet-period", "0.2", *options]
+        return ["run", *words, "--", "bash", "-c", script]
+
+    def __call__(self, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.tool(*self.line(script, *options), timeout=170)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, tool: Tool) -> Scene:
+    return Scene(tmp_path, tool)
+
+
+@pytest.mark.parametrize("leaves", ["exec setsid {}", "{} > /dev/null 2>&1 &"])
+def test_a_training_that_its_command_leaves_running_is_followed_to_its_end(
+    scene: Scene, server: ServerProcess, leaves: str
+) -> None:
+    done = scene(leaves.format(scene.training("plain", seconds=0.2)))
+
+    assert done.returncode == 0, done.stderr
+    assert "the command has exited with 0, but left pid" in done.stderr
+    assert kept(server, scene.run_id) == [(4, ["step-4"]), (8, ["final", "latest", "step-8"])]
+    assert record.read(scene.out).completed
+
+
+def test_a_notice_reaches_a_training_that_left_its_command(
+    scene: Scene, server: ServerProcess, tmp_path: Path, ended: Ended
+) -> None:
+    log = tmp_path / "log"
+    process = ended(scene.tool.start(*scene.line(f"exec setsid {scene.training('plain', seconds=1)}"), log=log))
+    wait_for_event(scene.out, "uploaded", 4)
+
+    process.terminate()
+
+    assert process.wait(60) == 75, log.read_text()
+    assert "preempted" in kept(server, scene.run_id)[-1][1]
+    assert events(scene.out, "preempted") == [("preempted", kept(server, scene.run_id)[-1][0])]
+
+
+@pytest.mark.slow
+def test_a_daemon_that_the_training_leaves_behind_keeps_no_job_alive(scene: Scene, tmp_path: Path, server: ServerProcess) -> None:
+    pid = tmp_path / "pid"
+    daemon = [sys.executable, "-c", f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(300)"]
+    starts = f"setsid -f {shlex.join(daemon)} > /dev/null 2>&1 < /dev/null"
+
+    done = scene(f"{starts}; exec setsid {scene.training('plain')}")
+    left = int(pid.read_text())
+    lives = processes.start_time(left) is not None
+    os.kill(left, signal.SIGKILL)
+
+    assert done.returncode == 0, done.stderr
+    assert lives
+    assert kept(server, scene.run_id)[-1] == (8, ["final", "latest", "step-8"])
+
+
+@pytest.mark.slow
+def test_a_launcher_that_left_its_command_may_start_the_training_again(scene: Scene, server: ServerProcess) -> None:
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node=1 --max-restarts=1"
+    python, program = scene.training("killed-once", seconds=0.1).split(" ", 1)
+
+    done = scene(f"exec setsid {python} {launcher} {program}")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained to 8") == 1
+    assert events(scene.out, "restart") == []
+    assert kept(server, scene.run_id)[-1] == (8, ["final", "latest", "step-8"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hides", ["exec setsid {}", "{} | cat"])
+def test_a_training_that_is_killed_behind_its_command_s_exit_status_is_restarted(
+    scene: Scene, server: ServerProcess, hides: str
+) -> None:
+    done = scene(hides.format(scene.training("killed-once", seconds=0.1)), "--max-restarts", "1")
+
+    assert done.returncode == 0, done.stderr
+    assert "the training was killed inside train() after its save of step 4; the exit status 0 is its command's" in done.stderr
+    assert events(scene.out, "restart", "resumed") == [("restart", 4), ("resumed", 4)]
+    assert kept(server, scene.run_id)[-1] == (8, ["final", "latest", "step-8"])
+
+
+def test_a_training_that_is_killed_in_a_pipe_fails_with_1_and_the_way_out(scene: Scene, server: ServerProcess) -> None:
+    done = scene(f"{scene.training('killed')} | cat", "--max-restarts", "0")
+
+    assert done.returncode == 1, done.stderr
+    assert "a pipe needs `set -o pipefail`" in done.stderr
+    assert kept(server, scene.run_id) == [(4, ["latest", "step-4"])]
+
+
+@pytest.mark.slow
+def test_an_exception_is_a_failure_only_where_the_command_did_not_wait_for_the_program(scene: Scene) -> None:
+    left = scene(f"exec setsid {scene.training('raises', seconds=0.1)}", "--max-restarts", "0")
+    caught = scene(f"{scene.training('raises-caught')} | cat", "--max-restarts", "0")
+
+    assert left.returncode == 1, left.stderr
+    assert "the training failed in train() after its save of step 4" in left.stderr
+    assert caught.returncode == 0, caught.stderr
+    assert "trained to 5" in caught.stdout
+
+
+@pytest.mark.slow
+def test_a_program_that_exits_in_the_middle_of_a_save_has_ended_by_itself(scene: Scene, server: ServerProcess) -> None:
+    piped = scene(f"{scene.training('exits')} | cat", "--max-restarts", "0")
+
+    assert piped.returncode == 0, piped.stderr
+    assert "inside train(), with its save of step 4: counted as finished with that" in piped.stderr
+    assert kept(server, scene.run_id) == [(4, ["latest", "step-4"])]
+
+
+@pytest.mark.slow
+def test_a_training_that_stops_early_says_where_and_that_it_can_go_on(scene: Scene) -> None:
+    done = scene(f"exec {scene.training('stops')}", "--max-restarts", "1")
+
+    assert done.returncode == 0, done.stderr
+    assert "the training ended by itself at step 4 of 8, and the same command goes on from there" in done.stderr
+    assert "inside train()" not in done.stderr
+    assert events(scene.out, "restart") == []
