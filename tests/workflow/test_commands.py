@@ -291,6 +291,15 @@ def test_what_is_durable_in_one_store_is_not_in_another(tool: Tool, server: Serv
     assert [step for step, _ in kept(server, "two-stores")] == [4]
 
 
+def test_what_is_durable_in_another_project_is_told(tool: Tool, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "out", 4, content="two-projects")
+    assert "what is durable" not in tool.watch_once(tmp_path / "out", "two-projects").stderr
+
+    done = tool.watch_once(tmp_path / "out", "two-projects", "--project", "other")
+
+    assert "what is durable so far is in project tests, and is not uploaded to other again" in done.stderr
+
+
 def test_push_parked_tries_again_what_a_permanent_error_had_stopped(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_checkpoint(out, 4, content="parked")

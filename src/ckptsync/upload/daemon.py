@@ -166,6 +166,10 @@ class Daemon:
         with contextlib.suppress(FileNotFoundError):
             record.update(self.watch.output_dir, entity=run.entity)
         log.info("watching %s for run %s", self.watch.output_dir, run)
+        newest = self.spool.receipts.newest()
+        for project in newest.artifact.split("/")[1:2] if newest else ():
+            if project != run.project:
+                log.warning("what is durable so far is in project %s, and is not uploaded to %s again", project, run.project)
 
     def once(self) -> None:
         """Pin what is there, upload it, and return. Raises what kept something from becoming durable.
