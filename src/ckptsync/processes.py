@@ -53,6 +53,13 @@ def _was_started_with(pid: int, variable: str, value: str) -> bool:
     return False
 
 
+def is_python(pid: int) -> bool:
+    """Whether the process runs a Python interpreter."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+    return False
+
+
 def has_loaded(pid: int, library: str) -> bool:
     """Whether the process has mapped a file whose name begins so."""
     with contextlib.suppress(OSError):

@@ -28,10 +28,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from ckptsync import config, record
+from ckptsync import config, layouts, record
 from ckptsync.checkpoint import File, Run, Snapshot, Version
 from ckptsync.errors import CkptsyncError, TransientStoreError
 from ckptsync.restore import download, listing, sources
@@ -208,7 +209,7 @@ class Publisher:
         started = time.time()
         pinned = snapshot.load(Path(job["snapshot"]))
         run = self.store.check(Run(**job["run"]))
-        upload, later = self._leaving_latest(_upload_of(job), pinned, run, job)
+        upload, later, attempt = self._in_order(_upload_of(job), pinned, run, job)
         version = self.store.put(pinned, upload, progress=self._answers.note)
         snapshot.leave_cache(pinned)
         seconds = time.time() - started
@@ -217,20 +218,29 @@ class Publisher:
             lag = time.time() - pinned.saved_at
             self.store.measure({"upload_seconds": seconds, "bytes": pinned.bytes, "lag_seconds": lag, "step": pinned.step})
         others = self._others(run, started)
-        return {"version": asdict(version), "seconds": seconds, "attached": attached, "others": others, "later": later}
+        order = {"later": later, "attempt": attempt}
+        return {"version": asdict(version), "seconds": seconds, "attached": attached, "others": others, **order}
 
-    def _leaving_latest(self, upload: Upload, pinned: Snapshot, run: Run, job: dict[str, Any]) -> tuple[Upload, str | None]:
-        """The upload with `latest` left to a version that was saved later, and that version; it may be of another folder.
+    def _in_order(self, upload: Upload, pinned: Snapshot, run: Run, job: dict[str, Any]) -> tuple[Upload, str | None, int | None]:
+        """The upload in its place behind the holder of `latest`, which may be of another folder.
 
-        What this folder itself uploaded last (`own`) is no rival: the queue knows the order. Nor is any version where somebody
-        went back by choice (`back`).
+        Returns what is to be uploaded, the version that keeps `latest` where that was saved later, and the attempt of a version
+        that this save continues, where that is higher than its own number: another folder counted on. What this folder itself
+        uploaded last (`own`) is no rival, since the queue knows the order, nor is any version where somebody chose to go `back`.
         """
         holder = None if upload.latest or job.get("back") else self.store.latest(upload.name)
-        if holder is None or holder.version == job.get("own") or holder.ours.get("run") != run.run_id:
-            return upload, None
-        if not lineage.is_later(holder, lineage.save_of(pinned)):
-            return upload, None
-        return replace(upload, latest=holder.version), f"{holder}, step {holder.step}"
+        if holder is None or holder.ours.get("run") != run.run_id:
+            return upload, None, None
+        save, own = lineage.save_of(pinned), holder.version == job.get("own")
+        follows = own and holder.step is not None and save.step > holder.step
+        if follows or lineage.continues(holder, save, partial(layouts.rows_digest, pinned.content)):
+            if holder.attempt is None or save.attempt is None or save.attempt >= holder.attempt:
+                return upload, None, None
+            ours = {**upload.metadata["ckptsync"], "attempt": holder.attempt}
+            return replace(upload, metadata={**upload.metadata, "ckptsync": ours}), None, holder.attempt
+        if own or not lineage.is_later(holder, save):
+            return upload, None, None
+        return replace(upload, latest=holder.version), f"{holder}, step {holder.step}", None
 
     def _others(self, run: Run, now: float) -> str | None:
         """The artifact to which HF's WandbCallback uploads this training's checkpoints too; looked up once."""
@@ -256,6 +266,8 @@ class Publisher:
         # Where artifacts are named after the run's name, those of another run may lie beside ours.
         versions = [each for each in self.store.versions(job["name"]) if each.ours.get("run") == run.run_id]
         choices = retention.plan(self.store, versions, Retention(**job["policy"]), time.time())
+        # What was just uploaded stays, wherever it stands in the order.
+        choices = [each for each in choices if each.version.version != job.get("uploaded")]
         return {"gone": [{"version": each.version, "step": each.step} for each in retention.sweep(self.store, choices)]}
 
     def _list(self, job: dict[str, Any]) -> dict[str, Any]:

@@ -173,6 +173,13 @@ class Record:
         return self._is_of_newest("completed") and isinstance(value, dict) and value.get("run") == self.text("run_id")
 
     @property
+    def completed_in(self) -> str | None:
+        """The store (`Connection.store`) to which a completed training was uploaded; None where nobody said so."""
+        value = self.values.get("completed")
+        store = value.get("store") if isinstance(value, dict) else None
+        return store if isinstance(store, str) else None
+
+    @property
     def left_undone(self) -> bool:
         """Whether `run` or `resume` started an attempt that came to its last step, and none since came to an exit with 0."""
         reached, completed = self._attempt_of("reached_end"), self._attempt_of("completed")
@@ -190,11 +197,6 @@ class Record:
         value = self.values.get("rolled_back")
         step, attempt = (value.get("step"), value.get("attempt")) if isinstance(value, dict) else (None, None)
         return (step, attempt) if isinstance(step, int) and isinstance(attempt, int) else None
-
-    @property
-    def went_back(self) -> bool:
-        """Whether somebody chose the version that the training in this folder began from: newer ones don't count here."""
-        return self.rolled_back is not None or self.values.get("chosen") is not None
 
     def _is_of_newest(self, key: str) -> bool:
         return self.attempt is not None and self._attempt_of(key) == self.attempt.number
@@ -296,12 +298,13 @@ def begin_attempt(output_dir: Path, *, resumed_step: int | None = None, resumed_
     return begun[0]
 
 
-def note_completed(output_dir: Path) -> None:
-    """Write down that the training of the newest attempt came to its last step and exited with 0."""
+def note_completed(output_dir: Path, store: str | None) -> None:
+    """Write down that the training of the newest attempt came to its last step and exited with 0, and where its versions are."""
 
     def add(values: Mapping[str, Any]) -> dict[str, Any]:
         known = Record(values)
-        return {"completed": {"attempt": known.attempt.number, "run": known.text("run_id")}} if known.attempt else {}
+        run = known.text("run_id")
+        return {"completed": {"attempt": known.attempt.number, "run": run, "store": store}} if known.attempt else {}
 
     change(output_dir, add)
 

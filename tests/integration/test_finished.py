@@ -120,3 +120,17 @@ def test_an_early_stop_whose_trainer_deletes_the_last_checkpoint_leaves_it_durab
     assert "the training ended by itself at step 4 of 6, and the same command goes on from there" in done.stderr
     assert [step for step, _ in kept(server, tmp_path.name)][:2] == [2, 4]
     assert "trained to 6" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_finished_training_whose_program_deletes_its_folder_is_not_started_again(
+    tool: Tool, server: ServerProcess, tmp_path: Path, line: list[str]
+) -> None:
+    at = line.index("--") + 1
+    cleaning = [*line[:at], "sh", "-c", f'"$@" && sleep 6 && rm -rf {tmp_path / "out"}', "sh", *line[at:], "plain"]
+
+    done, again = tool(*cleaning, timeout=170), tool(*cleaning, timeout=170)
+
+    assert (done.returncode, again.returncode) == (0, 0), done.stderr + again.stderr
+    assert ("trained to 6" in done.stdout, again.stdout) == (True, "")
+    assert kept(server, tmp_path.name)[-1][0] == 6

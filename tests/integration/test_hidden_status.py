@@ -85,7 +85,9 @@ def test_a_training_that_its_command_leaves_running_is_followed_to_its_end(
     assert done.returncode == 0, done.stderr
     assert "the command has exited with 0, but left pid" in done.stderr
     assert kept(server, scene.run_id) == [(4, ["step-4"]), (8, ["final", "latest", "step-8"])]
-    assert record.read(scene.out).completed
+    # Nobody saw how it ended: what follows its last step may have failed.
+    assert not record.read(scene.out).completed
+    assert "the exit status of the training is not known" in done.stderr
 
 
 def test_a_notice_reaches_a_training_that_left_its_command(
@@ -180,3 +182,28 @@ def test_a_training_that_stops_early_says_where_and_that_it_can_go_on(scene: Sce
     assert "the training ended by itself at step 4 of 8, and the same command goes on from there" in done.stderr
     assert "inside train()" not in done.stderr
     assert events(scene.out, "restart") == []
+
+
+@pytest.mark.slow
+def test_what_a_command_leaves_running_that_never_begins_to_train_is_no_success(scene: Scene) -> None:
+    failed = shlex.join([sys.executable, "-c", "import time; time.sleep(1); raise FileNotFoundError('no such dataset')"])
+
+    done = scene(f"exec setsid {failed}")
+
+    assert done.returncode == 1, done.stderr
+    assert "has ended and never began to train; its exit status is not known" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_second_training_that_the_command_leaves_running_after_the_first_is_followed_too(
+    scene: Scene, server: ServerProcess
+) -> None:
+    longer = PROGRAM.replace('"--max-steps", "8"', '"--max-steps", "12"')
+    second = scene.out.with_name("longer.py")
+    second.write_text(longer.replace("trainer.train()", "trainer.train(resume_from_checkpoint=True)"))
+
+    done = scene(f"{scene.training('plain')}; {scene.training('plain').replace('train.py', second.name)} & true")
+
+    assert done.returncode == 0, done.stderr
+    assert "trained to 12" in done.stdout
+    assert kept(server, scene.run_id)[-1][0] == 12

@@ -102,3 +102,54 @@ def test_a_folder_that_a_download_made_belongs_to_its_run(tool: Tool, server: Se
         assert done.returncode == 2, done.stderr
         assert "are of run run-a, not of run-b" in refusal(done)
     assert [step for step, _ in kept(server, "run-b")] == [3]
+
+
+def test_torn_first_saves_of_several_attempts_do_not_add_up(tool: Tool, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", ("run", "--run-id", "torn-thrice", "--output-dir", tmp_path / "out", "--")
+    for step in (5, 9, 7):
+        torn = f"make_checkpoint(pathlib.Path(sys.argv[1]), {step}, without=['trainer_state.json']); sys.exit(3)"
+        done = tool(*run, *program(torn), out)
+        assert done.returncode == 3, done.stderr
+
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-7"]
+    assert len(list((out / ".ckptsync" / "torn").iterdir())) == 2
+
+
+def test_a_download_of_a_version_by_choice_is_where_the_training_goes_on(tool: Tool, tmp_path: Path) -> None:
+    for step in (4, 8):
+        make_checkpoint(tmp_path / "out", step, content="chosen")
+    assert tool.watch_once(tmp_path / "out", "chosen", "--backlog", "all").returncode == 0
+    folder = tmp_path / "new"
+    assert tool("resume", "chosen:step-4", "--output-dir", folder, "--download-only").returncode == 0
+
+    done = tool("run", "--run-id", "chosen", "--output-dir", folder, "--no-hook", "--", "true")
+
+    assert "resuming from local checkpoint-4" in done.stderr, done.stderr
+
+
+def test_a_training_that_finished_in_one_store_is_not_finished_in_another(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    make_checkpoint(out, 4, max_steps=8)
+    save = "make_checkpoint(pathlib.Path(sys.argv[1]), 8, max_steps=8); print('trained')"
+    line: tuple[str | Path, ...] = (
+        "run",
+        "--run-id",
+        "two-ends",
+        "--output-dir",
+        out,
+        "--no-hook",
+        "--quiet-period",
+        "0.2",
+        "--",
+        *program(save),
+        out,
+    )
+    assert tool(*line).returncode == 0
+    assert "finished" in tool(*line).stderr
+    with ServerProcess(tmp_path / "other") as other:
+        done = Tool(tmp_path / "home-there", other)(*line)
+
+        assert done.returncode == 0, done.stderr
+        assert [step for step, _ in kept(other, "two-ends")][-1] == 8

@@ -15,8 +15,11 @@ import pytest
 
 from ckptsync.checkpoint import Run, Snapshot, Version
 from ckptsync.errors import CkptsyncError, PermanentStoreError, SnapshotChangedError, TransientStoreError
+from ckptsync.layouts import rows_digest
 from ckptsync.publish import Answers, Publisher
 from ckptsync.store.contract import Progress, Upload
+from ckptsync.upload import retention
+from ckptsync.upload.retention import Choice, Retention
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import checkpoint_at, make_checkpoint
 
@@ -203,3 +206,43 @@ def test_a_long_upload_gives_signs_of_life_and_none_after_its_answer(pinned: Sna
     assert lines[0].keys() == {"event", "stage", "done", "total", "moved"}
     assert (lines[0]["stage"], lines[0]["total"]) == ("upload", 10)
     assert 1 <= lines[0]["done"] <= 10
+
+
+def test_a_save_that_continues_the_holder_of_latest_counts_on_from_its_attempt(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.prepare()
+    made = make_checkpoint(tmp_path, 9)
+    state = json.loads((made / "trainer_state.json").read_text())
+    (made / "trainer_state.json").write_text(json.dumps(state | {"log_history": [{"step": 3}, {"step": 9}]}))
+    pinned = spool.pin(checkpoint_at(made), attempt=1)
+    store = FakeStore()
+    digest = rows_digest(made, 1)
+    store.holder = holding_latest(3, attempt=4, rows=1, rows_from=3, rows_digest=digest)
+    asked = {**job(pinned), "upload": {"name": "checkpoint-a", "aliases": [], "metadata": {"ckptsync": {"attempt": 1}}}}
+
+    (answer,) = answers(store, asked)
+    (other,) = answers(store, asked | {"own": "v7"})
+    store.holder = holding_latest(3, attempt=4, rows=1, rows_from=3, rows_digest="of another history")
+    (diverged,) = answers(store, asked)
+
+    assert store.put_as is not None
+    assert (answer["later"], answer["attempt"], other["attempt"]) == (None, 4, 4)
+    assert diverged["later"] == "checkpoint-a:v7, step 3"
+
+
+def test_what_was_just_uploaded_is_not_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeStore()
+    gone: list[str] = []
+    choices = [Choice(holding_latest(3), ()), Choice(VERSION, ())]
+    monkeypatch.setattr(retention, "plan", lambda *_: choices)
+
+    def sweep(_: object, going: list[Choice]) -> list[Version]:
+        gone.extend(each.version.version for each in going)
+        return []
+
+    monkeypatch.setattr(retention, "sweep", sweep)
+
+    asked = {"op": "prune", "run": asdict(Run("a", "p")), "name": "checkpoint-a", "policy": asdict(Retention(last=1))}
+    answers(store, asked | {"uploaded": "v0"})
+
+    assert gone == ["v7"]

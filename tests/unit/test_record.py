@@ -60,7 +60,7 @@ def test_what_follows_train_stays_undone_through_attempts_that_end_before_train(
 
     record.begin_attempt(tmp_path, resumed_step=8)
     undone = record.read(tmp_path).left_undone
-    record.note_completed(tmp_path)
+    record.note_completed(tmp_path, "a store")
 
     assert undone
     assert not record.read(tmp_path).left_undone

@@ -15,6 +15,9 @@ from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED = 130
+"""The exit code after a Ctrl-C, where the training's own can't be had."""
+
 RECEIPT_WAIT = 60.0
 """Seconds to wait for the receipt of another watcher when no deadline is known."""
 
@@ -65,21 +68,36 @@ class Outcome:
         Of a training that the command waited for, a rank 0 that went away inside `train()` counts as killed; where it did so in
         the middle of a save, as `os._exit(0)` in a callback does, the save is what it wanted to leave.
         """
+        if code != 0:
+            return code
+        if outlived and self._shutdown.interrupted:
+            return INTERRUPTED
         known = record.read(self._daemon.spool.output_dir)
-        failed = known.inside_train or (outlived and known.raised)
-        if code != 0 or not failed or known.is_command or self._shutdown.requested.is_set() or self._daemon.restarted:
+        if known.is_command or self._shutdown.requested.is_set() or self._daemon.restarted:
             return code
         newest = self.newest()
         if self.preempted(newest):
             return code
         step = newest.step if newest else 0
+        if not (known.inside_train or (outlived and known.raised)):
+            return self._of_unseen(newest, known) if outlived else code
         if self.finished(newest, code) or (known.inside_train and not outlived and self._saving(newest, known)):
             log.warning("the training ended inside train(), with its save of step %d: counted as finished with that", step)
             return code
         what = "was killed inside train()" if known.inside_train else "failed in train()"
-        cause = "which left it running" if outlived else "a pipe needs `set -o pipefail`"
+        cause = "it was left running and has none of its own" if outlived else "a pipe needs `set -o pipefail`"
         log.error("the training %s after its save of step %d; the exit status 0 is its command's: %s", what, step, cause)
         return 1
+
+    def _of_unseen(self, newest: Checkpoint | None, known: record.Record) -> int:
+        """The exit code of a training that outlived its command, and that says nothing of a failure."""
+        resumed = known.attempt.resumed_step if known.attempt else None
+        if not known.announced and (newest is None or newest.step <= (resumed or 0)):
+            log.error("what the command left running has ended and never began to train; its exit status is not known")
+            return 1
+        if self.finished(newest, 0):
+            log.warning("the exit status of the training is not known: the next start does again what follows its last step")
+        return 0
 
     def _saving(self, newest: Checkpoint | None, known: record.Record) -> bool:
         """Whether the current attempt was still at the callbacks of its newest save, the last of which marks it."""

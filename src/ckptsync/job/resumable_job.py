@@ -98,6 +98,7 @@ class ResumableJob:
         self._force = force
         self._heartbeat = Heartbeat(connection, run, output_dir, beside=force) if connection else None
         self._exists = False
+        self._watched: daemon.Daemon | None = None
         # Now: the wandb client of this process drops the training's own variables, WANDB_NAME among them.
         self._stem = following.stem(run, output_dir)
 
@@ -115,7 +116,7 @@ class ResumableJob:
             quiet=self.following.quiet_period,
             allow_restart=self._allow_restart,
         )
-        watched = daemon.Daemon(watch, Stop(), manager=self._manager, reread=reread)
+        watched = self._watched = daemon.Daemon(watch, Stop(), manager=self._manager, reread=reread)
         if self._heartbeat:
             self._heartbeat.guard(watched)
         begin = lambda: self._begin(first.pop()) if first else self._begin_again()  # noqa: E731
@@ -143,7 +144,8 @@ class ResumableJob:
                 try:
                     yield
                 finally:
-                    if self._heartbeat and record.read(self._output_dir).completed:
+                    ended = self._watched is not None and self._watched.completed
+                    if self._heartbeat and (ended or record.read(self._output_dir).completed):
                         self._heartbeat.undone = False
         finally:
             lock.release()
@@ -172,13 +174,9 @@ class ResumableJob:
             if not reading:
                 self._hold_run()
             placed = self._place(store, alias)
-        chosen = None if alias in (None, "latest") else placed.step
-        if alias and not reading:
-            # The next start of the training has to go on from there too, though a later step stands in the store.
-            record.note_rollback(self._output_dir, chosen)
-        elif reading:
-            # Somebody else starts the training from there.
-            record.update(self._output_dir, chosen=chosen)
+        if alias:
+            # Every start of the training has to go on from there, though a later step stands in the store.
+            record.note_rollback(self._output_dir, None if alias == "latest" else placed.step)
         return placed
 
     def _require_versions(self, store: Store) -> None:
@@ -205,7 +203,9 @@ class ResumableJob:
 
     def _completed(self) -> bool:
         """As `finished`, for a training that was seen to exit with 0, whatever checkpoints its Trainer kept."""
-        if not record.read(self._output_dir).completed or self._extend:
+        known = record.read(self._output_dir)
+        elsewhere = self._connection is not None and known.completed_in not in (None, self._connection.store)
+        if not known.completed or elsewhere or self._extend:
             return False
         self._terminal.say(
             f"the training is finished: it reached its last step in {self._output_dir} and exited with 0. {_EXTEND}"

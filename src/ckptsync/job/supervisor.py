@@ -94,20 +94,23 @@ class Supervisor:
             self._daemon.spool.move_in(though_empty=True)
             self._shutdown.training_ended()
             code = self._outcome.unhidden(code, outlived=training.outlived)
-            if self._ended_for_good(code, start):
+            if self._ended_for_good(code, start, outlived=training.outlived):
                 return code
             start = None if self._shutdown.requested.is_set() else self._prepare()
         return 0
 
-    def _ended_for_good(self, code: int | None, start: Start) -> bool:
+    def _ended_for_good(self, code: int | None, start: Start, *, outlived: bool) -> bool:
         """Whether this was the last start. If not, returns after the pause before the next one."""
         newest = self._outcome.newest()
         finished = self._outcome.finished(newest, code)
         useless = self._daemon.lost or self._daemon.restarted
-        if finished and code == 0 and not useless and not self._outcome.lost_save():
+        # One that outlived its command may have failed after its last step: the next start does what follows that again.
+        seen = code == 0 and not outlived
+        if finished and seen and not useless and not self._outcome.lost_save():
+            self._daemon.completed = True
             # A program that deletes its output folder at its end left nothing to note it in.
             with contextlib.suppress(FileNotFoundError):
-                record.note_completed(self._daemon.spool.output_dir)
+                record.note_completed(self._daemon.spool.output_dir, self._daemon.watch.store)
         if self._outcome.preempted(newest) or self._shutdown.interrupted or useless or finished:
             return True
         if code == 0:

@@ -82,6 +82,9 @@ class StartedTraining:
     STARTUP = 120.0
     """Seconds that what the command leaves running has to load torch, or to begin to train."""
 
+    PREPARATION = 3600.0
+    """The same for a Python process: it may read a data set before it loads torch."""
+
     LINGER = 120.0
     """Seconds that processes which outlive the command have to save and exit before they are killed."""
 
@@ -174,21 +177,21 @@ class StartedTraining:
 
     def _follow(self) -> None:
         """Wait for the end of a training that the command left running, if it did."""
-        pause, startup = threading.Event(), time.monotonic() + self.STARTUP
-        while found := self._left_training(starting=time.monotonic() < startup):
+        pause, since = threading.Event(), time.monotonic()
+        while found := self._left_training(time.monotonic() - since):
             if not self.outlived:
                 log.warning("the command has exited with 0, but left pid %s running: following that", ", ".join(map(str, found)))
             self._followed, self.outlived = found, True
             pause.wait(FOLLOW_PAUSE)
         self._followed = []
 
-    def _left_training(self, *, starting: bool) -> list[int]:
-        """The processes that go on training though the command has exited, in whatever group or session they are.
+    def _left_training(self, waited: float) -> list[int]:
+        """The processes that go on training `waited` seconds after the command has exited, in whatever group or session they are.
 
         Once a `train()` of this start has announced its processes, those are the training, and what started them: a launcher
-        may start them again. Until then it may be any process that inherited the attempt's id, while that is `starting`; later
-        only one that has torch loaded and left the group, as setsid and a daemon do. So a tensorboard, or whatever else is left
-        to run for good, isn't waited for without end.
+        may start them again. Before, it may be any process that inherited the attempt's id, for a time; then only one that has
+        torch loaded and left the group, as setsid and a daemon do. After, only a Python process that is younger: a second
+        phase. So a tensorboard, or whatever else is left to run for good, isn't waited for without end.
         """
         if self._attempt is None or self._output_dir is None:
             return []
@@ -196,9 +199,19 @@ class StartedTraining:
             for rank in self._ranks():
                 for pid in (rank, *processes.ancestors_started_with(rank, ATTEMPT, self._attempt)):
                     self._announced.setdefault(pid, processes.start_time(pid))
-            return [pid for pid, born in self._announced.items() if born is not None and processes.start_time(pid) == born]
-        found, group = processes.started_with(ATTEMPT, self._attempt), self._group()
-        return [pid for pid in found if starting or (pid not in group and processes.has_loaded(pid, "libtorch"))]
+        trained = {pid: born for pid, born in self._announced.items() if born is not None}
+        if living := [pid for pid, born in trained.items() if processes.start_time(pid) == born]:
+            return living
+        found = processes.started_with(ATTEMPT, self._attempt)
+        if trained:
+            last = max(map(int, trained.values()))
+            return [pid for pid in found if self._is_preparing(pid, waited) and int(processes.start_time(pid) or 0) > last]
+        group = self._group()
+        detached = [pid for pid in found if pid not in group and processes.has_loaded(pid, "libtorch")]
+        return found if waited < self.STARTUP else [*{*detached, *(pid for pid in found if self._is_preparing(pid, waited))}]
+
+    def _is_preparing(self, pid: int, waited: float) -> bool:
+        return waited < self.PREPARATION and processes.is_python(pid)
 
     def _group(self) -> list[int]:
         """The living members of the process group. Once the command is gone, another group may come to have its number."""

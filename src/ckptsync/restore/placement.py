@@ -138,11 +138,18 @@ class Placement:
         usable = complete if self._allow_restart else before_restart(complete, self._spool)
         higher = [each.path for each in complete if each.step >= step or each not in usable]
         for path in [*higher, *(path for path, _ in incomplete)]:
-            if path == keep:
-                continue
-            aside = _unused(durable.make_folder(self._spool.root / "torn") / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}")
-            durable.rename(path, aside)
-            log.warning("moved %s out of the way, to %s", path.name, aside)
+            if path != keep:
+                self._set_aside(path)
+
+    def clear_incomplete(self) -> None:
+        """Move what is left of an interrupted save out of the way of a training that starts from scratch. Deletes nothing."""
+        for path, _ in local_checkpoints(self._output_dir)[1]:
+            self._set_aside(path)
+
+    def _set_aside(self, path: Path) -> None:
+        aside = _unused(durable.make_folder(self._spool.root / "torn") / f"{path.name}-{time.strftime('%Y%m%dT%H%M%S')}")
+        durable.rename(path, aside)
+        log.warning("moved %s out of the way, to %s", path.name, aside)
 
     def sweep_incoming(self) -> None:
         """Delete interrupted downloads and those of invalid versions: nothing will continue them now."""

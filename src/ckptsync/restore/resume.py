@@ -86,6 +86,7 @@ class Resume:
         if not sources:
             if not self._allow_restart:
                 self._require_none_refused()
+            self._placement.clear_incomplete()
             raise NotFoundError(
                 f"run {self.run} has no checkpoint to resume from", hint="See `ckptsync list`; `ckptsync run` would start fresh."
             )

@@ -105,6 +105,8 @@ class Daemon:
         )
         self.report = ServiceReport(manager, self.spool, self.uploader.uploads)
         self._reread = reread
+        self.completed = False
+        """Whether the training came to its last step and exited with 0, wherever that can be noted."""
         self._failing: OSError | None = None
         self._hints: Hints | None = None
         self._known = record.Record({})

@@ -141,6 +141,16 @@ def _behind(save: Save, last: Save, appearance: Appearance, theirs: PrefixDigest
     return Relation.OLDER
 
 
+def continues(version: Version, save: Save, own: PrefixDigest) -> bool:
+    """Whether a save goes on from that version: the version's rows are the first of its own. `own` reads the save's rows.
+
+    That counts for more than the attempts: two folders may have counted them each for itself.
+    """
+    theirs = version.rows
+    goes_on = version.step is not None and save.step > version.step
+    return goes_on and save.rows.comparable(theirs) and own(theirs.count) == theirs.digest
+
+
 def is_later(version: Version, save: Save) -> bool:
     """Whether a version of the same run, from another folder, was saved after this save: by (attempt, step).
 

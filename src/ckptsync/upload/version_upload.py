@@ -88,7 +88,7 @@ class VersionUpload:
         if not answer["attached"]:
             log.warning("run %s is not on the server yet: %s stays with the run ckptsync-%s", self.run, name, self.run.run_id)
         if settings.keep and deadline is None:
-            self._prune(name, settings)
+            self._prune(name, settings, receipt.version)
 
     def _put(self, pinned: Snapshot, deadline: Deadline | None) -> dict[str, Any]:
         preempted = self._spool.markers.preempted(pinned.checkpoint, pinned.fingerprint)
@@ -105,8 +105,11 @@ class VersionUpload:
             "snapshot": str(pinned.directory),
             "upload": asdict(upload),
         }
-        job |= {"own": self.durable.version if self.durable else None, "back": self._back or known.went_back}
+        job |= {"own": self.durable.version if self.durable else None, "back": self._back or known.rolled_back is not None}
         answer = self._process.ask(job, on_progress=lambda line: self._note(pinned, line))
+        if attempt := answer.get("attempt"):
+            # The next start here, and the saves after this one, stand above what another folder counted.
+            record.note_highest_attempt(self._spool.output_dir, attempt)
         if later := answer.get("later"):
             log.warning("latest stays with %s, which was saved later than %s", later, pinned.checkpoint)
         if answer.get("others") and not self._warned_of_others:
@@ -159,9 +162,9 @@ class VersionUpload:
             # The pin still holds; the next attempt reads the best checkpoint's folder anew.
             raise TransientStoreError(str(error)) from error
 
-    def _prune(self, name: str, settings: UploadSettings) -> None:
+    def _prune(self, name: str, settings: UploadSettings, uploaded: str) -> None:
         """Delete the versions that the settings don't keep. A failure is logged, and the next receipt tries again."""
-        job = {"op": "prune", "run": asdict(self.run), "name": name, "policy": asdict(settings.keep)}
+        job = {"op": "prune", "run": asdict(self.run), "name": name, "policy": asdict(settings.keep), "uploaded": uploaded}
         try:
             gone = self._process.ask(job)["gone"]
         except CkptsyncError as error:

@@ -93,7 +93,7 @@ def test_processes_that_outlive_the_command_are_named_and_get_sigterm(tmp_path: 
 class Impatient(StartedTraining):
     """One that gives what its command leaves running hardly any time to begin to train."""
 
-    STARTUP = 0.3
+    STARTUP = PREPARATION = 0.3
 
 
 def leaving(left: str, folder: Path) -> tuple[list[str], dict[str, str]]:
