@@ -265,6 +265,19 @@ def test_an_older_checkpoint_that_is_pushed_from_elsewhere_leaves_latest_where_i
     assert resumed.stdout.strip() == str(tmp_path / "new" / "checkpoint-30")
 
 
+def test_an_older_checkpoint_of_the_same_folder_that_is_pushed_leaves_latest_where_it_is(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    older, newer = [make_checkpoint(tmp_path / "out", step, content="own-folder") for step in (10, 20)]
+    assert tool("push", newer, "--run-id", "own-folder").returncode == 0
+
+    done = tool("push", older, "--run-id", "own-folder")
+
+    assert done.returncode == 0, done.stderr
+    assert kept(server, "own-folder") == [(20, ["latest", "step-20"]), (10, ["step-10"])]
+    assert tool.json("status", tmp_path / "out")["last_durable_step"] == 20
+
+
 def test_a_checkpoint_whose_version_was_deleted_is_pushed_again(tool: Tool, server: ServerProcess, tmp_path: Path) -> None:
     made = [make_checkpoint(tmp_path / "out", step, content="deleted") for step in (4, 8, 12)]
     assert tool.watch_once(tmp_path / "out", "deleted", "--backlog", "all").returncode == 0

@@ -141,8 +141,17 @@ def _pin(spool: Spool, folder: Path) -> str:
     checkpoint = Checkpoint(folder, step_of(folder.name) or 0, verdict)
     name = f"{checkpoint.name}.{checkpoint.fingerprint}"
     if not spool.knows(name):
-        spool.pin(checkpoint)
+        spool.pin(checkpoint, latest=not _is_older(spool, checkpoint))
     return name
+
+
+def _is_older(spool: Spool, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint was saved before the one that is durable: pushed later, it must not take `latest` from that."""
+    newest = spool.receipts.newest()
+    if newest is None:
+        return False
+    attempt = spool.attempt_of(checkpoint.name, checkpoint.fingerprint) or newest.attempt or 0
+    return (attempt, checkpoint.step) < (newest.attempt or 0, newest.step)
 
 
 def _is_settled(name: str, spool: Spool) -> bool:

@@ -22,7 +22,7 @@ MODEL = re.compile(r"(?:model|pytorch_model|adapter_model|mm_projector).*\.(?:sa
 FSDP_MODEL = re.compile(r"pytorch_model_fsdp\w*\.bin")
 VALUE_HEAD = re.compile(r"value_head\.(?:safetensors|bin)")
 CLASSES = re.compile(
-    r"(?:.*config.*|.*tokenizer.*|vocab.*|special_tokens_map|added_tokens|chat_template.*|normalizer|modules|.*processor.*)\.json"
+    r"(?:.*config.*|.*tokenizer.*|.*vocab.*|special_tokens_map|added_tokens|chat_template.*|normalizer|modules|.*processor.*)\.json"
     r"|(?:merges|vocab.*|spiece.*|.*tokenizer.*|sentencepiece.*|chat_template.*)\.(?:txt|model|jinja)|zero_to_(?:fp32|torch)\.py|README\.md"
 )
 """What `save_pretrained` of models, tokenizers and processors writes (transformers, PEFT, sentence-transformers)."""

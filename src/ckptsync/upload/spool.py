@@ -130,10 +130,21 @@ class Spool:
         self.undurable = {*self.waiting(), *parked}
         return swept
 
-    def pin(self, checkpoint: Checkpoint, *, attempt: int | None = None, alive: Callable[[], None] = lambda: None) -> Snapshot:
-        """Put a checkpoint into the queue, as snapshot.pin does. Raises SnapshotChangedError when it changed meanwhile."""
+    def pin(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        attempt: int | None = None,
+        latest: bool = True,
+        alive: Callable[[], None] = lambda: None,
+    ) -> Snapshot:
+        """Put a checkpoint into the queue, as snapshot.pin does. Raises SnapshotChangedError when it changed meanwhile.
+
+        Without `latest` it never counts as the one that was saved last.
+        """
+        sequence = self.next_sequence() if latest else 0
         folder = self.root / "spool" / f"{checkpoint.name}.{checkpoint.fingerprint}"
-        pinned = snapshot.pin(checkpoint, folder, sequence=self.next_sequence(), run_id=self.run_id, attempt=attempt, alive=alive)
+        pinned = snapshot.pin(checkpoint, folder, sequence=sequence, run_id=self.run_id, attempt=attempt, alive=alive)
         self.undurable.add(pinned.name)
         self.history.record("pinned", pinned, bytes=pinned.bytes, files=len(pinned.files), by=pinned.pinned_by)
         return pinned
