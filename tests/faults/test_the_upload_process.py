@@ -99,9 +99,10 @@ def test_a_start_that_takes_long_shows_progress(tmp_path: Path) -> None:
 def test_on_a_full_disk_the_answer_is_one_sentence_without_the_tracebacks_of_the_clients_own_log(
     tmp_path: Path, server: ServerProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    made = make_checkpoint(tmp_path / "out", 5)
     spool = Spool(tmp_path / "out")
     spool.prepare()
-    pinned = spool.pin(checkpoint_at(make_checkpoint(tmp_path / "out", 5)))
+    pinned = spool.pin(checkpoint_at(made))
     run = asdict(Run("full", "tests", "local"))
     upload = {"name": "checkpoint-full", "aliases": [], "metadata": {}}
     job = {"op": "upload", "run": run, "snapshot": str(pinned.directory), "upload": upload}

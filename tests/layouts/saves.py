@@ -7,6 +7,7 @@ folder OUTPUT_DIR/LAYOUT with checkpoint-2 and checkpoint-4. Runs in the trainin
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -134,5 +135,7 @@ if __name__ == "__main__":
     for layout in sys.argv[2:]:
         LAYOUTS[layout](Path(sys.argv[1]) / layout)
     if torch.distributed.is_initialized():
-        # Otherwise its threads may outlive what they use, and now and then a rank aborts when all is saved ("terminate called").
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        # Now and then a thread of torch outlives that, and the rank aborts at its exit when all is saved ("terminate called").
+        os._exit(0)
