@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsync import locks, processes, record, state_folder
+from ckptsync import locks, processes, record, state_folder, state_moves
 from ckptsync.trainer import marker
 from ckptsync.upload.spool import Spool
 from tests.checkpoints import make_checkpoint
@@ -85,7 +85,7 @@ def test_a_link_beside_it_is_no_state(output_dir: Path, tmp_path: Path) -> None:
 
 
 def test_an_output_folder_that_is_deleted_and_made_again_keeps_its_state_and_nothing_makes_it_meanwhile(output_dir: Path) -> None:
-    record.move_state_out(output_dir)
+    state_moves.move_out(output_dir)
     output_dir.rmdir()
 
     record.update(output_dir, project="p")
@@ -107,11 +107,11 @@ def test_without_an_output_folder_no_state_is_made(tmp_path: Path) -> None:
 
 
 def test_a_state_that_a_killed_job_left_of_another_folder_of_that_name_is_dropped(output_dir: Path) -> None:
-    record.move_state_out(output_dir)
+    state_moves.move_out(output_dir)
     output_dir.rmdir()
     output_dir.mkdir()
 
-    assert record.drop_stray_state(output_dir) is None
+    assert state_moves.drop_stray(output_dir) is None
 
     assert record.read(output_dir).text("run_id") is None
     assert list(output_dir.parent.iterdir()) == [output_dir]
@@ -120,11 +120,11 @@ def test_a_state_that_a_killed_job_left_of_another_folder_of_that_name_is_droppe
 def test_where_it_holds_receipts_it_is_set_aside(output_dir: Path) -> None:
     Spool(output_dir).prepare()
     (output_dir / ".ckptsync/receipts/checkpoint-4.x.json").touch()
-    record.move_state_out(output_dir)
+    state_moves.move_out(output_dir)
     output_dir.rmdir()
     output_dir.mkdir()
 
-    aside = record.drop_stray_state(output_dir)
+    aside = state_moves.drop_stray(output_dir)
 
     assert aside is not None
     assert (aside / "receipts/checkpoint-4.x.json").exists()
@@ -132,33 +132,33 @@ def test_where_it_holds_receipts_it_is_set_aside(output_dir: Path) -> None:
 
 
 def test_the_state_stays_that_of_the_folder_that_it_was_moved_out_of(output_dir: Path) -> None:
-    record.move_state_out(output_dir)
+    state_moves.move_out(output_dir)
 
-    record.drop_stray_state(output_dir)
+    state_moves.drop_stray(output_dir)
 
     assert record.read(output_dir).text("run_id") == "r1"
 
 
 def test_and_that_of_a_folder_made_again_while_its_job_or_its_training_lives(output_dir: Path) -> None:
-    record.move_state_out(output_dir)
+    state_moves.move_out(output_dir)
     output_dir.rmdir()
     output_dir.mkdir()
     lock = locks.FolderLock(state_folder.of(output_dir) / "job")
     lock.acquire("a job")
-    record.drop_stray_state(output_dir)
+    state_moves.drop_stray(output_dir)
     lock.release()
     with record.noting_training(output_dir) as note:
         note(os.getpid())
-    record.drop_stray_state(output_dir)
+    state_moves.drop_stray(output_dir)
 
     assert record.read(output_dir).text("run_id") == "r1"
 
 
 def test_the_end_of_a_job_leaves_no_state_beside_an_output_folder_that_is_gone(output_dir: Path) -> None:
-    record.move_state_out(output_dir)
+    state_moves.move_out(output_dir)
     output_dir.rmdir()
 
-    record.leave_no_state_beside(output_dir)
+    state_moves.leave_none_beside(output_dir)
 
     assert list(output_dir.parent.iterdir()) == []
 
@@ -173,7 +173,7 @@ def test_a_training_is_noted_without_a_new_name_in_its_folder(output_dir: Path) 
 
 
 def test_with_the_first_save_the_training_moves_the_state_in_itself(output_dir: Path) -> None:
-    record.move_state_out(output_dir)
+    state_moves.move_out(output_dir)
     make_checkpoint(output_dir, 4)
 
     marker.write(output_dir, 4, world_size=1)
@@ -187,7 +187,7 @@ def test_a_marker_that_is_written_while_the_state_moves_in_is_kept_and_nothing_s
         out = tmp_path / str(number)
         out.mkdir()
         record.update(out, run_id="r")
-        assert record.move_state_out(out)
+        assert state_moves.move_out(out)
         watcher = threading.Thread(target=move_in_when_it_can, args=(out,))
         watcher.start()
         (out / "checkpoint-4").mkdir()
@@ -204,4 +204,4 @@ def test_a_marker_that_is_written_while_the_state_moves_in_is_kept_and_nothing_s
 def move_in_when_it_can(out: Path) -> None:
     while not (out / ".ckptsync").exists():
         with contextlib.suppress(OSError):
-            record.move_state_in(out)
+            state_moves.move_in(out)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ckptsync import durable, locks, record, secret_detection, state_folder
+from ckptsync import durable, locks, record, secret_detection, state_folder, state_moves
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError
@@ -149,7 +149,7 @@ class ResumableJob:
                         self._heartbeat.undone = False
         finally:
             lock.release()
-            if held and (left := record.leave_no_state_beside(self._output_dir)):
+            if held and (left := state_moves.leave_none_beside(self._output_dir)):
                 log.warning("%s is gone; its state, with snapshots or receipts, stays in %s", self._output_dir, left)
 
     def _hold_run(self) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptsync import durable, record
+from ckptsync import durable, record, state_moves
 from ckptsync.checkpoint import Problem, Run, Version, step_of
 from ckptsync.errors import CkptsyncError, IntegrityError, NotFoundError, UsageError
 from ckptsync.restore.placement import Placed, Placement
@@ -171,7 +171,7 @@ def require_output_dir(output_dir: Path, *, create: bool) -> Path:
         durable.make_folder(path)
     except OSError as error:
         raise UsageError(f"{output_dir} cannot be made: {error.strerror}", hint="Give a folder that you may write to.") from error
-    if stray := record.drop_stray_state(path):
+    if stray := state_moves.drop_stray(path):
         log.warning("set aside as %s: the state of another folder that was %s", stray, path)
     return path
 

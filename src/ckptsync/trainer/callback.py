@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ckptsync import processes, record, secret_detection
+from ckptsync import processes, record, secret_detection, state_moves
 from ckptsync.errors import PreemptedError
 from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, patch, say, wandb_init
 from ckptsync.trainer.ranks import Ranks
@@ -262,7 +262,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             values["argv"] = sys.orig_argv
         self._folder = Path(args.output_dir)
         if ATTEMPT not in os.environ:
-            record.drop_stray_state(self._folder)
+            state_moves.drop_stray(self._folder)
         self._attempt = _acknowledge(self._folder, state.global_step)
         record.update(self._folder, **values, inside_train={"attempt": self._attempt}, raised=None)
         self._inside = True

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptsync import locks, record, state_folder
+from ckptsync import locks, state_folder, state_moves
 from ckptsync.checkpoint import File, fingerprint, is_storable, step_of
 
 
@@ -51,7 +51,7 @@ def write(
     text = json.dumps(value) + "\n"
     # With the first checkpoint the state moves into the output folder. The watcher does that too, if it lives.
     with contextlib.suppress(OSError):
-        record.move_state_in(output_dir)
+        state_moves.move_in(output_dir)
     marker = state_folder.within(output_dir, lambda state: _put(state / "complete", checkpoint.name, text))
     state_folder.within(output_dir, lambda state: _delete_others(output_dir, state / "complete", checkpoint.name))
     return marker

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ckptsync import durable, record, state_folder
+from ckptsync import durable, state_folder, state_moves
 from ckptsync.checkpoint import Checkpoint, Receipt, Snapshot
 from ckptsync.errors import CkptsyncError, IntegrityError
 from ckptsync.upload import snapshot
@@ -92,12 +92,12 @@ class Spool:
     def move_out(self) -> None:
         """Leave the output folder empty to a program that may insist on it."""
         with contextlib.suppress(OSError):
-            record.move_state_out(self.output_dir)
+            state_moves.move_out(self.output_dir)
 
     def move_in(self, *, though_empty: bool = False) -> None:
         """Come back into an output folder that is no longer empty. Where that fails, the state stays where it is."""
         with contextlib.suppress(OSError):
-            record.move_state_in(self.output_dir, though_empty=though_empty)
+            state_moves.move_in(self.output_dir, though_empty=though_empty)
 
     @property
     def lock_path(self) -> Path:
