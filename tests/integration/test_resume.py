@@ -294,7 +294,6 @@ def test_what_was_placed_is_not_uploaded_again(tool: Tool, server: ServerProcess
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["resume", "pull"])
 def test_ctrl_c_in_a_download_ends_it_at_once(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path, ended: Ended, command: str
@@ -309,6 +308,26 @@ def test_ctrl_c_in_a_download_ends_it_at_once(
     process.send_signal(signal.SIGINT)
 
     assert process.wait(20) == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_machine_that_goes_during_the_download_is_a_preemption(
+    tool: Tool, server: ServerProcess, tmp_path: Path, new: Path, ended: Ended, number: signal.Signals
+) -> None:
+    made = make_checkpoint(tmp_path / "old", 6, content=f"leaving-{number}", size=20_000_000)
+    assert tool.watch_once(tmp_path / "old", f"leaving-{number}").returncode == 0
+    server.faults([{"match": {"method": "GET", "path": address(made / "model.safetensors")}, "action": {"throttle": 1_000_000}}])
+    words: list[str | Path] = ["--output-dir", new, "--", *program(TELL)]
+    process = ended(tool.start("resume", f"leaving-{number}", *words, log=tmp_path / "log"))
+    wait_for(lambda: sum(path.stat().st_blocks for path in new.rglob("model.safetensors*")) * 512 > 1_000_000, what="bytes")
+
+    process.send_signal(number)
+
+    assert process.wait(20) == 75
+    said = (tmp_path / "log").read_text()
+    assert "before the training was started" in said
+    assert "started with" not in said
 
 
 def test_a_time_that_is_none_in_a_versions_metadata_keeps_nobody_from_resuming(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -106,8 +107,8 @@ def resume_command(
         again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
         terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
         with job.alone():
-            placed = job.pull(alias, reading=download_only)
             if download_only:
+                placed = job.pull(alias, reading=True)
                 version = placed.source.version
                 name = str(version) if version else None
                 record.begin_attempt(output_dir, resumed_step=placed.step, resumed_version=name)
@@ -115,9 +116,7 @@ def resume_command(
                 record.update(output_dir, run_id=job.run.run_id, project=job.run.project, entity=job.run.entity)
                 click.echo(str(placed.path))
                 return
-            if job.finished(placed):
-                return
-            raise click.exceptions.Exit(job.run_to_end(terms, again, placed))
+            raise click.exceptions.Exit(job.run_to_end(terms, again, partial(job.pull, alias)))
 
 
 def _output_dir(given: Path | None) -> Path:

@@ -102,9 +102,12 @@ class ResumableJob:
         # Now: the wandb client of this process drops the training's own variables, WANDB_NAME among them.
         self._stem = following.stem(run, output_dir)
 
-    def run_to_end(self, terms: supervisor.Terms, reread: Reread, placed: Placed | None = None) -> int:
-        """Start the training, restart it within the terms, and return the exit code. The first start continues from `placed`."""
-        first = [placed] if placed else []
+    def run_to_end(self, terms: supervisor.Terms, reread: Reread, first: Callable[[], Placed] | None = None) -> int:
+        """Start the training, restart it within the terms, and return the exit code. The first start is from what `first` places.
+
+        Without it, that is as at every restart: from the newest valid checkpoint, or from scratch if there is none.
+        """
+        firsts = [first] if first else []
         self.following.note(self._output_dir)
         watch = daemon.Watch(
             output_dir=self._output_dir,
@@ -119,7 +122,7 @@ class ResumableJob:
         watched = self._watched = daemon.Daemon(watch, Stop(), manager=self._manager, reread=reread)
         if self._heartbeat:
             self._heartbeat.guard(watched)
-        begin = lambda: self._begin(first.pop()) if first else self._begin_again()  # noqa: E731
+        begin = lambda: self._begin_unless_finished(firsts.pop()()) if firsts else self._begin_again()  # noqa: E731
         return supervisor.Supervisor(watched, begin, terms).run()
 
     @contextlib.contextmanager
@@ -187,7 +190,7 @@ class ResumableJob:
             store.run_state(self.run)
         log.info("run %s is not on the server, but its checkpoints are", self.run)
 
-    def finished(self, placed: Placed) -> bool:
+    def _finished(self, placed: Placed) -> bool:
         """Whether the training has reached its last step and may not go further; reported to the user if so.
 
         Where the program is known to have been killed after its last step, it is started again for what follows `train()`.
@@ -202,7 +205,7 @@ class ResumableJob:
         return False
 
     def _completed(self) -> bool:
-        """As `finished`, for a training that was seen to exit with 0, whatever checkpoints its Trainer kept."""
+        """As `_finished`, for a training that was seen to exit with 0, whatever checkpoints its Trainer kept."""
         known = record.read(self._output_dir)
         elsewhere = self._connection is not None and known.completed_in not in (None, self._connection.store)
         if not known.completed or elsewhere or self._extend:
@@ -223,8 +226,10 @@ class ResumableJob:
             return None
         # The training that ended may have deleted it.
         durable.make_folder(self._output_dir)
-        placed = self._find()
-        return None if placed and self.finished(placed) else self._begin(placed)
+        return self._begin_unless_finished(self._find())
+
+    def _begin_unless_finished(self, placed: Placed | None) -> supervisor.Start | None:
+        return None if placed and self._finished(placed) else self._begin(placed)
 
     def _find(self) -> Placed | None:
         """Place the newest valid checkpoint; None if the run has none yet.
