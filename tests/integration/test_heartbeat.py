@@ -15,8 +15,8 @@ from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import LockedError, TransientStoreError
 from ckptsync.job.heartbeat import WATCHED, Heartbeat
-from ckptsync.store import holder
-from ckptsync.store.holder import HolderNotes
+from ckptsync.store import run_holder
+from ckptsync.store.run_holder import HolderNotes
 from ckptsync.upload.daemon import Daemon, Watch
 from ckptsync.upload.stop import Stop
 from tests.integration.conftest import UPSERT, Ended, Tool, descendants, events, program, refusal, wait_for
@@ -189,7 +189,7 @@ def test_a_store_that_keeps_no_heartbeat_holds_up_no_upload(machine: Make, serve
 def test_the_note_of_a_machine_that_was_found_gone_is_no_loss_until_the_own_one_is_written(
     machine: Make, server: ServerProcess, run: Run, tmp_path: Path
 ) -> None:
-    here = holder.here(tmp_path / "before")
+    here = run_holder.here(tmp_path / "before")
     notes_of(server, run).beat(replace(here, process={**here.process, "born": "0"}))
     server.faults([{"match": {"operation": "Hold"}, "count": 1, "action": {"status": 503}}])
     one = machine("one")

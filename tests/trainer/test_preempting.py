@@ -14,7 +14,7 @@ import transformers
 
 from ckptsync.checkpoint import fingerprint
 from ckptsync.layouts import list_files
-from ckptsync.trainer.signals import Signals
+from ckptsync.trainer.preemption_signals import Signals
 from tests.trainer.trainings import TINY, Training, difference, wait_for
 
 PROGRAM = """

@@ -21,8 +21,8 @@ from pathlib import Path
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import LockedError, PermanentStoreError, StoreError
-from ckptsync.store import holder
-from ckptsync.store.holder import Holder, HolderNotes, Sign
+from ckptsync.store import run_holder
+from ckptsync.store.run_holder import Holder, HolderNotes, Sign
 from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ SILENCE = 60.0
 WATCHED = 35.0
 """Seconds for which a heartbeat that is older than that has to stay still while the store answers.
 
-That is longer than the pause between two heartbeats of a machine that lives: BEAT and holder.TIMEOUT, or 30 s of a wandb client.
-No machine takes a run over sooner: one that was silent for less still holds it.
+That is longer than the pause between two heartbeats of a machine that lives: BEAT and run_holder.TIMEOUT, or 30 s of a wandb
+client. No machine takes a run over sooner: one that was silent for less still holds it.
 """
 
 POLL = 1.0
@@ -71,7 +71,7 @@ class Heartbeat:
         self.undone = False
         """As in `Holder`: what the one before left, and what this process makes of it."""
         self._notes = HolderNotes(connection, run)
-        self._here = replace(holder.here(output_dir), beside=beside)
+        self._here = replace(run_holder.here(output_dir), beside=beside)
         self._leaving: Callable[[], bool] = lambda: False
         self._on_loss: Callable[[LockedError], None] = lambda _: None
         self._looked: Sign | None = None

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from ckptsync import processes, record, secret_detection, state_moves
 from ckptsync.errors import PreemptedError
 from ckptsync.trainer import ATTEMPT, backfill, dataloader_workers, marker, patch, say, wandb_init
+from ckptsync.trainer.preemption_signals import PREEMPTING, Signals
 from ckptsync.trainer.ranks import Ranks
-from ckptsync.trainer.signals import PREEMPTING, Signals
 
 PIN_SECONDS = 5.0
 """Seconds to wait for the pin of a last checkpoint that is deleted next: it takes milliseconds where somebody watches."""

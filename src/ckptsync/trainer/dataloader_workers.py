@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ckptsync.trainer import forks
+from ckptsync.trainer import forked_children
 
 _CHECK_SECONDS = 0.5
 
@@ -59,7 +59,7 @@ def _defer(torch_signals: Any, asked: Callable[[], bool], exiting: Callable[[], 
     def set_handlers() -> None:
         install()
         signal.signal(signal.SIGTERM, lambda *_: None)
-        forks.undo_in_children(_defer, install)
+        forked_children.undo_in_children(_defer, install)
         threading.Thread(target=_follow_parent, args=(install, asked, exiting), daemon=True).start()
 
     torch_signals._set_worker_signal_handlers = set_handlers

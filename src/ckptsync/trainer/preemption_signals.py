@@ -10,9 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ckptsync.trainer import forks
+from ckptsync.trainer import forked_children
 
-PREEMPTING = forks.SIGNALS
+PREEMPTING = forked_children.SIGNALS
 
 
 class Signals:
@@ -30,7 +30,7 @@ class Signals:
     def install(self, numbers: Iterable[int] = PREEMPTING) -> bool:
         """Install the handlers. False outside the main thread, where Python can't."""
         self.received = None
-        forks.undo_in_children(self, self._restore_in_child)
+        forked_children.undo_in_children(self, self._restore_in_child)
         for number in numbers:
             if signal.getsignal(number) is self._handler:
                 continue
@@ -53,7 +53,7 @@ class Signals:
             if signal.getsignal(number) is self._handler and previous is not None:
                 signal.signal(number, previous)
         self._previous.clear()
-        forks.undo_in_children(self, None)
+        forked_children.undo_in_children(self, None)
 
     def _restore_in_child(self) -> None:
         for number, previous in self._previous.items():
