@@ -1,4 +1,18 @@
-"""Uploads every complete Hugging Face Trainer checkpoint as a verified W&B artifact version, and resumes trainings from them."""
+"""Uploads every complete Hugging Face Trainer checkpoint as a verified W&B artifact version, and resumes trainings from them.
+
+Out: the Trainer finishes a checkpoint → a snapshot, linked into the spool, where rotation can't delete it → a version of the
+artifact `checkpoint-<run_id>` → a receipt, which proves that the snapshot is durable (`upload`). Back: the newest valid
+checkpoint, local or downloaded, is placed in the output folder (`restore`), and the training is started from it (`job`). What
+happens inside the training is in `trainer`. `run` and `resume` do both ways; `watch` and `push` only the first.
+
+Ways in: `cli`, and for Python programs `api` and `background`. `publish` is the child process that uploads: the only one in which
+`upload` and `store` meet. State of an output folder: `state_folder` says where it is, `state_moves` moves it, `record` is its
+run.json: which run it belongs to, how it is started, and its attempts (starts). Below everything: `checkpoint` (the frozen values
+that packages exchange), `errors` (with exit codes), `config` and `connections` (settings, credentials, which server), `durable`
+(writes that survive a crash), `regular_file` (opens nothing else), `descriptors` (of open files), `locks` (between processes of
+one machine; between machines it is `job.heartbeat`), `processes` (/proc), `signals` (a thread for them), `secret_detection` (in
+command lines), `sizes`, `timestamps`.
+"""
 
 from __future__ import annotations
 

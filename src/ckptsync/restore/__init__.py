@@ -1,5 +1,6 @@
-"""The way back: sources → fetch → verification → placement, chosen by resume; download puts one version into any folder.
+"""The way back: sources → fetch → verification → placement.
 
-Takes a run; gives its newest valid checkpoint, local or downloaded, placed in an output_dir (`resume`) or a folder (`download`).
-May not start a training or write to the store.
+resume lists the checkpoints of a run, here and in the store, newest first (sources), and has the first valid one placed: its
+bytes downloaded (fetch), verified, and renamed into its place in the output_dir (placement). download writes any one version into
+any other folder. May not start a training (`job` does) or write to the store.
 """

@@ -1,4 +1,4 @@
-"""ckptsync as a systemd service: what it reports to the service manager, and the units that describe it.
+"""ckptsync as a systemd service: what it reports to the service manager (notify), and the unit files (units).
 
-May not know what the service does.
+Imports neither `job` nor `upload`: it learns from them what to report.
 """

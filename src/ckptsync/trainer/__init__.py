@@ -1,7 +1,9 @@
 """What runs inside the training process: hook → patch → callback, which marks complete checkpoints and saves at a signal.
 
-Takes the checkpoint from the environment and gives markers, run.json and an exit code. May not break a training that runs
-without it. Importing this package must stay light: the launcher does it without torch, and the hook in every Python process.
+`job.launch` passes the checkpoint to resume from in an environment variable and puts the hook on PYTHONPATH; patch hands it to
+`Trainer.train()`; marker writes that a save is complete, for `upload`. forks, dataloader_workers and wandb_init keep all of that
+from the rest of the program. May not break a training that runs without it. Imports of this package stay light: torch and
+transformers are imported only once the training has. tiny is a small training for demos and tests.
 """
 
 from __future__ import annotations

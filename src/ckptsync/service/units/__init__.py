@@ -1,6 +1,7 @@
 """The systemd units of one instance: what they contain, how they are installed and removed, and whether their user can run them.
 
-Takes an Instance and gives files on disk. Runs no systemctl: an installed unit does nothing until the administrator enables it.
+Takes an Instance (the name, user, output folder and command line of one watched training) and gives files on disk. Runs no
+systemctl: an installed unit does nothing until the administrator enables it.
 """
 
 from ckptsync.service.units.access import require_reachable
