@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -182,6 +182,19 @@ class Answers:
         self._out.flush()
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An upload in its place among the versions of all folders of its run.
+
+    `later` names the version that keeps `latest`, if that was saved later. `attempt` is that of the version which this save
+    continues, if it is higher than the save's own: another folder counted on.
+    """
+
+    upload: Upload
+    later: str | None = None
+    attempt: int | None = None
+
+
 class Publisher:
     """Does jobs one by one."""
 
@@ -209,8 +222,8 @@ class Publisher:
         started = time.time()
         pinned = snapshot.load(Path(job["snapshot"]))
         run = self.store.check(Run(**job["run"]))
-        upload, later, attempt = self._in_order(_upload_of(job), pinned, run, job)
-        version = self.store.put(pinned, upload, progress=self._answers.note)
+        place = self._place_in_order(_upload_of(job), pinned, run, job)
+        version = self.store.put(pinned, place.upload, progress=self._answers.note)
         snapshot.leave_cache(pinned)
         seconds = time.time() - started
         attached = self.store.attach(version, run)
@@ -218,29 +231,28 @@ class Publisher:
             lag = time.time() - pinned.saved_at
             self.store.measure({"upload_seconds": seconds, "bytes": pinned.bytes, "lag_seconds": lag, "step": pinned.step})
         others = self._others(run, started)
-        order = {"later": later, "attempt": attempt}
+        order = {"later": place.later, "attempt": place.attempt}
         return {"version": asdict(version), "seconds": seconds, "attached": attached, "others": others, **order}
 
-    def _in_order(self, upload: Upload, pinned: Snapshot, run: Run, job: dict[str, Any]) -> tuple[Upload, str | None, int | None]:
-        """The upload in its place behind the holder of `latest`, which may be of another folder.
+    def _place_in_order(self, upload: Upload, pinned: Snapshot, run: Run, job: dict[str, Any]) -> _Place:
+        """The upload in its place before or behind the version that has `latest`, which may be of another folder.
 
-        Returns what is to be uploaded, the version that keeps `latest` where that was saved later, and the attempt of a version
-        that this save continues, where that is higher than its own number: another folder counted on. What this folder itself
-        uploaded last (`own`) is no rival, since the queue knows the order, nor is any version where somebody chose to go `back`.
+        What this folder itself uploaded last (`own`) is no rival, since the queue knows the order, nor is any version where
+        somebody chose to go `back`.
         """
         holder = None if upload.latest or job.get("back") else self.store.latest(upload.name)
         if holder is None or holder.ours.get("run") != run.run_id:
-            return upload, None, None
+            return _Place(upload)
         save, own = lineage.save_of(pinned), holder.version == job.get("own")
         follows = own and holder.step is not None and save.step > holder.step
         if follows or lineage.continues(holder, save, partial(layouts.rows_digest, pinned.content)):
             if holder.attempt is None or save.attempt is None or save.attempt >= holder.attempt:
-                return upload, None, None
+                return _Place(upload)
             ours = {**upload.metadata["ckptsync"], "attempt": holder.attempt}
-            return replace(upload, metadata={**upload.metadata, "ckptsync": ours}), None, holder.attempt
+            return _Place(replace(upload, metadata={**upload.metadata, "ckptsync": ours}), attempt=holder.attempt)
         if own or not lineage.is_later(holder, save):
-            return upload, None, None
-        return replace(upload, latest=holder.version), f"{holder}, step {holder.step}", None
+            return _Place(upload)
+        return _Place(replace(upload, latest=holder.version), later=f"{holder}, step {holder.step}")
 
     def _others(self, run: Run, now: float) -> str | None:
         """The artifact to which HF's WandbCallback uploads this training's checkpoints too; looked up once."""

@@ -106,7 +106,7 @@ def _forget_deleted(spool: Spool, folder: Path, run: Run, connection: Connection
             name = each.artifact.rpartition("/")[2]
             there = retry(partial(store.versions, name), what="the list of versions", patience=patience)
             if all(version.qualified != f"{each.artifact}:{each.version}" or version.digest != each.digest for version in there):
-                spool.receipts.path(each.snapshot).unlink(missing_ok=True)
+                spool.receipts.drop(each)
 
 
 def _have_retried(spool: Spool) -> set[str]:

@@ -52,6 +52,10 @@ class Receipts:
         durable.make_inside(self._folder)
         durable.write_json(self.path(receipt.snapshot), {"schema": 1, **asdict(receipt)}, mode=0o600)
 
+    def drop(self, receipt: Receipt) -> None:
+        """Delete a receipt: its version is no longer in the store."""
+        self.path(receipt.snapshot).unlink(missing_ok=True)
+
     def _is_ours(self, value: Mapping[str, Any]) -> bool:
         run = self._run_id is None or value.get("run_id") in (None, self._run_id)
         return run and (self._store is None or value.get("store", "") in ("", self._store))
