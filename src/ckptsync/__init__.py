@@ -5,13 +5,16 @@ artifact `checkpoint-<run_id>` → a receipt, which proves that the snapshot is 
 checkpoint, local or downloaded, is placed in the output folder (`restore`), and the training is started from it (`job`). What
 happens inside the training is in `trainer`. `run` and `resume` do both ways; `watch` and `push` only the first.
 
-Ways in: `cli`, and for Python programs `api` and `background`. `publish` is the child process that uploads: the only one in which
-`upload` and `store` meet. State of an output folder: `state_folder` says where it is, `state_moves` moves it, `record` is its
-run.json: which run it belongs to, how it is started, and its attempts (starts). Below everything: `checkpoint` (the frozen values
-that packages exchange), `errors` (with exit codes), `config` and `connections` (settings, credentials, which server), `durable`
-(writes that survive a crash), `regular_file` (opens nothing else), `descriptors` (of open files), `locks` (between processes of
-one machine; between machines it is `job.heartbeat`), `processes` (/proc), `signals` (a thread for them), `secret_detection` (in
-command lines), `sizes`, `timestamps`.
+Ways in: `cli`, and for Python programs `api` and `background`. `publish` runs in the child process that uploads and prunes.
+
+The state of an output folder: `state_folder` says where it is, and `state_moves` moves it. `record` reads and writes run.json:
+the folder's run, the command that starts the training, and every start (attempt) so far.
+
+Below everything: `checkpoint` (the frozen values that packages exchange), `errors` (with exit codes), `config` and
+`connections` (settings, credentials, and which server they lead to), `durable` (writes that survive a crash), `regular_file`
+(opens regular files only), `descriptors` (file descriptors to pass on), `locks` (between processes of one machine; between
+machines that is `job.heartbeat`), `processes` (/proc), `signals` (a thread that receives them), `secret_detection` (finds
+secrets in command lines), `sizes`, `timestamps`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The command line: one module per command, imported when that command is used."""
+"""The command line: one module per command, imported when that command is used, and here the table of commands.
+
+Reads flags and settings, calls the packages below, and prints what they answer. May not decide anything itself.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Decides whether a Hugging Face Trainer checkpoint is complete. The only package that knows the Trainer's file names.
 
-Takes a folder; gives a Verdict, the training state, and the files of the final model. Never imports torch or transformers,
-executes what a file says, writes, or follows a symlink.
+Takes a folder; gives a Verdict, the training state, and the files of the final model. It never imports torch or transformers,
+never executes what a file says, never writes, and never follows a symlink.
 """
 
 from __future__ import annotations

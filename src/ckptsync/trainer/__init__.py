@@ -1,9 +1,10 @@
 """What runs inside the training process: hook → patch → callback, which marks complete checkpoints and saves at a signal.
 
-`job.launch` passes the checkpoint to resume from in an environment variable and puts the hook on PYTHONPATH; patch hands it to
-`Trainer.train()`; marker writes that a save is complete, for `upload`. forks, dataloader_workers and wandb_init keep all of that
-from the rest of the program. May not break a training that runs without it. Imports of this package stay light: torch and
-transformers are imported only once the training has. tiny is a small training for demos and tests.
+`job.launch` passes the checkpoint to resume from in an environment variable and puts the hook on PYTHONPATH. patch hands that
+checkpoint to `Trainer.train()`. marker tells `upload` that a save is complete. forked_children and dataloader_workers keep the
+signal handlers out of the program's other processes, and wandb_init keeps the run id from its other runs. A program that works
+without ckptsync must work with it. Imports of this package stay light: torch and transformers are imported only once the
+training has. tiny is a small training for demos and tests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Preemption notices from the metadata services of GCE, AWS and Azure.
 
-Takes the choice of `--notice` and gives Notices, from one thread per provider (listener). Silent on a machine without such a
-service. Knows neither trainings nor stores. Never acknowledges a notice: on Azure that would start the preemption early.
+Takes the choice of `--notice` and gives Notices, from one thread per provider (listener, over the table `SOURCES`). Silent on a
+machine without such a service. Knows neither trainings nor stores. Never acknowledges a notice: on Azure that would start the
+preemption early.
 """
 
 from __future__ import annotations
