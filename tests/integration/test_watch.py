@@ -99,6 +99,25 @@ def test_a_sigterm_in_the_middle_of_an_upload_finishes_it(server: ServerProcess,
     assert not Spool(output_dir).pending()
 
 
+@pytest.mark.parametrize(("state", "code"), [("incomplete", 5), ("still being written", 1)])
+def test_a_sigterm_says_what_is_not_durable_of_the_last_save(
+    output_dir: Path, watching: Watching, log: Path, ended: Ended, state: str, code: int
+) -> None:
+    make_checkpoint(output_dir, 4, content=f"sigterm {state}")
+    last = make_checkpoint(output_dir, 8, content=f"sigterm {state}")
+    if state == "incomplete":
+        (last / "model.safetensors").unlink()
+    else:
+        growing = last / "log.txt"
+        ended(subprocess.Popen(["sh", "-c", f"while :; do echo >> {growing}; sleep 0.05; done"]))
+        wait_for(growing.exists, what="a file that grows")
+    watcher = watching("sigterm-last")
+    wait_for(lambda: receipts(output_dir) == [4], what="the receipt of step 4")
+
+    assert stopped(watcher) == code
+    assert f"checkpoint-8 is not durable: {'it was ' if code == 1 else ''}{state}" in log.read_text()
+
+
 @pytest.mark.slow
 def test_a_save_that_rests_later_than_the_next_one_is_pinned_is_no_restart(
     tool: Tool, server: ServerProcess, output_dir: Path

@@ -125,7 +125,6 @@ def watch_command(
                     watcher.raise_gone()
                     if stop.event.is_set():
                         watcher.raise_queued()
-                    else:
-                        watcher.raise_unsettled()
+                    watcher.raise_unsettled()
                     if sidecar.preempted():
                         raise click.exceptions.Exit(PreemptedError.exit_code)
