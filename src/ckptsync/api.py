@@ -147,6 +147,6 @@ def _ask(run: Run, job: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ckptsync-", ignore_cleanup_errors=True) as private:
         child = Child(run, environment, Path(private))
         try:
-            return child.ask({**job, "run": asdict(run)}, stall=STALL, on_progress=lambda _: None)
+            return child.ask({**job, "run": asdict(run)}, stall=lambda: STALL, on_progress=lambda _: None)
         finally:
             child.close()

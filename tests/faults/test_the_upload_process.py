@@ -108,13 +108,13 @@ def test_on_a_full_disk_the_answer_is_one_sentence_without_the_tracebacks_of_the
     job = {"op": "upload", "run": run, "snapshot": str(pinned.directory), "upload": upload}
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=3m", "tmpfs") as small:
         child = Child(Run(**run), {**os.environ, **server.environment}, small / "private")
-        child.ask({"op": "check", "run": run}, stall=60, on_progress=lambda _: None)
+        child.ask({"op": "check", "run": run}, stall=lambda: 60.0, on_progress=lambda _: None)
         with (small / "filled").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(bytes(4096)):
                 pass
 
         with pytest.raises(TransientStoreError, match=r"the upload of checkpoint-5.* failed: .*No space left on device"):
-            child.ask(job, stall=60, on_progress=lambda _: None)
+            child.ask(job, stall=lambda: 60.0, on_progress=lambda _: None)
 
         child.close()
     assert capsys.readouterr().err == ""

@@ -23,6 +23,9 @@ from ckptsync.errors import CkptsyncError, ConfigurationError, TransientStoreErr
 FAILED = 1
 """The exit status of a Python program that ends by an exception."""
 
+LOOK = 1.0
+"""Seconds between two looks at how long a job may stand still."""
+
 CLOSING_SECONDS = 20.0
 """How long the child may take to say good-bye to the server once its queue is empty."""
 
@@ -68,22 +71,29 @@ class Child:
         self,
         job: Mapping[str, Any],
         *,
-        stall: float,
+        stall: Callable[[], float],
         on_progress: Callable[[dict[str, Any]], None],
         passed: Callable[[], int] = lambda: 0,
     ) -> dict[str, Any]:
         """Have one job done. Raises what the child reports, and TransientStoreError when it died or stopped moving.
 
-        `passed` grows by what shows elsewhere that it moves.
+        `stall` gives the seconds without progress that it is allowed, which may change meanwhile. `passed` grows by what shows
+        elsewhere that it moves.
         """
         self._send(job)
-        deadline, furthest = time.monotonic() + stall, -1
+        since, furthest = time.monotonic(), -1
         while True:
+            limit = stall()
+            left = since + limit - time.monotonic()
             try:
-                answer = self._answers.get(timeout=min(threading.TIMEOUT_MAX, max(0.0, deadline - time.monotonic())))
+                if left <= 0:
+                    raise queue.Empty
+                answer = self._answers.get(timeout=min(left, LOOK))
             except queue.Empty:
+                if time.monotonic() < since + limit:
+                    continue
                 self.kill()
-                raise TransientStoreError(f"the upload made no progress for {stall:g} s and was ended") from None
+                raise TransientStoreError(f"the upload made no progress for {limit:g} s and was ended") from None
             if answer is None:
                 raise self._death()
             self._answered = self._answered or answer["event"] != "progress"
@@ -93,7 +103,7 @@ class Child:
                 raise _reported(answer)
             on_progress(answer)
             if (moved := answer["moved"] + passed()) > furthest:
-                deadline, furthest = time.monotonic() + stall, moved
+                since, furthest = time.monotonic(), moved
 
     def close(self) -> None:
         """Let it finish its run on the server, and end it when that takes too long."""

@@ -40,6 +40,8 @@ class ChildLifecycle:
         self.run = run
         self.settings = settings
         self.urgent = False
+        self.stall: Callable[[], float] = lambda: math.inf
+        """Seconds without progress that are left to a job at this moment, where that is less than the settings allow."""
         self._environment = environment
         self.private = self._used = self._meant = private
         self._command = command
@@ -67,7 +69,7 @@ class ChildLifecycle:
     def _ask(self, job: Mapping[str, Any], on_progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         child = self.start()
         try:
-            return child.ask(job, stall=self._stall, on_progress=on_progress, passed=self._passed)
+            return child.ask(job, stall=self._allowed_stall, on_progress=on_progress, passed=self._passed)
         except (TransientStoreError, ConfigurationError):
             # Whatever state the client was left in goes with the old process. One that could not start has ended already.
             child.kill()
@@ -110,11 +112,10 @@ class ChildLifecycle:
             return self.private
         return Path(tempfile.mkdtemp(prefix="ckptsync-"))
 
-    @property
-    def _stall(self) -> float:
-        """Seconds without progress that end an upload; infinite where nothing shows progress (no /proc, no limit to pass)."""
+    def _allowed_stall(self) -> float:
+        """Seconds without progress that end a job; infinite where nothing shows progress (no /proc, no limit to pass)."""
         visible = self._throttle is not None or (self._proc / "self/io").exists()
-        return self.settings.stall if visible else math.inf
+        return min(self.settings.stall, self.stall()) if visible else math.inf
 
     @property
     def _limits(self) -> bool:

@@ -26,6 +26,7 @@ from ckptsync.errors import (
 )
 from ckptsync.service import notify
 from ckptsync.upload import lineage
+from ckptsync.upload.deadline import NOTICE_FLUSH
 from ckptsync.upload.held_folder import HeldFolder, Presence, checkpoint_of
 from ckptsync.upload.pinner import PIN_HINT, Expectation, Pinner
 from ckptsync.upload.quiet_period import QuietPeriod
@@ -58,9 +59,6 @@ STATUS_INTERVAL = 2.0
 FLUSH_BEAT = 0.5
 
 LISTEN_ATTEMPTS = 3
-
-NOTICE_FLUSH = 120.0
-"""Seconds without progress after which a notice that names no deadline ends the retries of an unreachable store."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -26,6 +27,9 @@ from ckptsync.upload.version_upload import VersionUpload
 
 log = logging.getLogger(__name__)
 
+
+STOP_STALL = 30.0
+"""Seconds that an upload which doesn't move is allowed after a stop. Its snapshot stays for the next start."""
 
 PARKED_RETRY_SECONDS = 900.0
 """Seconds between two retries of what is parked."""
@@ -65,6 +69,7 @@ class Uploader:
         self._queue = UploadQueue(store)
         # What was uploaded last, and how far the current upload is, stand in `uploads`.
         self.child = ChildLifecycle(run, environment, store.root / "wandb", settings, command=command)
+        self.child.stall = self._stall
         self.uploads = VersionUpload(run, store, self.child, stem=stem, back=back)
 
     @property
@@ -244,6 +249,15 @@ class Uploader:
         self.require_held()
         if self.lost:
             raise self.lost
+
+    def _stall(self) -> float:
+        """Seconds without progress that end an upload once a stop or a notice leaves it little time; the settings allow more.
+
+        A client that a server has told to wait (429, Retry-After) keeps silent for as long (wandb 0.31).
+        """
+        if self._deadline is not None:
+            return self._deadline.stall(time.monotonic())
+        return STOP_STALL if self._stop.is_set() else math.inf
 
     def _over(self) -> bool:
         """Whether a stop leaves the rest for the next start. Without `keep_all` the newest is still uploaded."""

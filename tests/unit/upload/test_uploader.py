@@ -135,6 +135,29 @@ def test_a_child_that_shows_no_life_is_ended_and_the_upload_tried_again(make: Ma
     assert not Path(f"/proc/{hung}").exists()
 
 
+@pytest.mark.parametrize("ending", ["a notice", "a stop"])
+def test_an_upload_that_stands_still_gives_up_sooner_once_the_machine_or_the_watcher_goes(
+    make: Make, spool: Spool, stop: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr("ckptsync.upload.uploader.STOP_STALL", 1.0)
+    monkeypatch.setattr("ckptsync.upload.deadline.LEAST_STALL", 1.0)
+    pin(spool, 5)
+    uploader = make("hangs", stall=50.0)
+    uploads = threading.Thread(target=uploader.drain)
+    uploads.start()
+    wait_until((tmp_path / "SCRIPT.log").exists)
+
+    if ending == "a notice":
+        uploader.hurry(2.0)
+    else:
+        stop.set()
+    uploads.join(20)
+
+    assert not uploads.is_alive()
+    assert durable(spool) == ([5] if ending == "a notice" else [])
+    assert spool.waiting() == ([] if ending == "a notice" else [each.name for each in spool.pending()])
+
+
 def test_a_long_hash_is_no_stall(make: Make, spool: Spool, tmp_path: Path) -> None:
     pin(spool, 5)
 
@@ -344,7 +367,7 @@ def test_what_gets_through_a_limit_is_progress_though_the_client_stands(make: Ma
     passed = itertools.count() if moves else itertools.repeat(0)
     try:
         with contextlib.nullcontext() if moves else pytest.raises(TransientStoreError, match="no progress"):
-            child.ask({"op": "check"}, stall=0.6, on_progress=lambda _: None, passed=lambda: next(passed))
+            child.ask({"op": "check"}, stall=lambda: 0.6, on_progress=lambda _: None, passed=lambda: next(passed))
     finally:
         child.close()
 
@@ -394,7 +417,7 @@ def test_a_child_that_cannot_start_is_a_configuration_error_with_its_last_words(
 
     with pytest.raises(ConfigurationError, match="the upload process cannot start: No module named injected"):
         Child(Run("a", "p"), dict(os.environ), tmp_path, command=command).ask(
-            {"op": "check"}, stall=30, on_progress=lambda _: None
+            {"op": "check"}, stall=lambda: 30.0, on_progress=lambda _: None
         )
 
 
@@ -428,7 +451,7 @@ def test_a_child_that_cannot_write_its_folder_is_a_transient_error(tmp_path: Pat
 
     try:
         with pytest.raises(TransientStoreError, match=r"the upload process cannot write to .*: Not a directory"):
-            child.ask({"op": "check"}, stall=60, on_progress=lambda _: None)
+            child.ask({"op": "check"}, stall=lambda: 60.0, on_progress=lambda _: None)
     finally:
         child.kill()
 
