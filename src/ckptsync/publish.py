@@ -34,7 +34,7 @@ from typing import Any, TextIO
 
 from ckptsync import config, layouts, record
 from ckptsync.checkpoint import File, Run, Snapshot, Version
-from ckptsync.errors import CkptsyncError, TransientStoreError
+from ckptsync.errors import CkptsyncError, PermanentStoreError, TransientStoreError
 from ckptsync.restore import download, listing, sources
 from ckptsync.restore.resume import Resume
 from ckptsync.store import artifact, client_activity
@@ -224,6 +224,7 @@ class Publisher:
         run = self.store.check(Run(**job["run"]))
         place = self._place_in_order(_upload_of(job), pinned, run, job)
         version = self.store.put(pinned, place.upload, progress=self._answers.note)
+        _require_own(version, run)
         snapshot.leave_cache(pinned)
         seconds = time.time() - started
         attached = self.store.attach(version, run)
@@ -237,13 +238,16 @@ class Publisher:
     def _place_in_order(self, upload: Upload, pinned: Snapshot, run: Run, job: dict[str, Any]) -> _Place:
         """The upload in its place before or behind the version that has `latest`, which may be of another folder.
 
-        What this folder itself uploaded last (`own`) is no rival, since the queue knows the order, nor is any version where
-        somebody chose to go `back`.
+        What this folder itself uploaded last (`own`) is no rival, since the queue knows the order, nor is a version of an attempt
+        from which somebody chose to go `back`: of that number or a lower one.
         """
-        holder = None if upload.latest or job.get("back") else self.store.latest(upload.name)
+        holder = None if upload.latest else self.store.latest(upload.name)
         if holder is None or holder.ours.get("run") != run.run_id:
             return _Place(upload)
         save, own = lineage.save_of(pinned), holder.version == job.get("own")
+        back = job.get("back")
+        if back is not None and (holder.attempt is None or holder.attempt <= back):
+            return _Place(upload)
         follows = own and holder.step is not None and save.step > holder.step
         if follows or lineage.continues(holder, save, partial(layouts.rows_digest, pinned.content)):
             if holder.attempt is None or save.attempt is None or save.attempt >= holder.attempt:
@@ -271,6 +275,7 @@ class Publisher:
         files = [File(**file) for file in job["files"]]
         run = self.store.check(Run(**job["run"]))
         version = self.store.put_model(Path(job["folder"]), files, upload)
+        _require_own(version, run)
         return {"version": asdict(version), "seconds": time.time() - started, "attached": self.store.attach(version, run)}
 
     def _prune(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -307,6 +312,19 @@ class Publisher:
         if not found:
             self.store.run_state(run)
         return run, found
+
+
+def _require_own(version: Version, run: Run) -> None:
+    """Raise where the store had these very bytes already, as a version of another run: that one it returns, and makes no second.
+
+    So it is where two runs of one name compute the same: nobody would find it under this run.
+    """
+    theirs = version.ours.get("run")
+    if theirs not in (None, run.run_id):
+        raise PermanentStoreError(
+            f"{version} has the same bytes and is a checkpoint of run {theirs}: the store keeps them once",
+            hint=f"Give run {run.run_id} a name of its own, or leave out --name-by run-name; then start the same command again.",
+        )
 
 
 def _kind(error: Exception) -> str:

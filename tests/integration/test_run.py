@@ -292,6 +292,22 @@ def test_artifacts_named_after_a_run_that_logs_nothing_itself_are_found_on_the_n
     assert f"goes on from {second / 'checkpoint-4'} as by-name" in done.stdout
 
 
+@pytest.mark.slow
+def test_of_two_runs_that_share_a_name_and_compute_the_same_the_second_is_told(
+    tool: Tool, server: ServerProcess, tmp_path: Path, output_dir: Path
+) -> None:
+    saves = program("make_checkpoint(pathlib.Path(sys.argv[1]), 4, content='twins', max_steps=4, saved_at=1e9)")
+    line: list[str | Path] = ["--output-dir", output_dir, "--name-by", "run-name", "--quiet-period", "0.2", "--", *saves]
+    first = tool("run", "--run-id", "twin-a", *line, output_dir, WANDB_NAME="twins")
+    shutil.rmtree(output_dir)
+
+    second = tool("run", "--run-id", "twin-b", *line, output_dir, WANDB_NAME="twins")
+
+    assert (first.returncode, second.returncode) == (0, 1), second.stderr
+    assert "checkpoint-twins:v0 has the same bytes and is a checkpoint of run twin-a" in second.stderr
+    assert not list(Spool(output_dir).receipts)
+
+
 def test_a_training_that_restarts_from_scratch_is_ended(tool: Tool, tmp_path: Path, output_dir: Path) -> None:
     make_checkpoint(output_dir, 8, content="over")
     restarts = program(

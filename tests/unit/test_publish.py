@@ -35,6 +35,7 @@ class FakeStore:
         self.attached: Run | None = None
         self.holder: Version | None = None
         self.put_as: Upload | None = None
+        self.returned = VERSION
         self.measured: Mapping[str, float] = {}
         self.seconds = 0.0
 
@@ -47,7 +48,7 @@ class FakeStore:
         self.put_as = upload
         progress(1, 10)
         time.sleep(self.seconds)
-        return VERSION
+        return self.returned
 
     def versions(self, name: str) -> list[Version]:
         self._scripted("versions")
@@ -128,10 +129,24 @@ def holding_latest(step: int, **ours: object) -> Version:
         (holding_latest(6, attempt=3), {}, True),
         (holding_latest(6), {"own": "v7"}, False),
         (holding_latest(6), {"own": "v6"}, True),
-        (holding_latest(6), {"back": True}, False),
+        (holding_latest(6), {"back": 0}, False),
+        (holding_latest(6, attempt=2), {"back": 2}, False),
+        (holding_latest(6, attempt=3), {"back": 2}, True),
         (holding_latest(6, run="b"), {}, False),
     ],
-    ids=["later", "the same step", "earlier", "earlier attempt", "later, numbered", "own", "not own", "went back", "other run"],
+    ids=[
+        "later",
+        "the same step",
+        "earlier",
+        "earlier attempt",
+        "later, numbered",
+        "own",
+        "not own",
+        "went back",
+        "from there",
+        "later than that",
+        "other run",
+    ],
 )
 def test_latest_stays_with_a_version_that_another_folder_saved_later(
     pinned: Snapshot, holder: Version, asked: dict[str, Any], stays: bool
@@ -144,6 +159,17 @@ def test_latest_stays_with_a_version_that_another_folder_saved_later(
     assert store.put_as is not None
     assert store.put_as.latest == ("v7" if stays else None)
     assert answer["later"] == (f"checkpoint-a:v7, step {holder.step}" if stays else None)
+
+
+def test_bytes_that_the_store_has_as_another_runs_version_are_not_durable(pinned: Snapshot) -> None:
+    store = FakeStore()
+    store.returned = holding_latest(5, run="b")
+
+    (answer,) = answers(store, job(pinned))
+
+    assert (answer["event"], answer["error"]) == ("failed", "PermanentStoreError")
+    assert answer["message"].startswith("checkpoint-a:v7 has the same bytes and is a checkpoint of run b")
+    assert store.attached is None
 
 
 def test_an_error_of_the_file_system_is_transient(pinned: Snapshot) -> None:

@@ -105,7 +105,7 @@ class VersionUpload:
             "snapshot": str(pinned.directory),
             "upload": asdict(upload),
         }
-        job |= {"own": self.durable.version if self.durable else None, "back": self._back or known.rolled_back is not None}
+        job |= {"own": self.durable.version if self.durable else None, "back": self._back_from(pinned, known)}
         answer = self._process.ask(job, on_progress=lambda line: self._note(pinned, line))
         if attempt := answer.get("attempt"):
             # The next start here, and the saves after this one, stand above what another folder counted.
@@ -117,6 +117,12 @@ class VersionUpload:
             hint = "start the training with WANDB_LOG_MODEL=false, and it no longer waits for that"
             log.warning("HF's WandbCallback uploads these checkpoints too, as %s: %s", answer["others"], hint)
         return answer
+
+    def _back_from(self, pinned: Snapshot, known: record.Record) -> int | None:
+        """The highest attempt from which somebody chose to go back; None where nobody did."""
+        allowed = (pinned.attempt or 0) if self._back else None
+        chosen = known.rolled_back[1] if known.rolled_back else None
+        return max((each for each in (allowed, chosen) if each is not None), default=None)
 
     def _follow_project(self, known: record.Record) -> None:
         """Take the project that the training's own wandb.init names, unless checkpoints are in the other one already."""
