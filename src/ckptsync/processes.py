@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+NAMESPACES = ("pid", "time")
+"""The kinds of namespace in which a process has another pid or another start time."""
+
 
 def start_time(pid: int) -> str | None:
     """When the kernel started the process (/proc/PID/stat, field 22); None if it has ended or is a zombie.
@@ -87,15 +90,18 @@ def catches(pid: int, number: int) -> bool:
 
 def identity(pid: int) -> dict[str, Any]:
     """What identifies a process for good, to be stored and later given to `living`."""
-    return {"host": socket.gethostname(), "pid_namespace": _pid_namespace(), "pid": pid, "born": start_time(pid)}
+    namespaces = {f"{kind}_namespace": _namespace(kind) for kind in NAMESPACES}
+    return {"host": socket.gethostname(), **namespaces, "pid": pid, "born": start_time(pid)}
 
 
 def is_visible(named: Mapping[str, Any]) -> bool:
     """Whether the process of this stored `identity` ran where this one can look it up: on this machine, in this container.
 
-    Containers of one machine may share a host name, but each has pids of its own. Version 0.1.0 wrote no namespace.
+    Containers of one machine may share a host name, but each has pids of its own, and may have another time of boot, from which
+    start times count. Version 0.1.0 wrote no namespaces.
     """
-    return named.get("host") == socket.gethostname() and named.get("pid_namespace") in (None, _pid_namespace())
+    here = all(named.get(f"{kind}_namespace") in (None, _namespace(kind)) for kind in NAMESPACES)
+    return here and named.get("host") == socket.gethostname()
 
 
 def living(named: object) -> int | None:
@@ -129,9 +135,9 @@ def _life_sign(pid: int) -> str | None:
     return "alive"
 
 
-def _pid_namespace() -> str | None:
+def _namespace(kind: str) -> str | None:
     with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - its text is all that is wanted
+        return os.readlink(f"/proc/self/ns/{kind}")  # noqa: PTH115 - its text is all that is wanted
     return None
 
 

@@ -188,7 +188,7 @@ def test_the_callback_works_in_the_users_own_code_and_keeps_secrets_and_the_comm
     training.run(file, tmp_path / "out", "--api-key=hidden", code=75, env=env)
 
     recorded = run_json(tmp_path / "out")
-    assert recorded.pop("processes")[0].keys() == {"host", "pid_namespace", "pid", "born"}
+    assert recorded.pop("processes")[0].keys() == {"host", "pid_namespace", "time_namespace", "pid", "born"}
     assert [attempt["resumed_step"] for attempt in recorded.pop("attempts")] == [None]
     assert recorded.pop("acknowledged") == {"attempt": 1, "step": 0}
     assert recorded == {

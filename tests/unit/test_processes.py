@@ -89,9 +89,15 @@ def test_an_identity_of_another_container_with_the_same_host_name_names_no_proce
     assert processes.living({**own, "pid_namespace": there["pid_namespace"]}) is None
 
 
+def test_an_identity_of_another_time_namespace_says_nothing_of_a_process_here() -> None:
+    named = processes.identity(os.getpid())
+
+    assert not processes.is_visible({**named, "time_namespace": "time:[1]"})
+
+
 def test_an_identity_that_version_0_1_0_wrote_finds_its_process() -> None:
     named = processes.identity(os.getpid())
-    del named["pid_namespace"]
+    del named["pid_namespace"], named["time_namespace"]
 
     assert processes.is_visible(named)
     assert processes.living(named) == os.getpid()
