@@ -27,6 +27,11 @@ _UNREACHABLE = re.compile(
 )
 """The last pattern is a signed URL that expired before it was used."""
 
+_FULL = re.compile(r"(?i)no space left on device|disk quota exceeded")
+"""What a disk of this machine says, not the store."""
+
+FULL_HINT = "Free some space, also where TMPDIR and WANDB_CACHE_DIR are, then run the same command again."
+
 LONGEST_WAIT = 3600.0
 
 
@@ -47,6 +52,8 @@ def translate(error: Exception, what: str, names: Collection[str] = ()) -> Ckpts
         transient = TransientStoreError(message)
         transient.retry_after = max((asked_to_wait(_headers(each)) for each in _chain(error)), default=0.0)
         return transient
+    if _FULL.search(text):
+        return TransientStoreError(message, hint=FULL_HINT)
     if "AuthenticationError" in kinds or _DENIED.search(text):
         return RejectedError(f"the W&B server refuses the key: {shown}")
     if _GONE.search(text):
@@ -96,7 +103,7 @@ def translated(what: str, names: Collection[str] = ()) -> Iterator[None]:
 
 def _without(text: str, names: Collection[str]) -> str:
     """The text without the names that a pattern would match; a name that is such a word goes only between quotes or slashes."""
-    patterns = (_UNREACHABLE, _DENIED, _GONE, _FINAL)
+    patterns = (_UNREACHABLE, _FULL, _DENIED, _GONE, _FINAL)
     for name in sorted(names, key=len, reverse=True):
         literal = re.escape(name)
         if any(pattern.fullmatch(name) for pattern in patterns):

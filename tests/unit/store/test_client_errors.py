@@ -29,6 +29,14 @@ def test_a_name_of_the_user_is_no_reason(name: str, text: str, kind: type[Ckptsy
     assert name in str(error)
 
 
+@pytest.mark.parametrize("text", ["[Errno 28] No space left on device", "write: disk quota exceeded"])
+def test_a_full_disk_of_this_machine_is_waited_for_and_is_no_matter_of_the_network(text: str) -> None:
+    error = translate(ValueError(text), "the upload")
+
+    assert type(error) is TransientStoreError
+    assert error.hint.startswith("Free some space")
+
+
 class InjectedError(Exception):
     """Named and placed as the client's own."""
 
