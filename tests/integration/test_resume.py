@@ -426,6 +426,22 @@ def test_a_finished_training_is_not_started_again_unless_it_is_to_be_extended(
 
 
 @pytest.mark.slow
+def test_a_finished_training_goes_on_from_an_older_version_that_was_chosen(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ends = program("for step in (4, 8): make_checkpoint(pathlib.Path(sys.argv[1]), step, content='chosen', max_steps=8)")
+    line: list[str | Path] = ["run", "--run-id", "chosen", "--output-dir", out, "--backlog", "all", "--quiet-period", "0.2", "--"]
+    assert tool(*line, *ends, out).returncode == 0
+    assert "the training is finished" in tool(*line, *ends, out).stderr
+    make_run(server, "chosen")
+
+    done = tool("resume", "chosen:step-4", "--output-dir", out, "--", *program(TELL))
+
+    assert "started with" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
 def test_what_hf_s_callback_uploaded_can_be_listed_and_resumed_from(
     tool: Tool, server: ServerProcess, tmp_path: Path, new: Path
 ) -> None:

@@ -98,6 +98,8 @@ class ResumableJob:
         self._force = force
         self._heartbeat = Heartbeat(connection, run, output_dir, beside=force) if connection else None
         self._exists = False
+        self._chosen = False
+        """Whether the user chose an older version to go on from, though the training may have finished since."""
         self._watched: daemon.Daemon | None = None
         # Now: the wandb client of this process drops the training's own variables, WANDB_NAME among them.
         self._stem = following.stem(run, output_dir)
@@ -178,8 +180,9 @@ class ResumableJob:
                 self._hold_run()
             placed = self._place(store, alias)
         if alias:
+            self._chosen = alias != "latest"
             # Every start of the training has to go on from there, though a later step stands in the store.
-            record.note_rollback(self._output_dir, None if alias == "latest" else placed.step)
+            record.note_rollback(self._output_dir, placed.step if self._chosen else None)
         return placed
 
     def _require_versions(self, store: Store) -> None:
@@ -195,7 +198,7 @@ class ResumableJob:
 
         Where the program is known to have been killed after its last step, it is started again for what follows `train()`.
         """
-        if self._completed():
+        if not self._chosen and self._completed():
             return True
         left = record.read(self._output_dir).left_undone or bool(self._heartbeat and self._heartbeat.undone)
         undone = self._hook and left
