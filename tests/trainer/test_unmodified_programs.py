@@ -295,7 +295,7 @@ def compare(program: str, alone: Ran, beside: Ran, how: str) -> None:
     ratio = f"{beside.seconds / alone.seconds:.2f} ({beside.seconds:.1f} s / {alone.seconds:.1f} s)"
     TABLE.add(program, how, f"{alone.code}, {beside.code}", *map(int, differs), ratio)
     assert beside.code == alone.code, beside.said
-    assert beside.output == alone.output
+    assert beside.output == alone.output, beside.said
     assert beside.weights == alone.weights
     assert beside.rows == alone.rows
 
