@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,14 @@ def start_time(pid: int) -> str | None:
     """
     fields = _fields(pid)
     return None if fields is None or fields[0] in "ZX" else fields[19]
+
+
+def age(pid: int) -> float:
+    """How many seconds ago the process was started; infinite if it has ended."""
+    born = start_time(pid)
+    if born is None:
+        return math.inf
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(born) / os.sysconf("SC_CLK_TCK")
 
 
 def group_members(leader: int) -> list[int]:

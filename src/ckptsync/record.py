@@ -153,6 +153,11 @@ class Record:
         return self._is_of_newest("raised")
 
     @property
+    def uncaught(self) -> bool:
+        """Whether an exception that left the newest attempt's `train()` ended the program."""
+        return self._is_of_newest("uncaught")
+
+    @property
     def announced(self) -> bool:
         """Whether a `train()` of the newest start has written down its processes."""
         return bool(self.values.get("processes"))
@@ -165,9 +170,15 @@ class Record:
 
     @property
     def completed(self) -> bool:
-        """Whether the newest attempt came to its last step and then exited with 0: nothing is left to do."""
+        """Whether the newest attempt came to its last step and then exited with 0: nothing is left to do.
+
+        Not once a later attempt is known from elsewhere: another machine went on, by `--extend` or from an older version.
+        """
         value = self.values.get("completed")
-        return self._is_of_newest("completed") and isinstance(value, dict) and value.get("run") == self.text("run_id")
+        if not (self._is_of_newest("completed") and isinstance(value, dict) and value.get("run") == self.text("run_id")):
+            return False
+        highest = value.get("highest_attempt")
+        return not isinstance(highest, int) or self.highest_attempt <= highest
 
     @property
     def completed_in(self) -> str | None:
@@ -301,7 +312,10 @@ def note_completed(output_dir: Path, store: str | None) -> None:
     def add(values: Mapping[str, Any]) -> dict[str, Any]:
         known = Record(values)
         run = known.text("run_id")
-        return {"completed": {"attempt": known.attempt.number, "run": run, "store": store}} if known.attempt else {}
+        if known.attempt is None:
+            return {}
+        attempts = {"attempt": known.attempt.number, "highest_attempt": known.highest_attempt}
+        return {"completed": {**attempts, "run": run, "store": store}}
 
     change(output_dir, add)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Tool, kept
+from tests.checkpoints import make_checkpoint
+from tests.integration.conftest import Tool, kept, make_run, program, publish
 from tests.server_process import ServerProcess
 
 PROGRAM = """
@@ -97,6 +98,21 @@ def test_a_training_whose_trainer_deleted_the_last_checkpoint_is_finished_and_it
     assert tool.json("status", tmp_path / "out")["finished"]
     assert (6, ["final", "latest", "step-6"]) in kept(server, tmp_path.name)
     assert {row["kind"] for row in tool.json("list", tmp_path.name)} == {"checkpoint", "model"}
+
+
+@pytest.mark.slow
+def test_a_training_that_another_machine_went_on_with_is_not_finished_here(
+    tool: Tool, server: ServerProcess, tmp_path: Path, line: list[str]
+) -> None:
+    done, after = tool(*line, "plain", timeout=170), tool(*line, "plain")
+    make_run(server, tmp_path.name)
+    further = make_checkpoint(tmp_path / "elsewhere", 8, content="further", max_steps=12)
+    publish(server, further, tmp_path.name, ours={"attempt": 2})
+
+    again = tool(*line[: line.index("--")], "--", *program("print(os.environ['CKPTSYNC_RESUME_FROM'])"))
+
+    assert (done.returncode, after.stdout) == (0, ""), done.stderr
+    assert again.stdout.strip() == str(tmp_path / "out/checkpoint-8"), again.stderr
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tests.integration.conftest import Ended, Tool, events, kept, wait_for_event
 from tests.server_process import ServerProcess
 
 PROGRAM = """
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, subprocess, sys, time
 from transformers import TrainerCallback
 from ckptsync.trainer import tiny
 
@@ -40,12 +40,30 @@ trainer = tiny.build(tiny.parse([
     "--output-dir", out, "--max-steps", "8", "--save-steps", "4", "--report-to", "none", "--step-seconds", seconds
 ]))
 trainer.add_callback(Ends())
+if kind == "leaves a helper":
+    subprocess.Popen(["sleep", "300"])
+if kind == "leaves a Python helper":
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 try:
     trainer.train()
 except RuntimeError:
     if kind != "raises-caught":
         raise
 print("trained to", trainer.state.global_step, flush=True)
+"""
+
+PARENT = """
+import multiprocessing, runpy, sys
+
+def child():
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("{method}").Process(target=child)
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
 """
 
 
@@ -143,7 +161,7 @@ def test_a_training_that_is_killed_behind_its_command_s_exit_status_is_restarted
     assert done.returncode == 0, done.stderr
     assert "the training was killed inside train() after its save of step 4; the exit status 0 is its command's" in done.stderr
     assert events(scene.out, "restart", "resumed") == [("restart", 4), ("resumed", 4)]
-    assert kept(server, scene.run_id)[-1] == (8, ["final", "latest", "step-8"])
+    assert kept(server, scene.run_id)[-1] == (8, ["final", "latest", "step-8"]), done.stderr
 
 
 def test_a_training_that_is_killed_in_a_pipe_fails_with_1_and_the_way_out(scene: Scene, server: ServerProcess) -> None:
@@ -155,12 +173,41 @@ def test_a_training_that_is_killed_in_a_pipe_fails_with_1_and_the_way_out(scene:
 
 
 @pytest.mark.slow
-def test_an_exception_is_a_failure_only_where_the_command_did_not_wait_for_the_program(scene: Scene) -> None:
+@pytest.mark.parametrize("kind", ["leaves a helper", "leaves a Python helper"])
+def test_a_helper_that_outlives_the_training_is_ended_at_once_and_the_training_is_finished(scene: Scene, kind: str) -> None:
+    done = scene(scene.training(kind))
+    again = scene(scene.training(kind))
+
+    assert done.returncode == 0, done.stderr
+    assert "ending what it left running" in done.stderr
+    assert (again.returncode, again.stdout) == (0, ""), again.stderr
+    assert "the training is finished" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_training_in_a_process_that_its_program_waits_for_is_finished(scene: Scene, method: str) -> None:
+    parent = scene.out.with_name("parent.py")
+    parent.write_text(PARENT.format(method=method))
+    command = scene.training("plain").replace("train.py", f"parent.py {scene.out.with_name('train.py')}")
+
+    done, again = scene(command), scene(command)
+
+    assert done.returncode == 0, done.stderr
+    assert "trained to 8" in done.stdout
+    assert "is not known" not in done.stderr
+    assert (again.returncode, again.stdout) == (0, ""), again.stderr
+
+
+@pytest.mark.slow
+def test_an_exception_is_a_failure_unless_the_program_catches_it(scene: Scene) -> None:
     left = scene(f"exec setsid {scene.training('raises', seconds=0.1)}", "--max-restarts", "0")
     caught = scene(f"{scene.training('raises-caught')} | cat", "--max-restarts", "0")
+    piped = scene(f"{scene.training('raises')} | cat", "--max-restarts", "0")
 
-    assert left.returncode == 1, left.stderr
-    assert "the training failed in train() after its save of step 4" in left.stderr
+    for failed in (left, piped):
+        assert failed.returncode == 1, failed.stderr
+        assert "the training failed in train() after its save of step 4" in failed.stderr
     assert caught.returncode == 0, caught.stderr
     assert "trained to 5" in caught.stdout
 

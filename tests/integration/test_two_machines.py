@@ -122,6 +122,24 @@ def test_after_a_clean_end_the_next_machine_starts_at_once(machine: Make, server
 
 
 @pytest.mark.slow
+def test_a_training_that_its_job_ended_is_not_waited_for_though_its_run_still_says_running(
+    machine: Make, server: ServerProcess, ended: Ended
+) -> None:
+    one, two = machine("machine-one"), machine("machine-two")
+    logs = ("import wandb", "wandb.init(project='tests', id='cut', resume='allow')", *TRAINS)
+    first = ended(one.start_job("cut", lines=logs))
+    one.wait_until_trained()
+    first.terminate()
+
+    code = first.wait(60)
+    done = two(*two.job("cut", lines=("print('training')", "make_checkpoint(pathlib.Path(sys.argv[1]), 8)")))
+
+    assert code == 75, one.log.read_text()
+    assert done.returncode == 0, done.stderr
+    assert "waiting until" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_training_that_lives_on_without_ckptsync_on_another_machine_is_noticed(
     machine: Make, server: ServerProcess, ended: Ended
 ) -> None:

@@ -42,6 +42,9 @@ client. No machine takes a run over sooner: one that was silent for less still h
 
 POLL = 1.0
 
+LAST_REQUEST = 3.0
+"""Seconds for the request that gives up the run, in a process that exits at once."""
+
 LAST_WORDS = 5.0
 """Seconds for which the clients of a process that was killed may still send something."""
 
@@ -94,6 +97,7 @@ class Heartbeat:
         self._leaving = lambda: daemon.uploader.hurried
         self._on_loss = daemon.lose
         daemon.uploader.require_held = self.require_held
+        daemon.give_up_run = self.give_up
         if self.lost:
             raise self.lost
 
@@ -168,12 +172,21 @@ class Heartbeat:
         try:
             yield
         finally:
-            self._over.set()
-            if self._thread is not None:
-                self._thread.join()
-                with contextlib.suppress(StoreError):
-                    if not self.lost and not self._is_taken(self._notes.read()):
-                        self._notes.end(self._own())
+            self._end()
+
+    def give_up(self) -> None:
+        """Hold the run no longer, in a process that exits at once: the request for it gets LAST_REQUEST seconds."""
+        ending = threading.Thread(target=self._end, name="end of heartbeat", daemon=True)
+        ending.start()
+        ending.join(LAST_REQUEST)
+
+    def _end(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            with contextlib.suppress(StoreError):
+                if not self.lost and not self._is_taken(self._notes.read()):
+                    self._notes.end(self._own())
 
     def _other(self) -> Sign | None:
         """What is known of another holder of the run; None where there is none."""
@@ -182,9 +195,15 @@ class Heartbeat:
         return None if gone else found
 
     def _other_training(self) -> Sign | None:
-        """The same of a training on another host that logs to the run. On this one, the locks of its folder tell."""
+        """The same of a training on another host that logs to the run. On this one, the locks of its folder tell.
+
+        The ckptsync that started a training gives the run up only after that has ended, though its W&B run may still say
+        `running`: a program that was killed after `train()` ends in that state.
+        """
         found = self._notes.read_training()
-        return found if found.running and found.host not in (None, self._here.process["host"]) else None
+        before = self._looked.holder if self._looked else None
+        given_up = before is not None and before.ended and before.undone and before.process.get("host") == found.host
+        return found if found.running and not given_up and found.host not in (None, self._here.process["host"]) else None
 
     def _is_taken(self, found: Sign) -> bool:
         """Whether another one holds the run that this process didn't find silent or gone before it began."""

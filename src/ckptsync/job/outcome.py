@@ -65,8 +65,9 @@ class Outcome:
         """The training's exit code: 1 where its command exited with 0 though the training failed, as it says itself.
 
         A shell has the exit status of the last program of a pipe, and a command that leaves the training behind has none of it.
-        Of a training that the command waited for, a rank 0 that went away inside `train()` counts as killed; where it did so in
-        the middle of a save, as `os._exit(0)` in a callback does, the save is what it wanted to leave.
+        Of a training that the command waited for, an exception that ended the program counts, and a rank 0 that went away inside
+        `train()` counts as killed; where it did so in the middle of a save, as `os._exit(0)` in a callback does, the save is what
+        it wanted to leave.
         """
         if code != 0:
             return code
@@ -79,7 +80,7 @@ class Outcome:
         if self.preempted(newest):
             return code
         step = newest.step if newest else 0
-        if not (known.inside_train or (outlived and known.raised)):
+        if not (known.inside_train or known.uncaught or (outlived and known.raised)):
             return self._of_unseen(newest, known) if outlived else code
         if self.finished(newest, code) or (known.inside_train and not outlived and self._saving(newest, known)):
             log.warning("the training ended inside train(), with its save of step %d: counted as finished with that", step)

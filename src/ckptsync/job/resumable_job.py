@@ -225,6 +225,8 @@ class ResumableJob:
             log.warning("the training is still running (pid %d): watching it instead of starting another", left.members()[0])
             self._hold_run()
             return supervisor.Start(lambda: left, max((each.step for each in complete), default=0))
+        if record.read(self._output_dir).completed:
+            self._note_attempts_elsewhere()
         if self._completed():
             return None
         # The training that ended may have deleted it.
@@ -233,6 +235,18 @@ class ResumableJob:
 
     def _begin_unless_finished(self, placed: Placed | None) -> supervisor.Start | None:
         return None if placed and self._finished(placed) else self._begin(placed)
+
+    def _note_attempts_elsewhere(self) -> None:
+        """Write down what other machines started since the training was completed here, if the store says so now."""
+        if self._connection is None:
+            return
+        with contextlib.suppress(StoreError), open_store(self._connection, self.run) as store:
+            self.run = retry(lambda: store.check(self.run), what="the log-in", patience=self._patience)
+            found = retry(
+                lambda: sources.find_versions(store, self.run, self._stem), what="the list of versions", patience=self._patience
+            )
+            if numbers := [each.attempt for each in found if each.attempt is not None]:
+                record.note_highest_attempt(self._output_dir, max(numbers))
 
     def _find(self) -> Placed | None:
         """Place the newest valid checkpoint; None if the run has none yet.

@@ -182,6 +182,7 @@ class Shutdown:
         """No training was started, so there is nothing to save. The next start finds what was downloaded so far."""
         pending = self._daemon.spool.pending()
         log.warning("preemption notice from %s, before the training was started", notice)
+        self._daemon.give_up_run()
         os._exit(128 + signal.SIGTERM if pending else PreemptedError.exit_code)
 
     def _upload_newest_until_deadline(self) -> None:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 SAVE_SIGNAL = signal.SIGTERM
 """The signal that asks a training to save and exit, unless the user sent another one."""
 
+
+SECOND_LOOK = 0.2
+"""Seconds to the second look for what a command left running, where no training has announced itself."""
 
 FOLLOW_PAUSE = 0.5
 """Seconds between two looks at a training that outlived its command."""
@@ -66,6 +69,16 @@ def ranks(output_dir: Path) -> list[int]:
     return [pid for pid in found if pid is not None]
 
 
+def _announced(output_dir: Path) -> Iterator[tuple[int, str]]:
+    """Pid and start time of each process that announced itself as a rank, whether it still lives or not."""
+    entries = record.read(output_dir).values.get("processes")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, Mapping) and processes.is_visible(entry):
+            pid, born = entry.get("pid"), entry.get("born")
+            if isinstance(pid, int) and isinstance(born, str) and born.isdigit():
+                yield pid, born
+
+
 def find_running(output_dir: Path) -> FoundTraining | None:
     """The training that an earlier ckptsync started in this folder, if it is still running."""
     found = FoundTraining(output_dir)
@@ -84,6 +97,9 @@ class StartedTraining:
 
     PREPARATION = 3600.0
     """The same for a Python process: it may read a data set before it loads torch."""
+
+    IMPORTS = 30.0
+    """Seconds that a Python process which follows a training has to load torch, by which it counts as another one."""
 
     LINGER = 120.0
     """Seconds that processes which outlive the command have to save and exit before they are killed."""
@@ -106,12 +122,13 @@ class StartedTraining:
         self._attempt = environ.get(ATTEMPT)
         self._announced: dict[int, str | None] = {}
         self._followed: list[int] = []
+        self._following = False
         self.outlived = False
         self._over = threading.Event()
 
     def signal(self, number: int) -> None:
         """Send a signal to every process of the group, if any is left, and to the training that outlived the command."""
-        if self.outlived:
+        if self._following:
             for pid in {*self._group(), *self._followed}:
                 _kill(pid, number)
         else:
@@ -121,15 +138,15 @@ class StartedTraining:
 
     def request_save(self, number: int = SAVE_SIGNAL) -> None:
         """Ask the training to save and exit. If its ranks are known, their launcher is ended after them."""
-        signaled = _request_save(None if self.outlived else self.pid, self._ranks(), number)
+        signaled = _request_save(None if self._following else self.pid, self._ranks(), number)
         if signaled:
             threading.Thread(target=self._end_launcher_after, args=(signaled,), daemon=True).start()
-        elif self.outlived:
+        elif self._following:
             self.signal(signal.SIGTERM)
 
     def suspend(self) -> None:
         """Stop the training. When it has stopped, `wait` stops this process too."""
-        if self.outlived:
+        if self._following:
             # It left the terminal.
             signal.raise_signal(signal.SIGSTOP)
         else:
@@ -178,10 +195,15 @@ class StartedTraining:
     def _follow(self) -> None:
         """Wait for the end of a training that the command left running, if it did."""
         pause, since = threading.Event(), time.monotonic()
+        if not self._left_training(0.0) and not self._announced:
+            # A process that is just being replaced (exec) shows no environment for a moment.
+            pause.wait(SECOND_LOOK)
         while found := self._left_training(time.monotonic() - since):
-            if not self.outlived:
+            if not self._following:
                 log.warning("the command has exited with 0, but left pid %s running: following that", ", ".join(map(str, found)))
-            self._followed, self.outlived = found, True
+            # What has ended by then, the command may well have waited for.
+            self._followed, self._following = found, True
+            self.outlived = self.outlived or not self._announced or self._trains(found)
             pause.wait(FOLLOW_PAUSE)
         self._followed = []
 
@@ -190,14 +212,15 @@ class StartedTraining:
 
         Once a `train()` of this start has announced its processes, those are the training, and what started them: a launcher
         may start them again. Before, it may be any process that inherited the attempt's id, for a time; then only one that has
-        torch loaded and left the group, as setsid and a daemon do. After, only a Python process that is younger: a second
-        phase. So a tensorboard, or whatever else is left to run for good, isn't waited for without end.
+        torch loaded and left the group, as setsid and a daemon do. After, only a Python process that is younger, and has torch
+        loaded or may still load it: a second phase. So a tensorboard, or whatever else is left to run for good, isn't waited for.
         """
         if self._attempt is None or self._output_dir is None:
             return []
         if record.read(self._output_dir).announced:
+            self._announced |= {pid: born for pid, born in _announced(self._output_dir) if pid not in self._announced}
             for rank in self._ranks():
-                for pid in (rank, *processes.ancestors_started_with(rank, ATTEMPT, self._attempt)):
+                for pid in processes.ancestors_started_with(rank, ATTEMPT, self._attempt):
                     self._announced.setdefault(pid, processes.start_time(pid))
         trained = {pid: born for pid, born in self._announced.items() if born is not None}
         if living := [pid for pid, born in trained.items() if processes.start_time(pid) == born]:
@@ -205,10 +228,15 @@ class StartedTraining:
         found = processes.started_with(ATTEMPT, self._attempt)
         if trained:
             last = max(map(int, trained.values()))
-            return [pid for pid in found if self._is_preparing(pid, waited) and int(processes.start_time(pid) or 0) > last]
+            younger = [pid for pid in found if int(processes.start_time(pid) or 0) > last and self._is_preparing(pid, waited)]
+            return [pid for pid in younger if processes.has_loaded(pid, "libtorch") or processes.age(pid) < self.IMPORTS]
         group = self._group()
         detached = [pid for pid in found if pid not in group and processes.has_loaded(pid, "libtorch")]
         return found if waited < self.STARTUP else [*{*detached, *(pid for pid in found if self._is_preparing(pid, waited))}]
+
+    def _trains(self, found: Sequence[int]) -> bool:
+        """Whether one of these processes is a rank that announced itself, or started one."""
+        return any(pid in self._announced for pid in found)
 
     def _is_preparing(self, pid: int, waited: float) -> bool:
         return waited < self.PREPARATION and processes.is_python(pid)
@@ -216,7 +244,7 @@ class StartedTraining:
     def _group(self) -> list[int]:
         """The living members of the process group. Once the command is gone, another group may come to have its number."""
         members = processes.group_members(self.pid)
-        own = processes.started_with(ATTEMPT, self._attempt) if self.outlived and members and self._attempt else members
+        own = processes.started_with(ATTEMPT, self._attempt) if self._following and members and self._attempt else members
         return [pid for pid in members if pid in own]
 
     def _ranks(self) -> list[int]:

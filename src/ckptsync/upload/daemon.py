@@ -105,6 +105,8 @@ class Daemon:
         self._reread = reread
         self.completed = False
         """Whether the training came to its last step and exited with 0, wherever that can be noted."""
+        self.give_up_run: Callable[[], None] = lambda: None
+        """Lets the next machine follow the run at once; to be called before this process exits in the middle of something."""
         self._failing: OSError | None = None
         self._hints: Hints | None = None
         self._known = record.Record({})
