@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptsync import config, connections, record, state_folder
+from ckptsync import config, connections, locks, record, state_folder
 from ckptsync.checkpoint import Run
 from ckptsync.errors import (
     CkptsyncError,
@@ -26,7 +27,13 @@ from ckptsync.errors import (
     NotFoundError,
     TransientStoreError,
 )
+from ckptsync.job import overview
 from ckptsync.restore import resume
+from ckptsync.trainer import ATTEMPT, OUTPUT_DIR
+from ckptsync.upload.held_folder import require_watched_for
+from ckptsync.upload.spool import Spool
+
+log = logging.getLogger(__name__)
 
 READY_SECONDS = 120.0
 """How long a watcher may take until it watches; a store that doesn't answer costs half a minute of it."""
@@ -39,23 +46,30 @@ KINDS: dict[int, type[CkptsyncError]] = {
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """A background watcher. `log` is the file that it writes to."""
+    """A background watcher. `log` is the file that it writes to.
+
+    Below `ckptsync run` or `resume`, which watches the folder already, `process` and `log` are None: that watcher goes on after
+    the block, and the exit code of `run` says whether everything became durable.
+    """
 
     output_dir: Path
     run: Run
-    log: Path
-    process: subprocess.Popen[bytes]
+    log: Path | None
+    process: subprocess.Popen[bytes] | None
 
     @property
     def alive(self) -> bool:
         """Whether it is still running."""
-        return self.process.poll() is None
+        return _is_held(self.output_dir) if self.process is None else self.process.poll() is None
 
     def stop(self, *, timeout: float | None = None) -> int:
         """Upload the complete checkpoints, stop the watcher and return its exit code; None waits as long as that takes.
 
-        After `timeout` seconds it is killed; what it hasn't uploaded stays queued for the next start.
+        After `timeout` seconds it is killed; what it hasn't uploaded stays queued for the next start. Below `run`, stops nothing
+        and doesn't wait: 0 if everything is durable by now, else 1.
         """
+        if self.process is None:
+            return 0 if self.error() is None else 1
         if self.alive:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -65,7 +79,9 @@ class Watching:
             return self.process.wait()
 
     def error(self) -> CkptsyncError | None:
-        """What its end means, None where it left everything durable. Only for one that has ended."""
+        """What its end means, None where it left everything durable. Only for one that has ended; below `run`, at any time."""
+        if self.process is None or self.log is None:
+            return _undurable(self.output_dir)
         code = self.process.returncode
         if code == 0:
             return None
@@ -92,6 +108,9 @@ def watch_in_background(
     process does, after uploading what is queued. The block begins when it is watching, and its end waits until everything is
     durable. A watcher that ends before the block does is reported on stderr at once.
 
+    In a program that `ckptsync run` or `resume` started, and whose output_dir that watches already, no process is started and the
+    end of the block waits for nothing: `run` uploads, to the run, project and server that it was given.
+
     Args:
         output_dir: The Trainer's output_dir; created if missing.
         run_id: The run; else the active one of this process, else WANDB_RUN_ID, else run.json, else a new one, which the
@@ -106,6 +125,10 @@ def watch_in_background(
             exit code stands for. Not where the block itself raises.
     """
     folder = resume.require_output_dir(Path(output_dir), create=True)
+    if above := _run_above(folder, run_id):
+        log.info("ckptsync watches %s for run %s above this process: starting no watcher", folder, above)
+        yield Watching(folder, above, None, None)
+        return
     with contextlib.ExitStack() as stack:
         if local:
             stack.enter_context(connections.environment_of(local=True))
@@ -123,9 +146,42 @@ def watch_in_background(
         raise error
 
 
+def _run_above(output_dir: Path, run_id: str | None) -> Run | None:
+    """The run for which the `run` or `resume` that started this program watches the folder; None where none does.
+
+    `run_id` is the run that the program names; where it names none, any. Raises LockedError if somebody else watches the folder
+    for another run.
+    """
+    watched, known = os.environ.get(OUTPUT_DIR), record.read(output_dir)
+    found, started = known.text("run_id"), os.environ.get(ATTEMPT) in {each.id for each in known.attempts}
+    here = watched is not None and os.path.realpath(watched) == os.path.realpath(output_dir)
+    if not (here and started and found and run_id in (None, found) and _is_held(output_dir)):
+        return None
+    run = config.make_run(found, project=known.text("project"), entity=known.text("entity"))
+    require_watched_for(run, output_dir)
+    return run
+
+
+def _is_held(output_dir: Path) -> bool:
+    """Whether anybody watches the folder."""
+    return locks.FolderLock(Spool(output_dir).lock_path, of=output_dir).holder is not None
+
+
+def _undurable(output_dir: Path) -> CkptsyncError | None:
+    """What is missing in the store by now, as `ckptsync status` shows it."""
+    now = overview.report(output_dir)
+    if not (now["pending"] or now["parked"] or now["at_risk_steps"]):
+        return None
+    return CkptsyncError(
+        f"not everything in {output_dir} is durable yet: {now['pending']} queued, {now['parked']} parked,"
+        f" {now['at_risk_steps']} steps at risk",
+        hint="The `ckptsync run` above this process uploads it, and its exit code says whether it did.",
+    )
+
+
 def _start(folder: Path, run: Run) -> Watching:
     """Start a watcher and wait until it watches. Raises what it ends with before."""
-    log = state_folder.make(folder) / "watch.log"
+    own_log = state_folder.make(folder) / "watch.log"
     words = ["watch", str(folder), "--run-id", run.run_id, "--project", run.project, "--pid", str(os.getpid())]
     words += ["--entity", run.entity] if run.entity else []
     # The path of a socket has at most 107 bytes.
@@ -136,7 +192,7 @@ def _start(folder: Path, run: Run) -> Watching:
     ):
         # It says so as to a service manager (sd_notify).
         ready.bind(f"{private}/ready")
-        with log.open("ab") as output:
+        with own_log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ckptsync", *words],
                 env=connections.without_session() | {"NOTIFY_SOCKET": f"{private}/ready"},
@@ -146,7 +202,7 @@ def _start(folder: Path, run: Run) -> Watching:
                 # A Ctrl-C in the notebook interrupts the training, not the uploads.
                 start_new_session=True,
             )
-        watching = Watching(folder, run, log, process)
+        watching = Watching(folder, run, own_log, process)
         _await_ready(watching, ready)
     return watching
 
@@ -163,7 +219,8 @@ def _await_ready(watching: Watching, ready: socket.socket) -> None:
 
 
 def _report_early_end(watching: Watching, over: threading.Event) -> None:
-    watching.process.wait()
+    if watching.process is not None:
+        watching.process.wait()
     if not over.is_set():
         sys.stderr.write(f"ckptsync: nothing is uploaded any more: {watching.error() or 'the watcher ended'}\n")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Tool
+from tests.integration.conftest import Tool, kept, program, wait_for
 from tests.server_process import ServerProcess
 from tests.workflow.conftest import names, python, run_on
 
@@ -269,3 +269,86 @@ with ckptsync.resumed_run("left", settings=wandb.Settings(console="off")):
 
     assert "run left is active in this process already" in done.stdout
     assert "'finished'" in python(tool, "import wandb; print(repr(wandb.Api().run('local/tests/left').state))").stdout
+
+
+BELOW_RUN = (
+    "import ckptsync, logging",
+    "from ckptsync import config, locks",
+    "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s')",
+    "out = pathlib.Path(os.environ['CKPTSYNC_OUTPUT_DIR'])",
+)
+
+
+def test_a_program_with_a_watcher_in_the_background_works_below_run_which_uploads(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    block = (
+        "before = dict(os.environ)",
+        "with ckptsync.watch_in_background(out) as watching:",
+        "    print(watching.alive, watching.process, watching.run.run_id, dict(os.environ) == before)",
+        "    make_checkpoint(out, 4, content='below', max_steps=4)",
+        "    print(watching.stop(timeout=600), watching.error(), 'alive:', watching.alive)",
+        "deadline = time.monotonic() + 30",
+        "while watching.stop() and time.monotonic() < deadline: time.sleep(0.1)",
+        "print(watching.stop(), watching.error(), 'in the end')",
+    )
+    words = program(*BELOW_RUN, *block)
+
+    done = tool("run", "--run-id", "below", "--output-dir", out, "--quiet-period", "0.2", "--", *words)
+
+    assert done.returncode == 0, done.stderr
+    assert f"ckptsync watches {out} for run local/tests/below above this process: starting no watcher" in done.stdout
+    assert "True None below True" in done.stdout
+    assert f"1 not everything in {out} is durable yet" in done.stdout
+    assert "alive: True" in done.stdout
+    assert "0 None in the end" in done.stdout
+    assert [step for step, _ in kept(server, "below")] == [4]
+
+
+@pytest.mark.slow
+def test_a_watcher_in_the_background_below_run_still_watches_another_folder(
+    tool: Tool, server: ServerProcess, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    block = (
+        f"other = pathlib.Path({str(other)!r})",
+        "with ckptsync.watch_in_background(other, run_id='beside') as watching: make_checkpoint(other, 8, content='beside')",
+        "print('watched by', type(watching.process).__name__)",
+        "make_checkpoint(out, 4, content='below', max_steps=4)",
+    )
+    words = program(*BELOW_RUN, *block)
+
+    done = tool("run", "--run-id", "not-beside", "--output-dir", out, "--quiet-period", "0.2", "--", *words)
+
+    assert done.returncode == 0, done.stderr
+    assert "watched by Popen" in done.stdout
+    assert [[step for step, _ in kept(server, run)] for run in ("beside", "not-beside")] == [[8], [4]]
+
+
+@pytest.mark.slow
+def test_a_watcher_in_the_background_for_another_run_or_beside_somebody_elses_is_an_error_below_run_too(
+    tool: Tool, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    theirs = tool.start("watch", other, "--run-id", "theirs", log=tmp_path / "log")
+    block = (
+        "def refused(folder, run_id):",
+        "    try:",
+        "        with ckptsync.watch_in_background(folder, run_id=run_id): print('watches')",
+        "    except ckptsync.errors.LockedError as error: print('locked:', error)",
+        "import ckptsync.errors",
+        "refused(out, 'another')",
+        f"refused({str(other)!r}, 'theirs')",
+    )
+    try:
+        wait_for(lambda: "watching" in (tmp_path / "log").read_text(), what="the other watcher")
+
+        done = tool("run", "--run-id", "mine", "--output-dir", out, "--", *program(*BELOW_RUN, *block))
+    finally:
+        theirs.terminate()
+        theirs.wait(30)
+
+    assert done.stdout.count("locked:") == 2, done.stdout + done.stderr
+    assert "watches" not in done.stdout
