@@ -260,6 +260,63 @@ def test_a_folder_of_another_run_is_refused_with_the_way_out(tool: Tool, output_
     assert done.stdout == ""
 
 
+def test_a_folder_of_another_project_or_entity_is_refused_with_the_way_out(tool: Tool, output_dir: Path) -> None:
+    make_checkpoint(output_dir, 8)
+    record.update(output_dir, run_id="one-home", project="llama", started_in="tests", entity="local")
+    line: list[str | Path] = ["--output-dir", output_dir, "--", *program("print('trains')")]
+
+    typo = tool("run", "--run-id", "one-home", "--project", "typo", *line)
+    variable = tool("resume", "one-home", *line, WANDB_PROJECT="typo")
+    pushed = tool("push", output_dir / "checkpoint-8", "--project", "typo")
+    entity = tool("run", "--run-id", "one-home", "--entity", "somebody", *line)
+
+    assert [each.returncode for each in (typo, variable, pushed, entity)] == [2, 2, 2, 2]
+    for done in (typo, variable, pushed):
+        assert "are of run one-home in project llama, not in project typo" in refusal(done)
+        assert "Give --project llama, or take a new output folder" in refusal(done)
+    assert "are of run one-home in project local/llama, not in project somebody/tests" in refusal(entity)
+    assert "Give --project llama --entity local" in refusal(entity)
+    assert typo.stdout + variable.stdout + entity.stdout == ""
+    assert record.read(output_dir).text("project") == "llama"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("known", "options"),
+    [
+        ({"project": "mine", "started_in": "tests"}, []),
+        ({"project": "mine", "started_in": "tests"}, ["--project", "mine"]),
+        ({"project": "tests"}, ["--entity", "local"]),
+        ({}, ["--project", "any"]),
+    ],
+)
+def test_a_folder_is_taken_in_the_project_that_it_is_in_or_was_started_in(
+    tool: Tool, output_dir: Path, known: dict[str, str], options: list[str]
+) -> None:
+    make_checkpoint(output_dir, 8)
+    record.update(output_dir, run_id="home", **known)
+
+    done = tool("run", "--run-id", "home", "--output-dir", output_dir, *options, "--", *program("print('trains')"))
+
+    assert "trains" in done.stdout, done.stderr
+    assert record.read(output_dir).text("started_in") == (known.get("started_in") or known.get("project") or "any")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_durable_in_another_store_alone_may_go_to_another_project(
+    tool: Tool, tmp_path: Path, output_dir: Path
+) -> None:
+    make_checkpoint(output_dir, 8)
+    assert tool.watch_once(output_dir, "moves").returncode == 0
+    with ServerProcess(tmp_path / "other") as other:
+        there = Tool(tmp_path / "home-there", other)
+        new = ("--project", "new", "--entity", "local")
+
+        done = there("run", "--run-id", "moves", *new, "--output-dir", output_dir, "--", *program("print('trains')"))
+
+    assert "trains" in done.stdout, done.stderr
+
+
 def test_a_program_that_saved_nothing_is_warned_of_in_the_end(tool: Tool, output_dir: Path) -> None:
     done = tool("run", "--run-id", "saves-nothing", "--output-dir", output_dir, "--", *program("print('trains')"))
 

@@ -13,8 +13,10 @@ from ckptsync import config, record
 from ckptsync.checkpoint import Run, step_of
 from ckptsync.cli import log_output, settings_file
 from ckptsync.cli.parameter_types import Duration, Rate
+from ckptsync.config import Connection
 from ckptsync.errors import UsageError
 from ckptsync.job.preemption import CHOICES
+from ckptsync.upload.spool import Spool
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -77,12 +79,42 @@ def preemptible(function: Command) -> Command:
 def require_own(output_dir: Path, run_id: str) -> None:
     """Raise UsageError if the checkpoints in an output folder are those of another run: they would be resumed from, and moved."""
     theirs = record.read(output_dir).text("run_id")
-    if theirs in (None, run_id) or not any(step_of(path.name) is not None for path in output_dir.iterdir()):
+    if theirs in (None, run_id) or not _holds_checkpoints(output_dir):
         return
     raise UsageError(
         f"the checkpoints in {output_dir} are of run {theirs}, not of {run_id}",
         hint=f"Give another --output-dir, or --run-id {theirs} to continue that run, or move its checkpoint-* folders away.",
     )
+
+
+def require_own_project(output_dir: Path, run: Run, connection: Connection | None) -> None:
+    """Raise UsageError if the run's checkpoints in an output folder belong to another project or entity: it would be split.
+
+    The project in which the training was started counts too, since the program's own wandb.init may name another one, and so does
+    each one in which something is durable. Where everything durable is in other stores, the folder is free to move to this one.
+    """
+    known = record.read(output_dir)
+    project, entity = known.text("project"), known.text("entity")
+    receipts = list(Spool(output_dir, run_id=run.run_id).receipts)
+    elsewhere = connection is not None and receipts and all(each.store not in ("", connection.store) for each in receipts)
+    if elsewhere or known.text("run_id") not in (None, run.run_id) or not _holds_checkpoints(output_dir):
+        return
+    homes = [each.artifact.split("/") for each in receipts]
+    in_project = project is None or run.project in {project, known.text("started_in"), *(home[1] for home in homes if home[1:])}
+    in_entity = entity is None or run.entity in {None, entity, *(home[0] for home in homes)}
+    if in_project and in_entity:
+        return
+    project = project or run.project
+    theirs, ours = (project, run.project) if in_entity else (f"{entity}/{project}", f"{run.entity}/{run.project}")
+    flags = f"--project {project}" if in_entity else f"--project {project} --entity {entity}"
+    raise UsageError(
+        f"the checkpoints in {output_dir} are of run {run.run_id} in project {theirs}, not in project {ours}",
+        hint=f"Give {flags}, or take a new output folder to train in project {ours}.",
+    )
+
+
+def _holds_checkpoints(output_dir: Path) -> bool:
+    return any(step_of(path.name) is not None for path in output_dir.iterdir())
 
 
 def forcible(function: Command) -> Command:

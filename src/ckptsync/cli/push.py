@@ -68,6 +68,7 @@ def push_command(
         raise UsageError(f"{output_dir} belongs to run {theirs}, not {run.run_id}", hint="Leave out --run-id.")
     patience = Patience(first=0.5, longest=15.0, give_up_after=GIVE_UP_AFTER)
     with signals.handled(signals.ANNOUNCING, signals.go_on), connections.connected(local=local) as connection:
+        options.require_own_project(output_dir, run, connection)
         watch = daemon.Watch(
             output_dir=output_dir,
             run=run,

@@ -89,6 +89,7 @@ def resume_command(
             f"a training is running in {output_dir}", hint="Stop it, or use `ckptsync watch` or `ckptsync run` to watch it."
         )
     with connections.connected_if_online(local=local) as connection:
+        options.require_own_project(output_dir, run, connection)
         job = ResumableJob(
             run,
             connection,

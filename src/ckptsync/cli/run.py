@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ckptsync import config, connections, record
+from ckptsync.checkpoint import Run
 from ckptsync.cli import options, progress
 from ckptsync.cli.watch_options import Reloadable, reload, watched
 from ckptsync.job import preemption, resumable_job, supervisor
@@ -76,6 +77,7 @@ def run_command(
     if not (run_id or os.environ.get("WANDB_RUN_ID")):
         log.warning("no run id was given: to continue this training on another machine, add --run-id %s", run.run_id)
     with connections.connected_if_online(local=local) as connection:
+        options.require_own_project(output_dir, run, connection)
         usual = resumable_job.SHORTLY if _resumable_here(output_dir) else resumable_job.AT_LENGTH
         job = ResumableJob(
             run,
@@ -95,8 +97,14 @@ def run_command(
         again = reload(lambda following, _: following.upload_settings(flush_for=retry_for))
         terms = supervisor.Terms(preemption.sources(notice), grace, max_restarts)
         with job.alone():
-            record.update(output_dir, run_id=run.run_id, project=run.project, started_in=run.project)
+            record.update(output_dir, run_id=run.run_id, project=run.project, started_in=_started_in(known, run))
             raise click.exceptions.Exit(job.run_to_end(terms, again))
+
+
+def _started_in(known: record.Record, run: Run) -> str:
+    """The project that the first start of the training named. A later one may name that in which the run is since."""
+    first, now = known.text("started_in"), known.text("project")
+    return first if first and known.text("run_id") == run.run_id and run.project in (first, now) else run.project
 
 
 def _resumable_here(output_dir: Path) -> bool:
