@@ -55,9 +55,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         yield one
 
 
-def launched(server: LocalServer, folder: Path, run_id: str) -> dict[str, str]:
-    """The environment that `run` gives to a training in that folder."""
-    base = environment(env={"WANDB_DIR": str(folder), "HOME": str(folder), "WANDB_CONSOLE": "off", "WANDB_SILENT": "true"})
+def launched(server: LocalServer, folder: Path, run_id: str, **users: str) -> dict[str, str]:
+    """The environment that `run` gives to a training in that folder, where the user has set these variables."""
+    own = {"WANDB_DIR": str(folder), "HOME": str(folder), "WANDB_CONSOLE": "off", "WANDB_SILENT": "true", **users}
+    base = environment(env=own)
     connection = Connection(server.url, server.api_key)
     return launch.environment(Run(run_id, "tests"), connection, folder / "out", checkpoint=None, exists=False, base=base)
 
@@ -177,6 +178,87 @@ def test_the_run_of_a_trainer_with_another_output_folder_is_its_own(
     assert steps(server, "second") == [1, 2, 3, 3]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("users", [{}, {"WANDB_RUN_ID": "search-named", "WANDB_RESUME": "must"}], ids=["", "named"])
+def test_a_trial_before_the_training_is_a_run_of_its_own_and_hides_no_gap(
+    training: Training, server: LocalServer, tmp_path: Path, users: dict[str, str]
+) -> None:
+    file = program(
+        tmp_path,
+        """
+        search = build()
+        search.remove_callback(Evaluate)
+        search.args.save_strategy = "no"
+        search.train(trial={"learning_rate": 1e-3})
+        print("trial", wandb.run.id)
+        wandb.finish()
+        training = build("--save-steps", "2", *sys.argv[2:])
+        training.remove_callback(Evaluate)
+        training.train()
+        """,
+    )
+    run_id = users.get("WANDB_RUN_ID", "search")
+    env = launched(server, tmp_path, run_id, **users)
+    first, _ = training.run(file, tmp_path / "out", "--crash-at", "3", code=-9, env=env)
+
+    resumed = {**env, "WANDB_RESUME": "must", RUN_RESUME: "must", RESUME_FROM: str(tmp_path / "out/checkpoint-2")}
+    again, said = training.run(file, tmp_path / "out", env=resumed)
+
+    assert f"trial {run_id}" not in (first + again).splitlines()
+    assert "logged 2 rows again that the run's history lacked (steps 1 to 2)" in said
+    assert steps(server, run_id) == [1, 2, 2, 3, 4, 4]
+
+
+OWN_VARIABLES = """
+names = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_PROJECT", "WANDB_ENTITY")
+told = "import os; print([os.environ.get(name) for name in " + repr(names) + "])"
+exec(told)
+subprocess.run([sys.executable, "-c", told], check=True)
+wandb.init(**eval(sys.argv[2]))
+assert wandb.run.id == sys.argv[3], wandb.run.id
+trainer = build(*sys.argv[4:])
+trainer.remove_callback(Evaluate)
+trainer.train()
+exec(told)
+print("in", wandb.run.project, wandb.run.resumed)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["{}", "dict(id=os.environ['WANDB_RUN_ID'], resume='allow')"], ids=["", "by-id"])
+def test_a_program_sees_the_variables_that_the_user_set_and_its_training_is_the_run_that_was_asked_for(
+    training: Training, server: LocalServer, tmp_path: Path, arguments: str
+) -> None:
+    run_id = f"named-{len(arguments)}"
+    users = {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "never", "WANDB_PROJECT": "of-user", "WANDB_ENTITY": "local"}
+    file = program(tmp_path, OWN_VARIABLES)
+    env = launched(server, tmp_path, run_id, **users)
+    words: tuple[str | Path, ...] = (file, tmp_path / "out", arguments, run_id, "--save-steps", "2")
+    training.run(*words, "--crash-at", "3", code=-9, env=env)
+
+    resumed = {**env, "WANDB_RESUME": "must", RUN_RESUME: "must", RESUME_FROM: str(tmp_path / "out/checkpoint-2")}
+    out, _ = training.run(*words, env=resumed)
+
+    seen = str([run_id, "never", "of-user", "local"])
+    assert [line for line in out.splitlines() if line.startswith("[")] == [seen] * 3
+    assert "in tests True" in out
+
+
+@pytest.mark.slow
+def test_a_subprocess_logs_to_the_run_that_the_user_named_for_it_as_without_ckptsync(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    file = program(tmp_path, "one = build(); one.remove_callback(Evaluate); one.train(); wandb.finish(); evaluate('later')")
+    env = launched(server, tmp_path, "asked-for", WANDB_RUN_ID="of-user", WANDB_RESUME="allow")
+
+    training.run(file, tmp_path / "out", env=env)
+
+    found = runs(server)
+    assert "accuracy" in found["of-user"][1]
+    assert "train/loss" not in found["of-user"][1]
+    assert "train/loss" in found["asked-for"][1]
+
+
 def test_a_training_below_a_program_with_an_active_run_has_a_run_of_its_own_and_continues_it(
     training: Training, server: LocalServer, tmp_path: Path
 ) -> None:
@@ -195,7 +277,7 @@ def test_a_training_below_a_program_with_an_active_run_has_a_run_of_its_own_and_
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
 
-    resumed = {**env, RUN_RESUME: "must", RESUME_FROM: str(tmp_path / "out/checkpoint-2")}
+    resumed = {**env, "WANDB_RESUME": "must", RUN_RESUME: "must", RESUME_FROM: str(tmp_path / "out/checkpoint-2")}
     _, said = training.run(*words, env=resumed)
 
     assert "a process above this training logs to run pipe: the training logs to run pipe-training" in said

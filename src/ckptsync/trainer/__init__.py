@@ -24,6 +24,20 @@ ATTEMPT = "CKPTSYNC_ATTEMPT"
 RUN_ID, RUN_RESUME = "CKPTSYNC_TRAINING_RUN", "CKPTSYNC_TRAINING_RESUME"
 """Environment variables for the hook: the id of the training's run, and what `wandb.init` gets as `resume`."""
 
+ASKED_FOR = {
+    "WANDB_RUN_ID": RUN_ID,
+    "WANDB_RESUME": RUN_RESUME,
+    "WANDB_PROJECT": "CKPTSYNC_TRAINING_PROJECT",
+    "WANDB_ENTITY": "CKPTSYNC_TRAINING_ENTITY",
+}
+"""wandb's variables that name the training's run, and where the hook finds what ckptsync set them to.
+
+The last two are there only where the user had set the variable himself.
+"""
+
+USERS_OWN = "CKPTSYNC_USERS_"
+"""Prefix of such a variable's name: what the user had set it to, which the hook gives back to the program."""
+
 RUN_TAKEN = "CKPTSYNC_TRAINING_RANK"
 """Environment variable below the process that took the run id for itself: its RANK, empty if it had none."""
 

@@ -68,7 +68,7 @@ def _identity(run: Any) -> dict[str, Any]:
 
     `run_id` says whose checkpoints these are, and the same command must find them again.
     """
-    given = {"run_id": wandb_init.run_id(), **{key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}}
+    given = {key: wandb_init.asked_for(f"WANDB_{key.upper()}") for key in ("run_id", "project", "entity")}
     active = {"run_id": getattr(run, "id", None), **{key: getattr(run, key, None) for key in ("project", "entity")}}
     own = ATTEMPT in os.environ and active["run_id"] not in (None, given["run_id"])
     known = given if own else {key: active[key] or given[key] for key in given}
@@ -165,6 +165,12 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 self._note_left(raised=raised)
             self._signals.hand_over()
             self._signals.release()
+
+    @_harmless
+    def note_uncaught(self) -> None:
+        """Write down that an exception which left `train()` ends the program."""
+        if self._folder is not None:
+            record.update(self._folder, uncaught={"attempt": self._attempt})
 
     def _agreed(self, control: Any) -> bool:
         wanted = self._signals.received is not None and not control.should_training_stop
@@ -264,5 +270,5 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if ATTEMPT not in os.environ:
             state_moves.drop_stray(self._folder)
         self._attempt = _acknowledge(self._folder, state.global_step)
-        record.update(self._folder, **values, inside_train={"attempt": self._attempt}, raised=None)
+        record.update(self._folder, **values, inside_train={"attempt": self._attempt}, raised=None, uncaught=None)
         self._inside = True

@@ -43,6 +43,8 @@ def wrap(module: Any) -> None:
                 return original(self, *args, **kwargs)
         except Exception:
             raised = True
+            if callback is not None:
+                _note_if_uncaught(callback)
             raise
         finally:
             vars(self).pop("set_initial_training_values", None)
@@ -53,14 +55,28 @@ def wrap(module: Any) -> None:
     trainer_class.train = train
 
 
+def _note_if_uncaught(callback: Any) -> None:
+    """Have the callback write down that an exception which left `train()` ended the program, if nobody catches it.
+
+    Behind a pipe or in a script, the exit status that ckptsync sees is another program's.
+    """
+    original = sys.excepthook
+
+    def excepthook(*error: Any) -> None:
+        callback.note_uncaught()
+        original(*error)
+
+    sys.excepthook = excepthook
+
+
 def _entitlement(
     trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, watched: bool
 ) -> contextlib.AbstractContextManager[None]:
     """Which `wandb.init` in this call of `train()` continues the training's run: that of the watched Trainer, outside a trial."""
     folder = os.environ.get(OUTPUT_DIR)
-    if folder and not _same_folder(trainer.args.output_dir, folder):
+    if _trial(args, kwargs) is not None or (folder and not _same_folder(trainer.args.output_dir, folder)):
         return wandb_init.unentitled()
-    return wandb_init.entitled() if watched and _trial(args, kwargs) is None else contextlib.nullcontext()
+    return wandb_init.entitled() if watched else contextlib.nullcontext()
 
 
 def _resume_arguments(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

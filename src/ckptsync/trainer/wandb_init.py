@@ -1,7 +1,8 @@
 """Which `wandb.init` below a training continues the training's run: the training's own, and no other.
 
 `run` and `resume` give the run's id to the command in WANDB_RUN_ID. The hook takes it out of the environment of the process that
-turns out to be the training, so that nothing the training starts becomes that run, and passes it to `wandb.init` instead.
+turns out to be the training, so that nothing the training starts becomes that run, and passes it to `wandb.init` instead. From
+then on, the program and all that it starts have what the user had set himself, as without ckptsync.
 
 A process is the training if it is the first one, on the way from the command, that imports wandb or the Trainer: shells and most
 launchers import neither. Where a launcher does, its rank 0 is the training. A process that calls `train()` of the Trainer with
@@ -16,10 +17,11 @@ import contextlib
 import functools
 import inspect
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckptsync.trainer import RUN_ID, RUN_RESUME, RUN_TAKEN, say
+from ckptsync.trainer import ASKED_FOR, RUN_ID, RUN_RESUME, RUN_TAKEN, USERS_OWN, say
 
 _pid: int | None = None
 """The process that took the run id out of its environment; a forked child is another one."""
@@ -27,10 +29,26 @@ _pid: int | None = None
 _entitled = False
 """Whether the next `wandb.init` of that process continues the training's run."""
 
+_barred = False
+"""Whether none does, not even one that would by a WANDB_RUN_ID of the user's own."""
+
 
 def run_id() -> str | None:
     """The id of the training's run, as its environment says."""
-    return os.environ.get(RUN_ID) or os.environ.get("WANDB_RUN_ID")
+    return asked_for("WANDB_RUN_ID")
+
+
+def asked_for(name: str) -> str | None:
+    """What ckptsync set that variable of wandb's to, also when the program has its own value again; else what it is."""
+    return os.environ.get(ASKED_FOR[name]) or os.environ.get(name)
+
+
+def users_own(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """The user's own values of the variables that are still as ckptsync set them; None for one that he had not set."""
+    if RUN_TAKEN in environ:
+        return {}
+    ours = [name for name, kept in ASKED_FOR.items() if kept in environ and environ.get(name) == environ[kept]]
+    return {name: environ.get(USERS_OWN + name) for name in ours}
 
 
 def take() -> None:
@@ -40,9 +58,11 @@ def take() -> None:
         return
     rank, above = os.environ.get("RANK", ""), os.environ.get(RUN_TAKEN)
     _pid, _entitled = os.getpid(), rank in ("", "0") and (above is None or (above == "" and rank == "0"))
-    if os.environ.get("WANDB_RUN_ID") == os.environ[RUN_ID]:
-        for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
-            os.environ.pop(name, None)
+    for name, value in users_own(os.environ).items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
     os.environ[RUN_TAKEN] = rank
 
 
@@ -67,13 +87,13 @@ def entitled() -> Iterator[None]:
 @contextlib.contextmanager
 def unentitled() -> Iterator[None]:
     """While the block runs, no `wandb.init` of this process continues the training's run."""
-    global _entitled
+    global _entitled, _barred
     take()
-    before, _entitled = _entitled, False
+    before, (_entitled, _barred) = (_entitled, _barred), (False, True)
     try:
         yield
     finally:
-        _entitled = before
+        _entitled, _barred = before
 
 
 def wrap(wandb: Any) -> None:
@@ -87,34 +107,53 @@ def wrap(wandb: Any) -> None:
     def init(*args: Any, **kwargs: Any) -> Any:
         global _entitled
         take()
-        if not _entitled or wandb.run is not None or _names_a_run(original, args, kwargs):
-            return original(*args, **kwargs)
-        _entitled = False
-        return _continue(original, args, kwargs)
+        given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+        named = _named(given)
+        if wandb.run is None and _entitled and named in (None, os.environ[RUN_ID]):
+            _entitled = False
+            return _continue(original, given)
+        if wandb.run is None and _barred and named is None and os.environ.get("WANDB_RUN_ID") == os.environ[RUN_ID]:
+            return original(**{**given, "id": secrets.token_hex(4), "resume": "allow"})
+        return original(*args, **kwargs)
 
     init._ckptsync = True  # type: ignore[attr-defined]
     wandb.init = init
 
 
-def _continue(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _continue(original: Any, given: Mapping[str, Any]) -> Any:
     """Call `wandb.init` for the training's run, or for the one below it where a process above logs to that run."""
     run_id = os.environ[RUN_ID]
-    resume = kwargs.get("resume")
+    resume = given.get("resume")
+    given = {**given, **_place(given)}
     try:
-        return original(*args, **{**kwargs, "id": run_id, "resume": os.environ.get(RUN_RESUME) if resume is None else resume})
+        return original(**{**given, "id": run_id, "resume": os.environ.get(RUN_RESUME) if resume is None else resume})
     except Exception as error:
         # What wandb-core answers, which this process shares with those above it (wandb 0.31).
-        if "is in use" not in str(error):
+        if "is in use" not in str(error) or _named(given):
             raise
-    run = original(*args, **{**kwargs, "id": below(run_id), "resume": "allow" if resume is None else resume})
+    run = original(**{**given, "id": below(run_id), "resume": "allow" if resume is None else resume})
     say(f"a process above this training logs to run {run_id}: the training logs to run {run.id}")
     return run
 
 
-def _names_a_run(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the program says itself which run it means."""
-    given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+def _place(given: Mapping[str, Any]) -> dict[str, str]:
+    """The project and the entity that ckptsync was given, where the program has only what the user had set in the environment.
+
+    WandbCallback passes the variable on as an argument.
+    """
+    found = {}
+    for key, name in (("project", "WANDB_PROJECT"), ("entity", "WANDB_ENTITY")):
+        asked, users = os.environ.get(ASKED_FOR[name]), os.environ.get(USERS_OWN + name)
+        if asked and (given.get(key) or os.environ.get(name)) == users:
+            found[key] = asked
+    return found
+
+
+def _named(given: Mapping[str, Any]) -> str | None:
+    """The run that the program names itself, if it does. One that the user had named in the environment is not the program's."""
     settings = given.get("settings")
     in_settings = settings.get("run_id") if isinstance(settings, dict) else getattr(settings, "run_id", None)
-    in_arguments = any(given.get(name) for name in ("id", "resume_from", "fork_from"))
-    return bool(in_arguments or in_settings or "WANDB_RUN_ID" in os.environ)
+    in_environment = os.environ.get("WANDB_RUN_ID")
+    if in_environment == os.environ.get(USERS_OWN + "WANDB_RUN_ID"):
+        in_environment = None
+    return given.get("resume_from") or given.get("fork_from") or given.get("id") or in_settings or in_environment

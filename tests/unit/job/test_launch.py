@@ -11,6 +11,7 @@ from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import UsageError
 from ckptsync.job.launch import environment, fill
+from ckptsync.trainer import wandb_init
 
 RUN = Run("abc", "p", "me")
 CONNECTION = Connection("http://localhost:1", "k" * 40)
@@ -48,6 +49,24 @@ def test_the_environment_names_the_run_and_nothing_of_our_own_process() -> None:
 
 def test_a_run_that_is_not_on_the_server_yet_may_be_created() -> None:
     assert environ(exists=False)["WANDB_RESUME"] == "allow"
+
+
+def test_what_the_user_set_is_passed_on_for_the_hook_to_give_back() -> None:
+    base = {"WANDB_RUN_ID": "mine", "WANDB_PROJECT": "my-project"}
+
+    found = environ(base=base)
+
+    assert (found["WANDB_RUN_ID"], found["WANDB_PROJECT"]) == ("abc", "p")
+    assert wandb_init.users_own(found) == {**base, "WANDB_RESUME": None}
+    assert wandb_init.users_own(environ(base={})) == {"WANDB_RUN_ID": None, "WANDB_RESUME": None}
+
+
+def test_what_an_outer_ckptsync_set_is_not_taken_for_the_users_own() -> None:
+    outer = environ(base={"WANDB_RUN_ID": "mine"})
+
+    inner = environment(Run("inner", "q"), CONNECTION, Path("/in"), checkpoint=None, exists=False, base=outer)
+
+    assert wandb_init.users_own(inner).items() >= {"WANDB_RUN_ID": "mine", "WANDB_RESUME": None}.items()
 
 
 def test_the_hook_comes_first_on_the_path_and_keeps_what_was_there() -> None:
