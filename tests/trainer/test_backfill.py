@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from ckptsync.checkpoint import Run
+from ckptsync.config import Connection
+from ckptsync.job import launch
 from ckptsync.server.local import LocalServer, local_server
-from tests.trainer.trainings import Training, wait_for
+from tests.trainer.trainings import Training, environment, wait_for
 
 pytest.importorskip("starlette", reason="the local server is an extra")
 
@@ -174,3 +177,59 @@ def test_a_training_that_begins_again_with_smaller_batches_logs_rows_again_once(
     run = run_of(server, "auto")
     assert {step: count for step, count in counted(run, "train/loss").items() if step <= 4} == dict.fromkeys(range(1, 5), 1)
     assert counted(run, "ckptsync/preemptions") == Counter([4])
+
+
+@pytest.mark.slow
+def test_rows_of_another_trainer_in_the_same_run_do_not_pass_for_those_of_the_training(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    output, env = tmp_path / "out", wandb_environment(server, tmp_path, "stages")
+    training.run(*TRAIN, tmp_path / "stage-1", "--max-steps", "4", "--seed", "7", env=env)
+    training.run(*TRAIN, output, "--crash-at", "6", code=-9, follow=output, env=env)
+
+    _, said = training.run(*TRAIN, output, resume=output / "checkpoint-4", follow=output, env=env)
+
+    assert "logged 5 rows again that the run's history lacked (steps 1 to 4)" in said
+    assert counted(run_of(server, "stages"), "train/loss") == Counter([*range(1, 5), *range(1, 17)])
+
+
+def asked_for(server: LocalServer, folder: Path, run_id: str, checkpoint: Path | None = None) -> dict[str, str]:
+    """The environment that `run` gives to a training in that folder. The marker of a checkpoint names its run."""
+    run, connection = Run(run_id, "tests"), Connection(server.url, server.api_key)
+    base = environment(env={"WANDB_DIR": str(folder), "HOME": str(folder)})
+    return launch.environment(run, connection, folder / "out", checkpoint=checkpoint, exists=False, attempt="1", base=base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "own"])
+def test_a_training_that_goes_on_against_another_server_has_its_whole_history_there(
+    training: Training, server: LocalServer, tmp_path: Path, kind: str
+) -> None:
+    output, run_id = tmp_path / "out", f"moved-{kind}"
+    whole = (*own_program(tmp_path, kind), output)
+    with local_server(tmp_path / "first") as first:
+        training.run(*whole, "--crash-at", "9", code=-9, env=asked_for(first, tmp_path, run_id))
+
+    checkpoint = output / "checkpoint-8"
+    _, said = training.run(*whole, "--max-steps", "12", env=asked_for(server, tmp_path, run_id, checkpoint))
+    training.run(*whole, env=asked_for(server, tmp_path, run_id, output / "checkpoint-12"))
+
+    run = run_of(server, run_id)
+    assert "logged 10 rows again that the run's history lacked (steps 1 to 8)" in said
+    assert counted(run, "train/loss") == Counter(range(1, 17))
+    assert counted(run, "eval/loss") == Counter([4, 8, 12, 16])
+    # At the end of train(), WandbCallback's own row takes the number of the program's next one.
+    assert own_rows(run).keys() >= (set(range(9, 13)) if kind == "own" else set())
+
+
+@pytest.mark.slow
+def test_a_new_run_that_starts_from_the_checkpoint_of_another_one_gets_none_of_its_rows(
+    training: Training, server: LocalServer, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    training.run(*TRAIN, output, "--crash-at", "6", code=-9, env=asked_for(server, tmp_path, "ancestor"))
+
+    _, said = training.run(*TRAIN, output, env=asked_for(server, tmp_path, "descendant", output / "checkpoint-4"))
+
+    assert "again" not in said
+    assert counted(run_of(server, "descendant"), "train/loss") == Counter(range(5, 17))

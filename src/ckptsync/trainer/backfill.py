@@ -24,15 +24,15 @@ _done: set[str] = set()
 """The runs that were compared in this process. A training may begin several times, with smaller batches or a second `train()`."""
 
 
-def log_missing(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int) -> list[int]:
+def log_missing(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int, own: bool = False) -> list[int]:
     """Log again the rows up to the resumed step that the server lacks, and log that step as resumed.
 
-    Returns the steps of those rows. Does nothing unless the run was resumed: a new run that starts from an old checkpoint has no
-    gap. Nor the second time in a process. The step counter of a program that counts it itself (`wandb.log(…, step=…)`) is never
-    pushed ahead, since its own rows would be rejected. Raises what the public API raises, and TimeoutError; then only the resumed
-    step is logged.
+    Returns the steps of those rows. Does nothing unless the run was resumed, or the checkpoint is its `own`, saved when the run
+    was on another server: a new run that starts from another run's checkpoint has no gap. Nor the second time in a process. The
+    step counter of a program that counts it itself (`wandb.log(…, step=…)`) is never pushed ahead, since its own rows would be
+    rejected. Raises what the public API raises, and TimeoutError; then only the resumed step is logged.
     """
-    if not run.resumed or run.offline or run.id in _done:
+    if not (run.resumed or own) or run.offline or run.id in _done:
         return []
     _done.add(run.id)
     server = _Server(run)
@@ -44,11 +44,19 @@ def log_missing(run: Any, log_history: Sequence[Mapping[str, Any]], *, step: int
     finally:
         # The run.summary of a resumed run starts as the server has it.
         count = int(run.summary.get(COUNT) or 0) + 1
-        for row in [*rows, {COUNT: count, STEP: step}] if first <= step else []:
+        for row in _by_step([*rows, {COUNT: count, STEP: step}]) if first <= step else []:
             run.log(row, **({} if server.counts_rows else {"step": int(row[STEP]), "commit": COUNT in row}))
         run.summary[COUNT] = count
         run.summary[RESUMED] = step
     return [int(row[STEP]) for row in rows]
+
+
+def _by_step(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """The rows with those of a step made one: more rows than steps would push ahead a counter that stands at no row yet."""
+    merged: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        merged.setdefault(int(row[STEP]), {}).update(row)
+    return merged.values()
 
 
 def _missing(server: _Server, entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -56,7 +64,7 @@ def _missing(server: _Server, entries: Iterable[Mapping[str, Any]]) -> list[dict
     rows = []
     for entry in entries:
         row = _row(entry)
-        if row and row[STEP] not in server.steps(_kind(row)):
+        if row and not server.has(row):
             rows.append(row)
     return rows
 
@@ -77,14 +85,22 @@ def _kind(row: Mapping[str, Any]) -> str:
     return "train/loss" if "train/loss" in row else keys[0]
 
 
+def _number(value: Any) -> str:
+    """A value for a comparison, also where it isn't finite, which JSON has as a string; empty if it is no number."""
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return ""
+
+
 class _Server:
-    """The steps that the run has on the server, fetched once for each kind of row."""
+    """The rows that the run has on the server, fetched once for each kind of row."""
 
     def __init__(self, run: Any) -> None:
         import wandb
 
         self._run = wandb.Api().run(f"{run.entity}/{run.project}/{run.id}")
-        self._steps: dict[str, set[int]] = {}
+        self._rows: dict[str, set[tuple[int, str]]] = {}
         self._deadline = time.monotonic() + SECONDS
 
     @property
@@ -93,14 +109,15 @@ class _Server:
         lines = getattr(self._run, "historyLineCount", None)
         return lines is None or lines == self._run.lastHistoryStep + 1
 
-    def steps(self, key: str) -> set[int]:
-        """The global steps of the rows that have this key."""
-        if key not in self._steps:
-            self._steps[key] = set(self._scan(key))
-        return self._steps[key]
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Whether this row is there, with its value: another Trainer may have logged to the run before, from step 1 on too."""
+        key = _kind(row)
+        if key not in self._rows:
+            self._rows[key] = set(self._scan(key))
+        return (int(row[STEP]), _number(row[key])) in self._rows[key]
 
-    def _scan(self, key: str) -> Iterable[int]:
+    def _scan(self, key: str) -> Iterable[tuple[int, str]]:
         for row in self._run.scan_history(keys=[STEP, key]):
             if time.monotonic() > self._deadline:
                 raise TimeoutError(f"the run's history could not be compared in {SECONDS:g} s")
-            yield int(row[STEP])
+            yield int(row[STEP]), _number(row[key])

@@ -115,7 +115,7 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         members = self._ranks.gather(processes.identity(os.getpid()))
         if state.is_world_process_zero and not state.is_hyper_param_search:
             self._record(args, state, members)
-            self._backfill(state)
+            self._backfill(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Agree with all ranks whether to save and leave after this step. One rank: 0.2 µs; two over gloo: 0.2 ms."""
@@ -245,11 +245,13 @@ class SyncCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                     say(f"the best checkpoint so far is {here}")
 
     @_harmless
-    def _backfill(self, state: Any) -> None:
+    def _backfill(self, args: Any, state: Any) -> None:
         run = _active_run()
         if run is None or state.global_step == 0 or not self.reports_to_wandb:
             return
-        steps = backfill.log_missing(run, state.log_history, step=state.global_step)
+        saved_as = marker.run_of(Path(args.output_dir), state.global_step)
+        own = saved_as is not None and run.id in (saved_as, wandb_init.below(saved_as))
+        steps = backfill.log_missing(run, state.log_history, step=state.global_step, own=own)
         if steps:
             say(f"logged {len(steps)} rows again that the run's history lacked (steps {min(steps)} to {max(steps)})")
 

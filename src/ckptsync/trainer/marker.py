@@ -93,6 +93,15 @@ def await_pin(output_dir: Path, name: str, *, seconds: float) -> bool:
     return False
 
 
+def run_of(output_dir: Path, step: int) -> str | None:
+    """The id of the run that saved `checkpoint-<step>`; None if nothing says that it was one."""
+    try:
+        said = json.loads((state_folder.of(output_dir) / "complete" / f"checkpoint-{step}").read_text("utf-8"))
+        return str(said["run"]) if said["run"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def newest_finished(output_dir: Path) -> Path | None:
     """The checkpoint with the highest step whose marker names exactly the files that are there; None if there is none."""
     for marker in sorted((state_folder.of(output_dir) / "complete").glob("checkpoint-*"), key=_step_of, reverse=True):
