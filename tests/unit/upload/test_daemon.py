@@ -33,8 +33,8 @@ RUN = Run("abc", "p", "me")
 
 def daemon_of(output_dir: Path, **changes: object) -> Daemon:
     """One that keeps every pin, so that a test sees them all."""
-    settings = {"settings": UploadSettings(keep_all=True)} | changes
-    return Daemon(Watch(output_dir, RUN, {}, "abc", quiet=0.0, **settings), Stop())  # type: ignore[arg-type]
+    settings = {"settings": UploadSettings(keep_all=True), "quiet": 0.0} | changes
+    return Daemon(Watch(output_dir, RUN, {}, "abc", **settings), Stop())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -352,6 +352,19 @@ def test_a_rank_that_is_missing_by_the_world_size_of_the_run_keeps_a_checkpoint_
     daemon.scan()
 
     assert pinned(daemon) == [6]
+
+
+def test_scans_of_a_slow_file_system_are_so_far_apart_that_they_take_no_share_of_it(tmp_path: Path) -> None:
+    with daemon_of(tmp_path, quiet=60.0).held() as daemon:
+        daemon.scan()
+        daemon._quiet_period.cost = 5.0
+        resting = daemon._pause()
+        make_checkpoint(tmp_path, 4)
+        daemon.scan()
+        daemon._quiet_period.cost = 5.0
+        writing = daemon._pause()
+
+    assert (resting, writing) == (5000.0, 100.0)
 
 
 def test_a_checkpoint_that_rotation_took_is_nothing_to_speak_of(daemon: Daemon, tmp_path: Path) -> None:

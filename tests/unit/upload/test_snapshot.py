@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -140,6 +141,15 @@ def test_where_no_link_can_lead_a_pin_is_a_copy_with_the_same_times(checkpoint: 
     assert pinned.pinned_by == "copy"
     assert contents(pinned.content) == contents(checkpoint.path)
     assert durable.unchanged(pinned.content, pinned.files)
+
+
+def test_a_copy_is_for_the_same_people_as_the_file(checkpoint: Checkpoint, other_file_system: Path) -> None:
+    (checkpoint.path / "model.safetensors").chmod(0o600)
+
+    pinned = pin(checkpoint, other_file_system)
+
+    assert pinned.pinned_by == "copy"
+    assert stat.S_IMODE((pinned.content / "model.safetensors").stat().st_mode) == 0o600
 
 
 def test_a_copy_does_not_change_with_its_checkpoint(checkpoint: Checkpoint, other_file_system: Path, tmp_path: Path) -> None:
