@@ -273,7 +273,7 @@ def test_a_training_below_a_program_with_an_active_run_has_a_run_of_its_own_and_
     words = ("-c", textwrap.dedent(start), file, tmp_path / "out")
     env = launched(server, tmp_path, "pipe")
     killed = training.start(*words, "--save-steps", "2", "--step-seconds", "0.5", env=env)
-    wait_for(lambda: (tmp_path / "out/checkpoint-2/trainer_state.json").exists())
+    wait_for(lambda: (tmp_path / "out/.ckptsync/complete/checkpoint-2").exists())
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
 
