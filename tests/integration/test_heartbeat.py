@@ -16,7 +16,7 @@ from ckptsync.config import Connection
 from ckptsync.errors import LockedError, TransientStoreError
 from ckptsync.job.heartbeat import WATCHED, Heartbeat
 from ckptsync.store import run_holder
-from ckptsync.store.run_holder import HolderNotes
+from ckptsync.store.run_holder import HolderNotes, Sign
 from ckptsync.upload.daemon import Daemon, Watch
 from ckptsync.upload.stop import Stop
 from tests.integration.conftest import UPSERT, Ended, Tool, descendants, events, program, refusal, wait_for
@@ -251,3 +251,16 @@ def test_a_training_that_lives_on_without_ckptsync_takes_its_run_from_no_machine
     assert f"run {run} is already followed by ckptsync on" in refusal(refused)
     assert held == str(tmp_path / "other")
     assert not other.lost
+
+
+@pytest.mark.parametrize(("trained", "waits"), [(True, False), (False, True)], ids=["its own", "not its own"])
+def test_a_machine_that_ended_says_only_of_a_training_that_it_started_that_it_has_ended(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool, waits: bool
+) -> None:
+    there = {**run_holder.here(tmp_path).process, "host": "another"}
+    before = replace(run_holder.here(tmp_path), process=there, ended=True, undone=True, trained=trained)
+    monkeypatch.setattr(HolderNotes, "read_training", lambda _: Sign(host="another", running=True, beat="now"))
+    heartbeat = Heartbeat(Connection("http://127.0.0.1:9", "key"), run, tmp_path)
+    heartbeat._looked = Sign(holder=before)
+
+    assert (heartbeat._other_training() is not None) == waits

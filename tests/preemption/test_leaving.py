@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.checkpoints import make_checkpoint
 from tests.integration.conftest import kill_tree, wait_for
 from tests.preemption.conftest import HERE, Job, Notifier
 from tests.preemption.metadata import AmazonService, GoogleService
@@ -158,6 +159,20 @@ def test_a_notice_while_the_checkpoint_is_still_on_its_way_starts_nothing(job: J
 
     assert code == 75, job.said
     assert job.notes == []
+
+
+def test_a_notice_before_the_start_is_no_preemption_while_what_is_here_is_not_durable(job: Job, server: ServerProcess) -> None:
+    make_checkpoint(job.output_dir, 4, content="left behind")
+    with GoogleService() as service:
+        job.options, job.variables = ["--notice", "gce"], service.variables
+        service.announce(30)
+        server.faults([{"match": {"path": "/graphql"}, "action": {"delay": 3.0}}])
+        job.command = job.saver()
+
+        code = job.run()
+
+    assert code == 143, job.said
+    assert "before the training was started: not everything in this folder is durable" in job.said
 
 
 def test_sigint_means_that_a_person_wants_the_end(job: Job) -> None:

@@ -73,6 +73,8 @@ class Heartbeat:
         self.lost: LockedError | None = None
         self.undone = False
         """As in `Holder`: what the one before left, and what this process makes of it."""
+        self.trained = False
+        """As in `Holder`; never what the one before left."""
         self._notes = HolderNotes(connection, run)
         self._here = replace(run_holder.here(output_dir), beside=beside)
         self._leaving: Callable[[], bool] = lambda: False
@@ -202,7 +204,7 @@ class Heartbeat:
         """
         found = self._notes.read_training()
         before = self._looked.holder if self._looked else None
-        given_up = before is not None and before.ended and before.undone and before.process.get("host") == found.host
+        given_up = before is not None and before.ended and before.trained and before.process.get("host") == found.host
         return found if found.running and not given_up and found.host not in (None, self._here.process["host"]) else None
 
     def _is_taken(self, found: Sign) -> bool:
@@ -244,7 +246,7 @@ class Heartbeat:
         return found
 
     def _own(self) -> Holder:
-        return replace(self._here, leaving=self._leaving(), undone=self.undone)
+        return replace(self._here, leaving=self._leaving(), undone=self.undone, trained=self.trained)
 
     def _silent(self) -> bool:
         """Whether the last heartbeat is so old that another machine may have taken the run."""

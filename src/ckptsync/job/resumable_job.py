@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ckptsync import durable, locks, record, secret_detection, state_folder, state_moves
+from ckptsync import durable, locks, processes, record, secret_detection, state_folder, state_moves
 from ckptsync.checkpoint import Run
 from ckptsync.config import Connection
 from ckptsync.errors import IntegrityError, LockedError, NotFoundError, StoreError, TransientStoreError
@@ -28,6 +28,7 @@ from ckptsync.service import notify
 from ckptsync.store.contract import Progress, Store
 from ckptsync.store.retrying import Patience, retry
 from ckptsync.store.session import open_store
+from ckptsync.trainer import ATTEMPT
 from ckptsync.upload import daemon, lineage
 from ckptsync.upload.daemon import Reread
 from ckptsync.upload.held_folder import require_watched_for
@@ -98,6 +99,8 @@ class ResumableJob:
         self._force = force
         self._heartbeat = Heartbeat(connection, run, output_dir, beside=force) if connection else None
         self._exists = False
+        self._attempt: str | None = None
+        """The id of the newest start of the training by this process."""
         self._chosen = False
         """Whether the user chose an older version to go on from, though the training may have finished since."""
         self._watched: daemon.Daemon | None = None
@@ -152,6 +155,8 @@ class ResumableJob:
                     ended = self._watched is not None and self._watched.completed
                     if self._heartbeat and (ended or record.read(self._output_dir).completed):
                         self._heartbeat.undone = False
+                    if self._heartbeat and self._attempt:
+                        self._heartbeat.trained = not processes.started_with(ATTEMPT, self._attempt)
         finally:
             lock.release()
             if held and (left := state_moves.leave_none_beside(self._output_dir)):
@@ -360,6 +365,7 @@ class ResumableJob:
         )
 
         def start() -> StartedTraining:
+            self._attempt = attempt.id
             if self._heartbeat:
                 self._heartbeat.begin()
             with record.noting_training(self._output_dir) as note:

@@ -15,8 +15,9 @@ from ckptsync import signals
 from ckptsync.errors import CkptsyncError, PreemptedError
 from ckptsync.job.preemption.listener import NoticeListener
 from ckptsync.job.preemption.notice import Notice, Source
-from ckptsync.job.training import Training
+from ckptsync.job.training import Training, find_running
 from ckptsync.job.watch_thread import WatchThread
+from ckptsync.restore import sources
 from ckptsync.upload.daemon import Daemon
 
 log = logging.getLogger(__name__)
@@ -180,10 +181,22 @@ class Shutdown:
 
     def _exit_before_start(self, notice: Notice) -> None:
         """No training was started, so there is nothing to save. The next start finds what was downloaded so far."""
-        pending = self._daemon.spool.pending()
-        log.warning("preemption notice from %s, before the training was started", notice)
+        undurable = self._undurable()
+        log.warning("preemption notice from %s, before the training was started%s", notice, undurable and f": {undurable}")
         self._daemon.give_up_run()
-        os._exit(128 + signal.SIGTERM if pending else PreemptedError.exit_code)
+        os._exit(128 + signal.SIGTERM if undurable else PreemptedError.exit_code)
+
+    def _undurable(self) -> str:
+        """What an earlier start left that another machine would not find; empty if nothing."""
+        spool = self._daemon.spool
+        if self._daemon.watch.settings.mode != "online":
+            return ""
+        if find_running(spool.output_dir):
+            return "the training of an earlier start is still running"
+        complete, _ = sources.local_checkpoints(spool.output_dir)
+        newest = max(complete, key=lambda each: each.step, default=None)
+        waiting = spool.pending() or (newest is not None and f"{newest.name}.{newest.fingerprint}" not in spool.receipts)
+        return "not everything in this folder is durable" if waiting else ""
 
     def _upload_newest_until_deadline(self) -> None:
         """Keep the newest snapshot first in the queue. After the deadline and the training's end, stop retrying the store."""

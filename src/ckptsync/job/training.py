@@ -171,7 +171,8 @@ class StartedTraining:
             # What the command left running would go on saving beside the next attempt.
             if left := self._members():
                 log.warning("the command has exited: ending what it left running (pid %s)", ", ".join(map(str, left)))
-            self.signal(signal.SIGTERM)
+            for pid in left:
+                _kill(pid, signal.SIGTERM)
             _wait_until_gone(self._members, self.LINGER)
             for pid in self._members():
                 _kill(pid, signal.SIGKILL)

@@ -42,7 +42,8 @@ class Holder:
     `leaving` says that a preemption notice came, so that it will soon be gone. `beside` says that it was told to go on beside
     whoever else follows the run, so that it takes it from nobody. `ended` says that it follows the run no longer: the note stays,
     so that a machine which had held the run before and was paused finds out that it was taken. `undone` says that it started the
-    training, whose program has not come to an exit with 0: what follows `train()` is still to be done.
+    training, whose program has not come to an exit with 0: what follows `train()` is still to be done. `trained` says that it
+    started a training itself, and that no process of that lived any more when it ended.
     """
 
     process: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Holder:
     beside: bool = False
     ended: bool = False
     undone: bool = False
+    trained: bool = False
 
     def is_same(self, other: Holder | None) -> bool:
         """Whether both are one process."""
