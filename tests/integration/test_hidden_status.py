@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptsync import processes, record
-from tests.integration.conftest import Ended, Tool, events, kept, wait_for_event
+from tests.integration.conftest import Ended, Tool, events, kept, wait_for, wait_for_event
 from tests.server_process import ServerProcess
 
 PROGRAM = """
@@ -239,6 +239,21 @@ def test_what_a_command_leaves_running_that_never_begins_to_train_is_no_success(
 
     assert done.returncode == 1, done.stderr
     assert "has ended and never began to train; its exit status is not known" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_training_that_still_loads_in_a_session_of_its_own_does_not_outlive_a_notice(
+    scene: Scene, tmp_path: Path, ended: Ended
+) -> None:
+    pid, log = tmp_path / "pid", tmp_path / "log"
+    loads = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+    process = ended(scene.tool.start(*scene.line(f"setsid -w {shlex.join([sys.executable, '-c', loads])}"), log=log))
+    wait_for(lambda: pid.exists() and pid.read_text(), what="the process")
+
+    process.terminate()
+
+    assert process.wait(60) == 75, log.read_text()
+    assert processes.start_time(int(pid.read_text())) is None
 
 
 @pytest.mark.slow

@@ -169,12 +169,12 @@ class StartedTraining:
             self._follow()
         if not self._over.is_set():
             # What the command left running would go on saving beside the next attempt.
-            if left := self._members():
+            if left := self._left(code):
                 log.warning("the command has exited: ending what it left running (pid %s)", ", ".join(map(str, left)))
             for pid in left:
                 _kill(pid, signal.SIGTERM)
-            _wait_until_gone(self._members, self.LINGER)
-            for pid in self._members():
+            _wait_until_gone(lambda: self._left(code), self.LINGER)
+            for pid in self._left(code):
                 _kill(pid, signal.SIGKILL)
             self._over.set()
         if woken:
@@ -254,6 +254,16 @@ class StartedTraining:
     def _members(self) -> list[int]:
         """The living processes: the group, and the ranks, which torchrun starts in sessions of their own."""
         return [*self._group(), *self._ranks()]
+
+    def _left(self, code: int) -> list[int]:
+        """The living processes that the command left behind and that may train: with a failed one, those too that still load.
+
+        What has announced no rank yet may be in a session of its own. After a command that exited with 0, `_follow` finds that.
+        """
+        loading: list[int] = []
+        if code != 0 and self._attempt and self._output_dir and not record.read(self._output_dir).announced:
+            loading = [pid for pid in processes.started_with(ATTEMPT, self._attempt) if processes.is_python(pid)]
+        return list(dict.fromkeys([*self._members(), *loading]))
 
     def _end_launcher_after(self, signaled: Sequence[int]) -> None:
         """When these ranks are gone, end their launcher: torchrun with --max-restarts would start them again."""
