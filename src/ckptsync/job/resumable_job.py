@@ -156,7 +156,9 @@ class ResumableJob:
                     if self._heartbeat and (ended or record.read(self._output_dir).completed):
                         self._heartbeat.undone = False
                     if self._heartbeat and self._attempt:
-                        self._heartbeat.trained = not processes.started_with(ATTEMPT, self._attempt)
+                        # The wandb client of a training that was killed lives on for some seconds.
+                        living = processes.started_with(ATTEMPT, self._attempt)
+                        self._heartbeat.trained = not any(processes.is_python(pid) for pid in living)
         finally:
             lock.release()
             if held and (left := state_moves.leave_none_beside(self._output_dir)):

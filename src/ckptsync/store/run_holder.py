@@ -43,7 +43,7 @@ class Holder:
     whoever else follows the run, so that it takes it from nobody. `ended` says that it follows the run no longer: the note stays,
     so that a machine which had held the run before and was paused finds out that it was taken. `undone` says that it started the
     training, whose program has not come to an exit with 0: what follows `train()` is still to be done. `trained` says that it
-    started a training itself, and that no process of that lived any more when it ended.
+    started a training itself, and that no Python process of that lived any more when it ended.
     """
 
     process: Mapping[str, Any]
@@ -204,6 +204,6 @@ def _holder(notes: Any) -> Holder | None:
         value = json.loads(notes)
         process = value["process"]
         if isinstance(process, dict):
-            flags = {name: value.get(name) is True for name in ("leaving", "beside", "ended", "undone")}
+            flags = {name: value.get(name) is True for name in ("leaving", "beside", "ended", "undone", "trained")}
             return Holder(process, str(value["boot"]), str(value["output_dir"]), str(value.get("job") or ""), **flags)
     return None
